@@ -1,0 +1,108 @@
+"""A judge call and its reply: what dimensions ask for, what engines answer, what the call store remembers.
+
+A call's key covers everything that determines its answer (model, messages, sampling, schema, prompt version)
+and nothing else: not where it was asked, not which answer or dimension wanted it. Equal calls are one call.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+FailureReason = Literal[
+    "http",  # the endpoint answered with an error that retries did not cure
+    "timeout",
+    "truncated",  # finish_reason "length": half an answer is no answer
+    "refused",  # refusal or content filter
+    "empty_reply",
+    "unparsable",
+    "out_of_range",
+    "missing_verdict",
+    "no_statements",
+    "empty_answer",
+    "context_too_long",
+    "stopped",  # the run ended at --max-calls or --max-cost before this call
+    "batch_error",  # a row of a batch file was wrong, doubled or missing
+]
+
+
+class Message(BaseModel):
+    """One chat message."""
+
+    model_config = ConfigDict(frozen=True)
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Sampling(BaseModel):
+    """How the judge decodes; `sample` tells repeated votes on one question apart."""
+
+    model_config = ConfigDict(frozen=True)
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_tokens: int = 1024
+    seed: int | None = None
+    sample: int = 0
+    logprobs: int = 0
+    """How many top log-probabilities to ask for at each position; 0 for none."""
+
+
+class Call(BaseModel):
+    """One question to the judge."""
+
+    model_config = ConfigDict(frozen=True)
+
+    template: str
+    """Name of the prompt template, e.g. `faithfulness.verify`; also the first part of the issue order."""
+    messages: tuple[Message, ...]
+    sampling: Sampling = Sampling()
+    json_schema: dict[str, Any] | None = None
+    """The shape of the answer where the engine can hold the model to it; None for the text protocol."""
+    prompt_version: str = ""
+    """Hash of the template's text: an edited prompt is another question."""
+
+    def key(self, model: str) -> str:
+        """SHA-256 over all that determines the answer of `model`, hex."""
+        parts = {
+            "model": model,
+            "messages": [message.model_dump() for message in self.messages],
+            "sampling": self.sampling.model_dump(),
+            "schema": self.json_schema,
+            "prompt_version": self.prompt_version,
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+class TokenLogprob(BaseModel):
+    """One generated token, its log-probability, and the most likely tokens at its place."""
+
+    token: str
+    logprob: float
+    top: dict[str, float] = Field(default_factory=dict)
+
+
+class CallUsage(BaseModel):
+    """Tokens as the engine counted them."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_input_tokens: int = 0
+
+
+class Reply(BaseModel):
+    """What came back. Either `failure` is None and `text` is the whole answer, or `failure` says why not."""
+
+    text: str = ""
+    finish_reason: str = "stop"
+    usage: CallUsage = CallUsage()
+    latency_s: float = 0.0
+    logprobs: list[TokenLogprob] | None = None
+    failure: FailureReason | None = None
+    detail: str = ""
+    structured: bool = False
+    """True when the engine held the answer to the call's JSON schema."""

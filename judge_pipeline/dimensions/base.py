@@ -1,0 +1,82 @@
+"""What a dimension is: a pure plan that yields the calls it needs and turns their replies into a score.
+
+A plan covers all answers of one prompt, so that what they share is asked once. It is a generator: it yields
+a list of `Request`s, is sent the list of `Reply`s in the same order, as often as it needs, and returns one
+`Outcome` an answer. It never talks to a network, a disk or a clock, so a test drives it by hand and the
+scheduler drives thousands at a time. Calls that several plans have in common (a chunk's key points, a
+statement two prompts over one document share) are simply equal, and the scheduler makes equal calls once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from judge_pipeline.calls import Call, FailureReason, Reply
+from judge_pipeline.records import Prompt
+
+
+@dataclass(frozen=True)
+class Request:
+    """A call, and the positions in `prompt.responses` of the answers it serves (its cost is split evenly)."""
+
+    call: Call
+    answers: tuple[int, ...]
+
+
+Plan = Generator[list[Request], list[Reply], "list[Outcome]"]
+
+
+@dataclass(frozen=True)
+class Span:
+    """A piece of the document: `context[start:end]`, with the retrieval score that chose it."""
+
+    start: int
+    end: int
+    score: float = 0.0
+
+
+class Evidence(Protocol):
+    """The document as dimensions see it: cut in chunks, searchable by statement. Built once a document."""
+
+    @property
+    def text(self) -> str:
+        """The whole document."""
+        ...
+
+    @property
+    def chunks(self) -> Sequence[Span]:
+        """The 4096-token pieces, in document order, covering it without a gap."""
+        ...
+
+    def search(self, statements: Sequence[str]) -> list[list[Span]]:
+        """The top-k 128-token segments for each statement, best first."""
+        ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A dimension's verdict on one answer: points 0–10, or the reason why there are none."""
+
+    score: float | None
+    reason: FailureReason | None = None
+    detail: str = ""
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def failed(
+        cls, reason: FailureReason, detail: str = "", evidence: dict[str, Any] | None = None
+    ) -> Outcome:
+        """No score, and why."""
+        return cls(None, reason, detail, evidence or {})
+
+
+class Dimension(Protocol):
+    """One dimension of the reward."""
+
+    name: str
+
+    def plan(self, prompt: Prompt, evidence: Evidence) -> Plan:
+        """The calls that score every answer of `prompt`, as a generator (see the module's docstring)."""
+        ...

@@ -1,0 +1,57 @@
+"""Errors a user can act on.
+
+Every message says what is wrong, where (record, line, field) and what to do. The commands print these
+without a traceback and exit with `exit_code`; anything else is a defect of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+
+class UserError(Exception):
+    """Something the user gave, or the machine lacks; `hint` says what to do about it."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  → {self.hint}" if self.hint else self.message
+
+
+class DataError(UserError):
+    """A record that cannot be used: names the file, the line (1-based) and the field."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: Path | str,
+        line: int | None = None,
+        field: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        where = str(path)
+        if line is not None:
+            where += f", line {line}"
+        if field is not None:
+            where += f", field '{field}'"
+        super().__init__(f"{where}: {message}", hint)
+        self.path, self.line, self.field = Path(path), line, field
+
+
+def disk_error(error: OSError, path: Path | str) -> UserError:
+    """Turn an OSError met while writing `path` into a message with a way out."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(
+            f"the disk is full: could not write {path}",
+            "what was finished is kept; free some space and run the same command again",
+        )
+    return UserError(
+        f"could not write {path}: {error.strerror or error}", "check that the folder exists and is writable"
+    )

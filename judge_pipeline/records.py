@@ -1,0 +1,164 @@
+"""The one schema all three rooms read: prompts with answers, and the judge's label of each answer.
+
+In: JSONL (plain or gzip) or Parquet files. Out: typed records, or a `DataError` that names the line and the
+field. Files are read as streams, so a file larger than memory is no problem.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+DIMENSIONS: tuple[str, ...] = ("helpfulness", "logicality", "faithfulness", "completeness")
+"""The paper's four dimensions, in the order of a reward model's outputs."""
+
+SCORE_RANGE: tuple[float, float] = (0.0, 10.0)
+
+Scores = dict[str, float | None]
+"""Dimension → points 0–10, 10 best; null where there is none."""
+
+
+def _identifier(value: object) -> object:
+    """Accept integers as ids: 17 and "17" name the same record."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _not_blank(value: str) -> str:
+    if not value.strip():
+        raise ValueError("is empty or only white space")
+    return value
+
+
+def _in_range(scores: Scores | None) -> Scores | None:
+    for name, value in (scores or {}).items():
+        if value is not None and not SCORE_RANGE[0] <= value <= SCORE_RANGE[1]:
+            raise ValueError(f"'{name}' is {value}, outside 0–10")
+    return scores
+
+
+class Response(BaseModel):
+    """One answer to a prompt. Unknown fields are kept and written back."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    text: str
+    source: str | None = None
+    human: Scores | None = None
+    scores: Scores | None = None
+    reward: float | None = None
+    flags: list[str] = Field(default_factory=list)
+    """Marks set when sampling: `empty`, `truncated`, `duplicate`."""
+
+    _id = field_validator("id", mode="before")(_identifier)
+    _id_text = field_validator("id")(_not_blank)
+    _ranges = field_validator("human", "scores")(_in_range)
+
+    @model_validator(mode="after")
+    def _text_is_there(self) -> Response:
+        if not self.text.strip() and "empty" not in self.flags:
+            raise ValueError(f"response '{self.id}': text is empty or only white space")
+        return self
+
+
+class Preference(BaseModel):
+    """A human choice between two responses of one prompt, by their ids."""
+
+    model_config = ConfigDict(extra="allow")
+
+    winner: str
+    loser: str
+
+    _ids = field_validator("winner", "loser", mode="before")(_identifier)
+
+
+class Prompt(BaseModel):
+    """A long document, a question about it, and answers."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    document_id: str = ""
+    """Prompts over the same document share it; splits never cut through it. Default: a hash of the text."""
+    context: str
+    query: str
+    responses: list[Response] = Field(default_factory=list)
+    preferences: list[Preference] = Field(default_factory=list)
+
+    _ids = field_validator("id", "document_id", mode="before")(_identifier)
+    _texts = field_validator("id", "context", "query")(_not_blank)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Prompt:
+        if not self.document_id:
+            self.document_id = hashlib.sha256(self.context.encode()).hexdigest()[:16]
+        ids = [response.id for response in self.responses]
+        doubled = sorted({name for name in ids if ids.count(name) > 1})
+        if doubled:
+            raise ValueError(f"responses: id '{doubled[0]}' appears twice")
+        for preference in self.preferences:
+            for side in (preference.winner, preference.loser):
+                if side not in ids:
+                    raise ValueError(f"preferences: '{side}' is no response of this prompt")
+        return self
+
+
+class Failure(BaseModel):
+    """Why a dimension has no score. `reason` is one of a small set of words; `detail` is for people."""
+
+    dimension: str
+    reason: str
+    detail: str = ""
+
+
+class Usage(BaseModel):
+    """What one answer's label cost; calls shared by several answers are split evenly between them."""
+
+    calls: float = 0
+    input_tokens: float = 0
+    output_tokens: float = 0
+    cached_input_tokens: float = 0
+
+
+class Label(BaseModel):
+    """The judge's verdict on one answer: there is exactly one row an answer, whatever happened."""
+
+    model_config = ConfigDict(extra="allow")
+
+    prompt_id: str
+    response_id: str
+    scores: Scores
+    reward: float | None
+    status: Literal["labelled", "partial", "failed"]
+    failures: list[Failure] = Field(default_factory=list)
+    evidence: dict[str, Any] = Field(default_factory=dict)
+    usage: Usage = Field(default_factory=Usage)
+
+    _ids = field_validator("prompt_id", "response_id", mode="before")(_identifier)
+    _ranges = field_validator("scores")(_in_range)
+
+
+def weighted_reward(
+    scores: Scores, weights: dict[str, float], missing: Literal["null", "mean_of_rest", "zero"] = "null"
+) -> float | None:
+    """Weighted mean of the scores named in `weights`, in points 0–10 (LongReward, section 3.1: equal weights).
+
+    A dimension without a score makes the reward null (`missing="null"`), is left out (`"mean_of_rest"`) or
+    counts as 0 (`"zero"`); with nothing at all to average the reward is null.
+    """
+    total = weight_sum = 0.0
+    for name, weight in weights.items():
+        if weight == 0:
+            continue
+        value = scores.get(name)
+        if value is None:
+            if missing == "null":
+                return None
+            if missing == "mean_of_rest":
+                continue
+            value = 0.0
+        total += weight * value
+        weight_sum += weight
+    return total / weight_sum if weight_sum else None
