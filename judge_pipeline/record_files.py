@@ -160,31 +160,43 @@ def to_json(record: BaseModel | dict[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False)
 
 
-def write_records(path: Path | str, records: Iterable[BaseModel | dict[str, Any]]) -> int:
-    """Write all records to `path` (.jsonl or .parquet) at once or not at all; returns how many."""
-    path = Path(path)
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file, whole or not at all."""
+    _replace(path, [text])
+
+
+def _replace(path: Path, pieces: Iterable[str], finish: Callable[[Path], None] | None = None) -> int:
+    """Write `pieces` to a temporary neighbour of `path`, make it durable, and move it into place."""
     count = 0
-    temporary: str | None = None
+    temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        temporary = Path(name)
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            for record in records:
-                file.write(to_json(record) + "\n")
+            for piece in pieces:
+                file.write(piece)
                 count += 1
             file.flush()
             os.fsync(file.fileno())
-        if path.suffix == ".parquet":
-            _jsonl_to_parquet(Path(temporary))
-        os.chmod(temporary, 0o644)  # mkstemp makes files private; results are meant to be shared
+        if finish is not None:
+            finish(temporary)
+        temporary.chmod(0o644)  # mkstemp makes files private; results are meant to be shared
         os.replace(temporary, path)
         temporary = None
     except OSError as error:
         raise disk_error(error, path) from error
     finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
     return count
+
+
+def write_records(path: Path | str, records: Iterable[BaseModel | dict[str, Any]]) -> int:
+    """Write all records to `path` (.jsonl or .parquet) at once or not at all; returns how many."""
+    path = Path(path)
+    lines = (to_json(record) + "\n" for record in records)
+    return _replace(path, lines, _jsonl_to_parquet if path.suffix == ".parquet" else None)
 
 
 def _jsonl_to_parquet(path: Path) -> None:

@@ -1,0 +1,96 @@
+"""Progress for everything that takes more than a few seconds: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from tqdm import tqdm
+
+LINE_EVERY_S = 15.0
+"""How often a plain line is printed when the output is a file or a pipe."""
+
+
+def format_seconds(seconds: float) -> str:
+    """75 → '1:15'; 4000 → '1:06:40'."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Progress:
+    """Counts `unit`s up to `total`, with the time left and any figures given to `update`.
+
+    Use as a context manager. `done` units that an earlier run finished do not count towards the rate.
+    """
+
+    def __init__(self, total: int | None, desc: str, unit: str = "it", done: int = 0) -> None:
+        self.total, self.desc, self.unit = total, desc, unit
+        self.count = self._initial = done
+        self._started = time.monotonic()
+        self._last_line = self._started
+        self._info: dict[str, object] = {}
+        self._bar = (
+            tqdm(
+                total=total,
+                desc=desc,
+                unit=unit,
+                initial=done,
+                dynamic_ncols=True,
+                file=sys.stderr,
+                smoothing=0.1,
+            )
+            if sys.stderr.isatty()
+            else None
+        )
+
+    def update(self, n: int = 1, **info: object) -> None:
+        """Count `n` more units; `info` is shown behind the counts, the last value of each name."""
+        self.count += n
+        self._info.update(info)
+        if self._bar is not None:
+            self._bar.set_postfix(self._info, refresh=False)
+            self._bar.update(n)
+        elif time.monotonic() - self._last_line >= LINE_EVERY_S:
+            self._print_line()
+
+    def line(self) -> str:
+        """The plain line: counts, rate, time left, figures."""
+        elapsed = time.monotonic() - self._started
+        fresh = self.count - self._initial
+        rate = fresh / elapsed if elapsed > 0 else 0.0
+        parts = [
+            f"{self.desc}: {self.count}"
+            + (f"/{self.total}" if self.total is not None else "")
+            + f" {self.unit}"
+        ]
+        if rate > 0:
+            parts.append(f"{rate * 60:.1f} {self.unit}/min")
+            if self.total is not None:
+                parts.append(f"{format_seconds((self.total - self.count) / rate)} left")
+        parts += [f"{name} {value}" for name, value in self._info.items()]
+        return " · ".join(parts)
+
+    def _print_line(self) -> None:
+        self._last_line = time.monotonic()
+        print(self.line(), file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Finish: the bar is closed, or the last plain line printed with the time taken."""
+        if self._bar is not None:
+            self._bar.close()
+        else:
+            print(
+                f"{self.line()} · took {format_seconds(time.monotonic() - self._started)}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
