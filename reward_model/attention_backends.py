@@ -1,0 +1,98 @@
+"""Which attention kernel runs here, and the proof that it computes what it should.
+
+In order of preference: ``flash_attn`` (CUDA, when installed), ``torch_varlen`` (CUDA, flash attention inside
+torch), ``cpu_flash`` (CPU). Everything else (CUDA in fp32, other devices) takes the SDPA path of
+``attention_plan``. A kernel is compared with plain mathematics once, forward and backward, before it is trusted.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from functools import cache
+
+import torch
+
+from reward_model.attention_kernels import CpuFlashKernel, FlashAttnKernel, Kernel, Ragged, TorchVarlenKernel
+
+logger = logging.getLogger(__name__)
+
+Tensor = torch.Tensor
+
+
+def _trusted(kernel: Kernel, device: torch.device, dtype: torch.dtype) -> bool:
+    """Compare a kernel with plain mathematics, forward and backward, as two pieces of one softmax."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(device, dtype)
+
+    q, k, v, grad = draw(9, 4, 64), draw(15, 2, 64), draw(15, 2, 64), draw(9, 4, 64)
+    left, right = slice(0, 6), slice(6, 15)
+    context, own = Ragged((9,), (6,)), Ragged((9,), (9,))
+    try:
+        out, lse = kernel.forward(q, k[right], v[right], own, True, None, 0.125)
+        out_c, lse_c = kernel.forward(q, k[left], v[left], context, False, None, 0.125)
+        total = torch.logaddexp(lse, lse_c)
+        merged = (out * (lse - total).exp()[..., None] + out_c * (lse_c - total).exp()[..., None]).to(dtype)
+        own_grads = kernel.backward(grad, q, k[right], v[right], merged, total, own, True, None, 0.125)
+        context_grads = kernel.backward(grad, q, k[left], v[left], merged, total, context, False, None, 0.125)
+    except (RuntimeError, TypeError, ImportError) as error:
+        logger.warning("attention kernel %s does not run on %s %s: %s", kernel.name, device, dtype, error)
+        return False
+    grads = [own_grads[0] + context_grads[0]]
+    grads += [torch.cat([context_grads[i], own_grads[i]]) for i in (1, 2)]
+    x = [t.double().requires_grad_() for t in (q, k, v)]
+    key, value = (t.repeat_interleave(2, dim=1) for t in x[1:])
+    scores = torch.einsum("qhd,khd->hqk", x[0], key) * 0.125
+    hidden = torch.ones(9, 15, dtype=torch.bool, device=device).triu(7)
+    reference = torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, float("-inf")).softmax(-1), value)
+    reference.backward(grad.double())
+    pairs = [(merged, reference), *((g, t.grad) for g, t in zip(grads, x, strict=True))]
+    worst = max(
+        float((a.double() - b.detach()).abs().max() / b.detach().abs().max())
+        for a, b in pairs
+        if b is not None
+    )
+    tolerance = 2e-2 if dtype in (torch.bfloat16, torch.float16) else 1e-5
+    if not worst < tolerance:
+        logger.warning(
+            "attention kernel %s is off by %.1e on %s %s: not used", kernel.name, worst, device, dtype
+        )
+        return False
+    return True
+
+
+KERNELS: dict[str, type[FlashAttnKernel] | type[TorchVarlenKernel] | type[CpuFlashKernel]] = {
+    "flash_attn": FlashAttnKernel,
+    "torch_varlen": TorchVarlenKernel,
+    "cpu_flash": CpuFlashKernel,
+}
+
+
+@cache
+def choose_kernel(device: torch.device, dtype: torch.dtype, forced: str | None = None) -> Kernel | None:
+    """The best kernel that works here, or None for plain SDPA; the choice is logged once.
+
+    Args:
+        device: where q, k and v live.
+        dtype: their type; flash attention on CUDA takes fp16 and bf16 only.
+        forced: one of ``KERNELS``, or ``"sdpa"`` for the plain path.
+    """
+    candidates: list[Kernel] = []
+    if forced == "sdpa":
+        pass
+    elif forced is not None:
+        candidates = [KERNELS[forced]()]
+    elif device.type == "cpu":
+        candidates = [CpuFlashKernel()]
+    elif device.type == "cuda" and dtype in (torch.float16, torch.bfloat16):
+        if importlib.util.find_spec("flash_attn") is not None:
+            candidates.append(FlashAttnKernel())
+        candidates.append(TorchVarlenKernel())
+    for kernel in candidates:
+        if _trusted(kernel, device, dtype):
+            logger.info("shared-prefix attention: %s on %s (%s)", kernel.name, device, dtype)
+            return kernel
+    logger.info("shared-prefix attention: sdpa on %s (%s)", device, dtype)
+    return None
