@@ -1,0 +1,159 @@
+"""Settings: flags, YAML, defaults in the help, unknown names; and run directories."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from pydantic import Field
+
+from judge_pipeline.config import Command, Config, main
+from judge_pipeline.errors import UserError
+from judge_pipeline.run_dir import prepare_run_dir, read_run_yaml
+
+
+class Judge(Config):
+    base_url: list[str] = Field(default=[], description="where the judge listens")
+    temperature: float = Field(default=0.25, description="heat")
+
+
+class Settings(Config):
+    prompts: Path = Field(description="the prompts", json_schema_extra={"positional": True})
+    output: Path | None = Field(default=None, description="a folder")
+    judge: Judge = Judge()
+    weights: dict[str, float] = Field(default={"faithfulness": 1.0}, description="share of each, 100% in sum")
+    mode: Literal["dense", "bm25"] = "dense"
+    shuffle: bool = True
+    limit: int | None = None
+    workers: int = Field(default=1, json_schema_extra={"identity": False})
+
+
+def run(*argv):
+    """Exit code, and the settings the command got."""
+    got = []
+    command = Command("go", "do it", Settings, lambda config: got.append(config), "tool go prompts.jsonl")
+    return main("tool", [command], [*argv]), (got[0] if got else None)
+
+
+def test_flags_of_every_kind():
+    code, got = run("go", "p.jsonl", "--judge.base-url", "http://a", "http://b", "--judge.temperature", "0.5",
+                    "--weights", "a=2,b=0.5", "--mode", "bm25", "--no-shuffle", "--limit", "3")  # fmt: skip
+    assert code == 0
+    assert got == Settings(prompts=Path("p.jsonl"), judge=Judge(base_url=["http://a", "http://b"], temperature=0.5),
+                           weights={"a": 2, "b": 0.5}, mode="bm25", shuffle=False, limit=3)  # fmt: skip
+
+
+def test_flags_may_be_spelled_as_in_yaml():
+    assert run("go", "p", "--judge.base_url=http://a_b")[1].judge.base_url == ["http://a_b"]
+
+
+@pytest.mark.parametrize(
+    "text", ["prompts: p\njudge:\n  temperature: 0.9\n", "prompts: p\njudge.temperature: 0.9\n"]
+)
+def test_yaml_gives_settings_and_flags_beat_it(tmp_path, text):
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    assert run("go", "--config", str(file))[1].judge.temperature == 0.9
+    assert run("go", "--config", str(file), "--judge.temperature", "0.1")[1].judge.temperature == 0.1
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["go", "p", "--otput", "x"], ["--otput", "did you mean '--output'"]),
+        (["go"], ["PROMPTS: is missing"]),
+        (["go", "p", "--limit", "many"], ["--limit", "integer"]),
+        (["go", "p", "--mode", "sparse"], ["--mode", "'dense' or 'bm25'"]),
+        (["go", "p", "--weights", "faithfulness"], ["--weights", "name=value"]),
+        (["go", "--config", "none.yaml"], ["none.yaml is not there"]),
+    ],
+)
+def test_mistakes_are_named(capsys, argv, words):
+    assert run(*argv)[0] == 2
+    text = capsys.readouterr().err
+    assert all(word in text for word in words), text
+    assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("judge:\n  temprature: 1\n", ["judge.temprature", "did you mean 'judge.temperature'"]),
+        ("- a\n", ["list"]),
+        ("a: [\n", ["not YAML"]),
+    ],
+)
+def test_mistakes_in_yaml_are_named(tmp_path, capsys, text, words):
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    assert run("go", "p", "--config", str(file))[0] == 2
+    out = capsys.readouterr().err
+    assert all(word in out for word in words), out
+
+
+def test_help_states_every_default_and_an_example(capsys):
+    with pytest.raises(SystemExit):
+        run("go", "--help")
+    text = " ".join(capsys.readouterr().out.split())
+    for piece in ("(default: 0.25)", "(default: faithfulness=1.0)", "(required)", "(default: none)", "100% in sum",
+                  "tool go prompts.jsonl", "--no-shuffle"):  # fmt: skip
+        assert piece in text
+    assert text.count("(default: ") >= 8
+
+
+def test_interruption_and_full_disk_have_their_own_endings(capsys):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    def full(_):
+        raise OSError(28, "No space left on device", "/data/x")
+
+    def broken(_):
+        raise ValueError("ours")
+
+    def code(function):
+        return main("tool", [Command("go", "", Settings, function, "")], ["go", "p"])
+
+    assert code(interrupted) == 130
+    assert code(full) == 2
+    text = capsys.readouterr().err
+    assert "what is finished is kept" in text
+    assert "disk is full: could not write /data/x" in text
+    with pytest.raises(ValueError, match="ours"):
+        code(broken)
+
+
+def test_same_configuration_resumes_and_another_is_refused(tmp_path):
+    inputs = tmp_path / "p.jsonl"
+    inputs.write_text("{}")
+    config, output = Settings(prompts=inputs), tmp_path / "run"
+    assert prepare_run_dir(output, config, "go", inputs=[inputs]) is False
+    assert prepare_run_dir(output, config.model_copy(update={"workers": 8}), "go", inputs=[inputs]) is True
+    other = config.model_copy(update={"mode": "bm25"})
+    with pytest.raises(UserError, match="mode: 'dense' there, 'bm25' now"):
+        prepare_run_dir(output, other, "go", inputs=[inputs])
+    assert prepare_run_dir(output, other, "go", "resume", [inputs]) is True
+    inputs.write_text("{} {}")
+    with pytest.raises(UserError, match="inputs"):
+        prepare_run_dir(output, other, "go", inputs=[inputs])
+    (output / "labels.jsonl").write_text("old")
+    assert prepare_run_dir(output, config, "go", "replace", [inputs]) is False
+    assert not (output / "labels.jsonl").exists()
+
+
+def test_a_folder_that_is_no_run_is_not_touched(tmp_path):
+    (tmp_path / "thesis.tex").write_text("dear")
+    with pytest.raises(UserError, match="not a run of ours"):
+        prepare_run_dir(tmp_path, Settings(prompts=Path("p")), "go", "replace")
+    assert (tmp_path / "thesis.tex").read_text() == "dear"
+
+
+def test_run_yaml_is_enough_to_repeat_the_run(tmp_path):
+    config = Settings(prompts=Path("p.jsonl"), judge=Judge(temperature=0.7))
+    prepare_run_dir(tmp_path / "run", config, "go")
+    run_yaml = read_run_yaml(tmp_path / "run")
+    again = Settings.model_validate(run_yaml["config"])
+    assert again.judge == config.judge
+    assert again.prompts == Path("p.jsonl").absolute()
+    assert {"torch", "transformers", "python"} <= set(run_yaml["versions"])
