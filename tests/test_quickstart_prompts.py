@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ def prompts_script():
     path = Path(__file__).parents[1] / "scripts" / "quickstart_prompts.py"
     spec = importlib.util.spec_from_file_location("quickstart_prompts", path)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # typed settings look their annotations up there
     spec.loader.exec_module(module)
     return module
 
@@ -27,7 +29,7 @@ def test_documents_have_the_promised_lengths(prompts_script):
     tokenizer = AutoTokenizer.from_pretrained(resolve_model("smollm2"))
     lengths = sorted(len(tokenizer(prompt.context)["input_ids"]) for prompt in prompts_script.build_prompts())
     assert len(lengths) >= 8
-    assert 2000 <= lengths[0]
+    assert lengths[0] >= 2000
     assert lengths[-2] <= 4000
     assert 6000 < lengths[-1] < 8192
 
