@@ -108,9 +108,11 @@ def _classifier_forward(original: Any) -> Any:
             return original(self, *args, **kwargs)
         input_ids = args[0] if args else kwargs["input_ids"]
         hidden_T_H = shared_forward(self, input_ids, layout)
-        return SequenceClassifierOutputWithPast(
-            logits=self.score(hidden_T_H[layout.score_index(hidden_T_H.device)])
-        )
+        scored_A_H = hidden_T_H[layout.score_index(hidden_T_H.device)]
+        # bf16 has no points between 8.00 and 8.06: the head runs in the type its weights are kept in.
+        with torch.autocast(scored_A_H.device.type, enabled=False):
+            logits_A_D = self.score(scored_A_H.to(next(self.score.parameters()).dtype))
+        return SequenceClassifierOutputWithPast(logits=logits_A_D)
 
     return forward
 

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 Tensor = torch.Tensor
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def _trusted(kernel: Kernel, device: torch.device, dtype: torch.dtype) -> bool:
     """Compare a kernel with plain mathematics, forward and backward, as two pieces of one softmax."""
     generator = torch.Generator().manual_seed(0)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -177,14 +178,15 @@ class Layout:
         lengths = torch.tensor([stop - start for start, stop in self.answer_spans])
         return torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(device)
 
-    def split(self, values_A: Sequence[object] | torch.Tensor) -> list[object]:
+    def split(self, values_A: Any) -> list[Any]:
         """Cut a list or tensor with one entry an answer into one piece a prompt."""
-        pieces, start = [], 0
+        pieces: list[Any] = []
+        start = 0
         for prompt in self.prompts:
             stop = start + len(prompt.answer_lengths)
             pieces.append(values_A[start:stop])
             start = stop
-        return list(pieces)
+        return pieces
 
 
 def join_ids(
