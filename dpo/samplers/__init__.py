@@ -1,0 +1,1 @@
+"""Engines that draw answers: transformers, vLLM in process, any OpenAI-compatible endpoint."""
