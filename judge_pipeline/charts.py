@@ -179,7 +179,7 @@ def _panel(
     percent: bool,
 ) -> Markup:
     frame = Frame(
-        (float(edges[0]), float(edges[-1])), (0.0, top), 320.0, 168.0, left=38.0, right=6.0, top=8.0
+        (float(edges[0]), float(edges[-1])), (0.0, top), 256.0, 150.0, left=36.0, right=8.0, top=8.0
     )
     parts = [axes(frame, x_label, "", count=4)]
     unit = "%" if percent else ""
