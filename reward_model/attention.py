@@ -197,8 +197,12 @@ def _attention_interface(
     _check_positions(plan, kwargs.get("position_ids"))
     plan.layers_served += 1
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    kernel = choose_kernel(query.device, query.dtype, plan.kernel_name)
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    # Under autocast rotary embeddings leave q and k in fp32 beside a bf16 v; SDPA would be cast, so are we.
+    device = query.device
+    autocast = torch.is_autocast_enabled(device.type)
+    dtype = torch.get_autocast_dtype(device.type) if autocast else value.dtype
+    q, k, v = (x[0].transpose(0, 1).to(dtype) for x in (query, key, value))
+    kernel = choose_kernel(device, dtype, plan.kernel_name)
     return attend(q, k, v, plan, kernel, scale).unsqueeze(0), None
 
 
@@ -206,7 +210,8 @@ def _check_positions(plan: AttentionPlan, position_ids: Any) -> None:
     """Once a forward pass, for models that hand positions down to their layers."""
     if plan.layers_served or not torch.is_tensor(position_ids) or position_ids.ndim != 2:
         return
-    if not torch.equal(position_ids[0].cpu(), plan.positions):
+    same_length = position_ids.shape[1] == plan.q_length  # else ``attend`` says so
+    if same_length and not torch.equal(position_ids[0].cpu(), plan.positions):
         raise ValueError("the model got other positions than the layout's: pass layout.position_ids()")
 
 
