@@ -1,0 +1,168 @@
+"""`reward-model train`: from labels to a model directory that plain transformers loads.
+
+In: labels and their prompts, a base model. Out: `DIR` with config, safetensors, tokenizer, `run.yaml`,
+`metrics.jsonl`, `README.md` and, last, `reward_model.json`, whose presence means the model is complete. A run that
+was stopped goes on from its last whole checkpoint and ends in the same weights.
+
+Deviation from the paper: LongReward asks the judge for every reward; this room distils the judge into a model.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments, set_seed
+
+from judge_pipeline.errors import UserError
+from judge_pipeline.run_dir import prepare_run_dir
+from reward_model.callbacks import MetricsFile, ProgressLine, StopOnInterrupt
+from reward_model.finish import CHECKPOINTS, finish
+from reward_model.guards import TRAINING_KNOBS, explain_out_of_memory
+from reward_model.model import MANIFEST, Backbone
+from reward_model.objective import Objective
+from reward_model.run_data import EncodedData, TrainingData, encode_data, make_objective, read_data
+from reward_model.train_config import DEFAULT_BUDGET, TrainConfig
+from reward_model.trainable import build_backbone, share_prefix, start_head
+from reward_model.trainer import RewardTrainer
+
+
+def training_arguments(config: TrainConfig, has_held_out: bool) -> TrainingArguments:
+    """Our settings as the Trainer's."""
+    every = "steps" if config.eval_steps else "epoch"
+    return TrainingArguments(
+        output_dir=str(config.output / CHECKPOINTS),
+        per_device_train_batch_size=1,  # one packed sequence; its size is the token budget
+        per_device_eval_batch_size=1,
+        gradient_accumulation_steps=config.accumulation,
+        num_train_epochs=config.epochs,
+        learning_rate=config.resolved_learning_rate(),
+        lr_scheduler_type="cosine",
+        warmup_steps=config.warmup,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        bf16=config.resolved_bf16(),
+        use_cpu=config.device == "cpu",
+        gradient_checkpointing=config.resolved_checkpointing(),
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        eval_strategy=every if has_held_out else "no",
+        save_strategy=every,
+        eval_steps=config.eval_steps,
+        save_steps=config.eval_steps or 500,
+        save_total_limit=2,
+        load_best_model_at_end=has_held_out,
+        metric_for_best_model="loss" if has_held_out else None,
+        greater_is_better=False if has_held_out else None,
+        logging_steps=config.log_steps,
+        logging_nan_inf_filter=False,  # a loss that is not finite must stop the run, not be hidden
+        include_num_input_tokens_seen="all",
+        report_to=config.report_to,
+        run_name=config.output.name,
+        seed=config.seed,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
+        ddp_find_unused_parameters=False,
+        save_only_model=False,
+    )
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end: the Trainer's state is its last file."""
+    whole = [item.parent for item in folder.glob("checkpoint-*/trainer_state.json")]
+    return max(whole, key=lambda item: int(item.name.rpartition("-")[2]), default=None)
+
+
+def check_tracker(name: str) -> None:
+    """Raise UserError when the tracker asked for is not installed."""
+    if name != "none" and importlib.util.find_spec(name) is None:
+        raise UserError(f"--report-to {name}: {name} is not installed", f"pip install {name}")
+
+
+def say(*parts: object) -> None:
+    """A line for the user, from the first process only."""
+    if PartialState().is_main_process:
+        print(*parts, file=sys.stderr, flush=True)
+
+
+def train(config: TrainConfig) -> Path:
+    """Train and save a reward model; returns its directory.
+
+    Raises:
+        UserError: bad input, a loss that is not finite, out of memory; what was finished is kept.
+        KeyboardInterrupt: stopped by the user, after a checkpoint.
+    """
+    check_tracker(config.report_to)
+    state = PartialState(cpu=config.device == "cpu")
+    data = read_data(config)
+    if state.is_main_process:
+        prepare_run_dir(config.output, config, "reward-model train", config.existing, inputs=data.sources)
+        if (config.output / MANIFEST).is_file():
+            say(f"{config.output} is a finished model of this configuration: nothing to do")
+    state.wait_for_everyone()
+    if (config.output / MANIFEST).is_file():
+        return config.output
+    set_seed(config.seed)
+    weights = {name: config.weights.get(name, 1.0) for name in data.dimensions}
+    if sum(weights.values()) == 0:
+        raise UserError("--weights: all weights are 0")
+    backbone = build_backbone(config, data.dimensions, weights)
+    objective = make_objective(config, data, backbone.manifest.weight_list())
+    encoded = encode_data(config, data, backbone)
+    with StopOnInterrupt() as stop, explain_out_of_memory("training", TRAINING_KNOBS):
+        trainer = fit(config, data, backbone, objective, encoded, stop)
+        if stop.interrupted:
+            raise KeyboardInterrupt
+        finish(config, data, backbone, objective, trainer, encoded)
+    say(f"saved {config.output}")
+    return config.output
+
+
+def fit(
+    config: TrainConfig,
+    data: TrainingData,
+    backbone: Backbone,
+    objective: Objective,
+    encoded: EncodedData,
+    stop: StopOnInterrupt,
+) -> RewardTrainer:
+    """Run the Trainer from the start or from the last checkpoint; the best weights are in the model afterwards."""
+    train_items, held_out = encoded.train, encoded.held_out
+    budget = config.token_budget or max(
+        DEFAULT_BUDGET, *(item.shape.total for item in train_items + held_out)
+    )
+    checkpoint = last_checkpoint(config.output / CHECKPOINTS)
+    if config.shared_prefix == "on":
+        share_prefix(backbone.model)
+    start = (
+        f"going on from {checkpoint.name}"
+        if checkpoint
+        else start_head(backbone, train_items, config, budget)
+    )
+    answers = sum(len(item.answers) for item in train_items)
+    trainable = sum(p.numel() for p in backbone.model.parameters() if p.requires_grad)
+    say(
+        f"{len(train_items)} prompts, {answers} answers; {len(held_out)} prompts held out"
+        + (f"; {encoded.skipped} over the window left out" if encoded.skipped else "")
+        + f"; {trainable / 1e6:.1f}M trainable weights; {start}"
+    )
+    callbacks: list[Any] = [MetricsFile(config.output / "metrics.jsonl"), ProgressLine(), stop]
+    if config.early_stopping and held_out:
+        callbacks.append(EarlyStoppingCallback(config.early_stopping))
+    trainer = RewardTrainer(
+        backbone.model,
+        training_arguments(config, bool(held_out)),
+        train=train_items,
+        held_out=held_out,
+        objective=objective,
+        dimensions=data.dimensions,
+        token_budget=budget,
+        shared_prefix=config.shared_prefix == "on",
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return trainer
