@@ -1,0 +1,158 @@
+"""Completeness: does the answer cover what the document holds on the question? (LongReward, section 3.1)
+
+Key points are extracted once per (document, question), chunk by chunk, and every answer is held against all of
+them. C calls for the chunks, then one an answer.
+
+Deviations from the paper: key points are numbered and the judge names those missed, so that a report can show
+them; a chunk without any says so with a word of its own, which erases nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from judge_pipeline.calls import Sampling
+from judge_pipeline.dimensions.asking import (
+    Ask,
+    RateAsk,
+    answered,
+    ask,
+    in_place,
+    prompt_language,
+    rate,
+    reading_sampling,
+)
+from judge_pipeline.dimensions.base import Evidence, Outcome, Plan, Span
+from judge_pipeline.fences import one_line
+from judge_pipeline.list_shape import Items, ListShape
+from judge_pipeline.marks import Problem
+from judge_pipeline.options import JudgeOptions, rule_points
+from judge_pipeline.prompt_files import CaseFields, build_call, load_template
+from judge_pipeline.rating_shapes import Rated, RatingShape
+from judge_pipeline.records import Prompt
+from judge_pipeline.reply_shapes import Language
+
+
+@dataclass(frozen=True)
+class KeyPoint:
+    """Something the document says on the question, and the chunk (by number from 0) that says it."""
+
+    text: str
+    chunk: int
+    span: Span
+
+
+class Completeness:
+    """Coverage of the document's key points. Templates `NAME.extract` and `NAME.cover`."""
+
+    def __init__(self, options: JudgeOptions, name: str = "completeness") -> None:
+        self.name = name
+        self._options = options
+
+    def plan(self, prompt: Prompt, evidence: Evidence) -> Plan:
+        """Key points of all chunks first, then one rating an answer and vote."""
+        live = answered(prompt)
+        if not live:
+            return in_place(prompt, {})
+        language = prompt_language(self._options, evidence.text)
+        read = yield from ask(
+            [self._extraction(prompt, evidence, chunk, tuple(live), language) for chunk in evidence.chunks]
+        )
+        problem = next((one for one in read if isinstance(one, Problem)), None)
+        if problem is not None:
+            part = next(number for number, one in enumerate(read) if one is problem)
+            detail = f"key points of chunk {part + 1} of {len(read)}: {problem.detail}"
+            return in_place(prompt, dict.fromkeys(live, Outcome.failed(problem.reason, detail)))
+        items = [one for one in read if isinstance(one, Items)]
+        points = _distinct(items, evidence)
+        notes = _notes(items)
+        if not points and self._options.no_key_points != "ask":
+            return in_place(prompt, dict.fromkeys(live, self._by_rule(notes)))
+        rated = yield from rate([self._cover(prompt, i, points, language) for i in live], self._options)
+        return in_place(
+            prompt, {i: _with_points(one, points, notes) for i, one in zip(live, rated, strict=True)}
+        )
+
+    def _extraction(
+        self, prompt: Prompt, evidence: Evidence, chunk: Span, answers: tuple[int, ...], language: Language
+    ) -> Ask[Items]:
+        options = self._options
+        shape = ListShape(
+            language, options.analysis_chars, options.item_chars, "key_points", options.max_key_points
+        )
+        call = build_call(
+            load_template(f"{self.name}.extract", language),
+            {"document": evidence.text[chunk.start : chunk.end], "question": prompt.query},
+            shape,
+            reading_sampling(options),
+            structured=options.structured,
+            few_shot=options.few_shot,
+        )
+        return Ask(call, answers, shape.read)
+
+    def _cover(self, prompt: Prompt, index: int, points: list[KeyPoint], language: Language) -> RateAsk:
+        options = self._options
+        shape = RatingShape(language, options.analysis_chars, options.item_chars, len(points))
+        template = load_template(f"{self.name}.cover", language)
+        fields: CaseFields = {
+            "question": prompt.query,
+            "key_points": [point.text for point in points],
+            "answer": prompt.responses[index].text,
+        }
+
+        def make(sampling: Sampling) -> Ask[Rated]:
+            call = build_call(
+                template, fields, shape, sampling, structured=options.structured, few_shot=options.few_shot
+            )
+            return Ask(call, (index,), shape.read)
+
+        return make
+
+    def _by_rule(self, notes: dict[str, Any]) -> Outcome:
+        rule = self._options.no_key_points
+        evidence = {"analysis": "", "key_points": [], "votes": [], "rule": f"no_key_points:{rule}", **notes}
+        points = rule_points(rule)
+        if points is None:
+            return Outcome.failed(
+                "no_statements", "the document holds no key point on the question", evidence
+            )
+        return Outcome(points, evidence=evidence)
+
+
+def _distinct(items: list[Items], evidence: Evidence) -> list[KeyPoint]:
+    """The key points in document order; one that a later chunk repeats word for word is listed once."""
+    found: dict[str, KeyPoint] = {}
+    for number, (chunk, one) in enumerate(zip(evidence.chunks, items, strict=True)):
+        for text in map(one_line, one.texts):
+            found.setdefault(text, KeyPoint(text, number, chunk))
+    return list(found.values())
+
+
+def _notes(items: list[Items]) -> dict[str, Any]:
+    """What a limit on key points did, where it did anything."""
+    capped = [number for number, one in enumerate(items) if one.capped]
+    dropped = sum(one.dropped for one in items)
+    return {"key_point_cap": {"chunks": capped, "dropped": dropped}} if capped else {}
+
+
+def _with_points(outcome: Outcome, points: list[KeyPoint], notes: dict[str, Any]) -> Outcome:
+    evidence = dict(outcome.evidence)
+    missed = evidence.pop("missed", None)
+    listed = [
+        {
+            "text": point.text,
+            "chunk": point.chunk,
+            "start": point.span.start,
+            "end": point.span.end,
+            "covered": None if missed is None else number not in missed,
+        }
+        for number, point in enumerate(points, start=1)
+    ]
+    rule = None if points else "no_key_points:ask"
+    return Outcome(
+        outcome.score,
+        outcome.reason,
+        outcome.detail,
+        {**evidence, "key_points": listed, "rule": rule, **notes},
+    )

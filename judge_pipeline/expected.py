@@ -1,0 +1,122 @@
+"""A finer rating: the expected value over the tokens the judge might have printed.
+
+In: a reply with log-probabilities and where its rating stands. Out: points 0–10 with the probability mass they
+rest on, or None when the engine gave nothing to go by (the caller then keeps the printed rating and says so).
+A judge that prints "8" four times in five and "6" otherwise means 7.6; the printed integer hides that, and ties.
+
+Valid candidates are the integers 0–10 at the rating's first token, renormalised. Where a tokenizer writes 10 as
+"1" and "0", the step after a printed "1" tells the two apart; a "1" among the alternatives of another digit is
+left out, since nobody asked the model what would have followed it. A printed fraction (8.5) stays on its own
+branch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import regex
+
+from judge_pipeline.calls import TokenLogprob
+from judge_pipeline.marks import fold
+from judge_pipeline.verdicts import Rating
+
+MIN_MASS = 0.5
+"""With less probability on valid ratings than this the expectation says little: the printed one stands."""
+
+_INTEGER = regex.compile(r"\d+")
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """Expected points, and the probability the valid candidates had before renormalising."""
+
+    points: float
+    mass: float
+
+
+def expected_rating(text: str, rating: Rating, logprobs: list[TokenLogprob] | None) -> Expectation | None:
+    """The expected rating of a reply, or None when its tokens do not show one."""
+    if not logprobs:
+        return None
+    position = _first_token(text, rating, logprobs)
+    if position is None:
+        return None
+    index, prefix = position
+    chances = _candidates(logprobs, index, prefix, text[rating.start : rating.end])
+    mass = sum(chances.values())
+    if mass < MIN_MASS:
+        return None
+    printed = int(rating.points)
+    fraction = rating.points - printed
+    total = sum((value + fraction * (value == printed)) * chance for value, chance in chances.items())
+    return Expectation(min(10.0, total / mass), min(1.0, mass))
+
+
+def _first_token(text: str, rating: Rating, logprobs: list[TokenLogprob]) -> tuple[int, str] | None:
+    """Index of the token the rating begins in, and what that token holds before the number.
+
+    The engine may have stripped the reply (white space, a reasoning block), so the two are aligned at the end.
+    """
+    joined = "".join(token.token for token in logprobs)
+    at = joined.rfind(text)
+    if at < 0:
+        at = joined.rfind(text.strip())
+        if at < 0:
+            return None
+        at -= len(text) - len(text.lstrip())
+    target, reached = at + rating.start, 0
+    for index, token in enumerate(logprobs):
+        if reached <= target < reached + len(token.token):
+            return index, token.token[: target - reached]
+        reached += len(token.token)
+    return None
+
+
+def _candidates(logprobs: list[TokenLogprob], index: int, prefix: str, printed: str) -> dict[int, float]:
+    """Probability of each integer 0–10 at token `index`."""
+    token = logprobs[index]
+    chances: dict[int, float] = {}
+    for alternative, chance in _alternatives(token).items():
+        value = _leading_integer(alternative, prefix)
+        if value is None:
+            continue
+        if value == "1" and alternative.endswith(("1", "1")):
+            if alternative != token.token:
+                continue  # 1 or 10: unknown
+            for number, share in _one_or_ten(logprobs, index + 1, printed).items():
+                chances[number] = chances.get(number, 0.0) + chance * share
+        elif int(value) <= 10:
+            chances[int(value)] = chances.get(int(value), 0.0) + chance
+    return chances
+
+
+def _alternatives(token: TokenLogprob) -> dict[str, float]:
+    return {text: math.exp(value) for text, value in {**token.top, token.token: token.logprob}.items()}
+
+
+def _leading_integer(alternative: str, prefix: str) -> str | None:
+    """The integer an alternative begins with behind the same prefix (white space may differ)."""
+    folded, before = fold(alternative), fold(prefix)
+    if before.strip():
+        if not folded.startswith(before):
+            return None
+        folded = folded[len(before) :]
+    match = _INTEGER.match(folded.lstrip())
+    return match.group() if match else None
+
+
+def _one_or_ten(logprobs: list[TokenLogprob], after: int, printed: str) -> dict[int, float]:
+    """How a printed "1" splits between 1 and 10, from the token that follows it."""
+    if after >= len(logprobs):
+        return {int(float(printed.replace(",", "."))): 1.0}
+    digits = ten = rest = 0.0
+    for alternative, chance in _alternatives(logprobs[after]).items():
+        match = _INTEGER.match(fold(alternative))
+        if match is None:
+            rest += chance
+        elif match.group() == "0":
+            ten += chance
+        else:
+            digits += chance  # 11 to 19: no rating, left out
+    return {1: rest, 10: ten} if digits + rest + ten > 0 else {}

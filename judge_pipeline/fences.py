@@ -1,0 +1,47 @@
+"""Text of others, put into a prompt so that it stays text.
+
+In: a document, an answer, a question. Out: the same inside `<name-nonce> … </name-nonce>`. The nonce is a hash of
+the content, which a writer cannot put into the content beforehand, so nothing inside can close the fence; and the
+same content always gets the same fence, so equal questions stay equal calls and prefixes stay cacheable.
+
+Markers that chat templates turn into control tokens (`<|im_start|>`, `[INST]`, `</s>`, …) are broken by an
+invisible character: an engine that tokenises the rendered chat would otherwise see a new turn begin there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import regex
+
+_CONTROL = regex.compile(
+    r"<(?=\|[^|<>\n]{1,40}\|>)|<(?=｜[^｜<>\n]{1,40}｜>)|<(?=/?s>)|<(?=(?:bos|eos|pad|unk|mask)>)"
+    r"|<(?=(?:start|end)_of_(?:turn|image|text)>)|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS)\])"
+    r"|<(?=<SYS>>|</SYS>>|</?SYS>>)|\[(?=g?MASK\]|sop\])|<(?=/?(?:think|tool_call|im_start|im_end)>)"
+)
+_BREAK = "\u200b"
+
+
+def defuse(text: str) -> str:
+    """The text with control-token markers broken; everything else is unchanged."""
+    return _CONTROL.sub(lambda match: match.group() + _BREAK, text)
+
+
+def fence(name: str, content: str) -> str:
+    """`content` between tags that it cannot contain."""
+    content = defuse(content)
+    seed, nonce = content, ""
+    while not nonce or nonce in content:
+        seed = hashlib.sha256(seed.encode()).hexdigest()
+        nonce = seed[:6]
+    return f"<{name}-{nonce}>\n{content}\n</{name}-{nonce}>"
+
+
+def one_line(text: str) -> str:
+    """White space of any kind as single blanks: the text cannot begin a line of its own."""
+    return " ".join(text.split())
+
+
+def numbered(prefix: str, items: list[str]) -> str:
+    """One line an item: `S1: …`, `S2: …`."""
+    return "\n".join(f"{prefix}{number}: {one_line(item)}" for number, item in enumerate(items, start=1))

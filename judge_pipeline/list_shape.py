@@ -1,0 +1,95 @@
+"""Replies that are a list of single-line texts: factual statements of an answer, key points of a chunk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import regex
+
+from judge_pipeline.calls import Reply
+from judge_pipeline.marks import Problem, fold, own_words
+from judge_pipeline.reply_shapes import Fields, Language, Shape, object_schema, wrong_schema
+from judge_pipeline.verdicts import no_result
+
+NOTHING: dict[Language, str] = {"en": "NONE", "zh": "无"}
+
+
+@dataclass(frozen=True)
+class Items:
+    """A list; `dropped` counts those beyond the limit the user set."""
+
+    texts: tuple[str, ...]
+    dropped: int = 0
+    capped: bool = False
+    """The list is as long as it may be: there may have been more."""
+
+
+@dataclass(frozen=True)
+class ListShape(Shape[Items]):
+    """A list of single-line texts, or the word for nothing."""
+
+    field: str = "statements"
+    limit: int | None = None
+    """How many the user wants kept; None for all."""
+
+    BOUND: ClassVar[int] = 100
+    """A structured reply of this many items was cut by its schema."""
+
+    def schema(self) -> dict[str, Any]:
+        """A bounded array of bounded strings."""
+        item = {"type": "string", "minLength": 1, "maxLength": self.item_chars}
+        return object_schema(
+            {self.field: {"type": "array", "items": item, "maxItems": self.limit or self.BOUND}}
+        )
+
+    def write(self, fields: Fields, *, structured: bool) -> str:
+        """From the example's field of this name, one item a line; an empty one is the word for nothing."""
+        items = [line.strip() for line in fields[self.field].splitlines() if line.strip()]
+        if structured:
+            return json.dumps({self.field: items}, ensure_ascii=False)
+        return "\n".join(f"- {item}" for item in items) or NOTHING[self.language]
+
+    def from_text(self, text: str, reply: Reply) -> Items | Problem:
+        """Bulleted or numbered lines. "No relevant information" erases the line it stands on, nothing else."""
+        items: list[str] = []
+        said_nothing = False
+        for raw in own_words(text)[0].splitlines():
+            line = raw.strip()
+            bullet = _BULLET.match(line)
+            content = line[bullet.end() :].strip() if bullet else line
+            if _NOTHING.fullmatch(fold(content)):
+                said_nothing = True
+            elif bullet and content:
+                items.append(content)
+            elif items and content and raw[:1] in " \t":
+                items[-1] += " " + content  # an indented line goes on with the item above it
+        if not items and not said_nothing:
+            return no_result(fold(text), "no list ('- …' or NONE)")
+        return self._kept(items, bounded=False)
+
+    def from_json(self, data: dict[str, Any], reply: Reply) -> Items | Problem:
+        """The array's strings; anything else in it is another shape."""
+        values = data.get(self.field)
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            return wrong_schema(data, self.field)
+        items = [value.strip() for value in values if not _NOTHING.fullmatch(fold(value.strip()))]
+        return self._kept([item for item in items if item], bounded=reply.structured)
+
+    def _kept(self, items: Sequence[str], *, bounded: bool) -> Items | Problem:
+        if self.limit is None:
+            if bounded and len(items) >= self.BOUND:
+                return Problem("truncated", f"the list ends at the schema's bound of {self.BOUND} items")
+            return Items(tuple(items))
+        capped = len(items) > self.limit or (bounded and len(items) == self.limit)
+        return Items(tuple(items[: self.limit]), max(0, len(items) - self.limit), capped)
+
+
+_BULLET = regex.compile(r"(?:[-*•·–—]|\(?\d{1,3}\s*[.)、．:：]|[SKＳＫ]\d{1,3}\s*[:：.])\s*")
+_NOTHING = regex.compile(
+    r"[\s*_\"'\[(]*(?:none|n/a|nothing|no relevant information(?: (?:is )?(?:found|here|in this (?:part|chunk|passage|section)))?"
+    r"|no factual statements?|no key points?|无|没有|无相关信息|没有相关信息|无事实陈述|无要点)[\s*_\"'.。!\])]*",
+    regex.IGNORECASE,
+)
