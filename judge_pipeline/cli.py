@@ -1,0 +1,49 @@
+"""`judge-pipeline`: the judge's commands."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field
+
+from judge_pipeline import config as configuration
+from judge_pipeline import label
+from judge_pipeline.config import Command, Config
+
+
+class ReportConfig(Config):
+    """Settings of `judge-pipeline report`."""
+
+    run: Path = Field(description="directory of a label run", json_schema_extra={"positional": True})
+
+
+def run_report(config: ReportConfig) -> int:
+    """Write report.html of a label run again."""
+    from judge_pipeline.report import write_report
+
+    print(write_report(config.run))
+    return 0
+
+
+REPORT = Command(
+    name="report",
+    help="write report.html of a label run again",
+    config=ReportConfig,
+    run=run_report,
+    example="judge-pipeline report labels",
+)
+
+COMMANDS: list[Command] = [label.COMMAND, REPORT]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the `judge-pipeline` command."""
+    return configuration.main(
+        "judge-pipeline", COMMANDS, argv, "Score answers to questions about long documents with an LLM judge."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

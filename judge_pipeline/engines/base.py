@@ -1,0 +1,68 @@
+"""What an engine is: something that answers one judge call, with its own patience, limits and typed failures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from judge_pipeline.calls import Call, Reply
+from judge_pipeline.concurrency import Order
+
+
+class StopCalls(Exception):
+    """Raised by `Place.admit`: no further call may begin (a limit is reached, or the user said stop)."""
+
+
+def always() -> None:
+    """Admit every call."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a call stands among others; nothing in it changes the answer."""
+
+    order: Order = ()
+    """Calls are issued smallest first: (template, prompt, answer), so that prefix caches find their prefix."""
+    affinity: str = ""
+    """Calls with equal affinity (one prompt's) go to the same endpoint."""
+    admit: Callable[[], None] = always
+    """Called when the call is about to go out for the first time; raises StopCalls to hold it back."""
+
+
+ANYWHERE = Place()
+
+
+class Engine(Protocol):
+    """Answers calls. Many `answer`s may wait at a time; the engine decides how many it works on."""
+
+    model: str
+    """The judge's name, for people."""
+    identity: str
+    """The judge as `Call.key` sees it: the name and whatever else in the engine shapes its answers."""
+    supports_schema: bool
+    """Answers can be held to a call's JSON schema."""
+    supports_logprobs: bool
+    """Log-probabilities come with the answer when a call asks for them."""
+    context_window: int | None
+    """Tokens a call and its answer may have together; None when the engine does not tell."""
+
+    async def answer(self, call: Call, place: Place = ANYWHERE) -> Reply:
+        """The reply, or a typed failure once the engine's patience has ended.
+
+        Raises StopCalls when `place.admit` does, and UserError when no call can succeed any more (the key is
+        refused, the endpoint is gone).
+        """
+        ...
+
+    def where(self, place: Place) -> str:
+        """Where such a call is answered, for the record: a URL, or `local`."""
+        ...
+
+    def max_parallel(self) -> int:
+        """Calls the engine may want to look at together."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections, threads and models."""
+        ...

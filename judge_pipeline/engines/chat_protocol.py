@@ -1,0 +1,128 @@
+"""The chat-completions wire format, pure: a call to a request body, a response body to a reply.
+
+Used by the endpoint engine and by batch files. Nothing is taken on trust: a body without a choice, a choice
+without a message, an answer cut at its limit, a refusal and a content filter are each seen as what they are.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from judge_pipeline.calls import Call, CallUsage, Reply, TokenLogprob
+
+SchemaMode = Literal["strict", "loose", "off"]
+"""How a JSON schema is sent: as strict, without that word (some servers refuse it), or not at all."""
+
+
+class MalformedReply(Exception):
+    """The server's answer is no chat completion; asking again may help."""
+
+
+def request_body(call: Call, model: str, mode: SchemaMode = "strict") -> dict[str, Any]:
+    """The JSON body for one call."""
+    sampling = call.sampling
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [message.model_dump() for message in call.messages],
+        "temperature": sampling.temperature,
+        "max_tokens": sampling.max_tokens,
+    }
+    if sampling.top_p != 1.0:
+        body["top_p"] = sampling.top_p
+    if sampling.seed is not None:
+        body["seed"] = sampling.seed
+    if sampling.logprobs:
+        body["logprobs"] = True
+        body["top_logprobs"] = sampling.logprobs
+    if call.json_schema is not None and mode != "off":
+        name = "".join(letter if letter.isalnum() else "_" for letter in call.template)[:64] or "reply"
+        shape: dict[str, Any] = {"name": name, "schema": call.json_schema}
+        if mode == "strict":
+            shape["strict"] = True
+        body["response_format"] = {"type": "json_schema", "json_schema": shape}
+    return body
+
+
+def parse_completion(text: str, *, structured: bool = False) -> Reply:
+    """The reply in a chat-completion body. Raises MalformedReply when it is not one."""
+    try:
+        body = json.loads(text)
+    except ValueError as error:
+        raise MalformedReply(f"the reply is not JSON: {text[:200]!r}") from error
+    return reply_from_body(body, structured=structured)
+
+
+def reply_from_body(body: Any, *, structured: bool = False) -> Reply:
+    """The reply in a decoded chat-completion body."""
+    choice = _first_choice(body)
+    message = choice["message"]
+    content = message.get("content")
+    refusal = message.get("refusal")
+    finish = choice.get("finish_reason") or "stop"
+    if not (content is None or isinstance(content, str)) or not isinstance(finish, str):
+        raise MalformedReply("the message's content or finish reason is not text")
+    reply = Reply(
+        text=content or "",
+        finish_reason=finish,
+        usage=_usage(body.get("usage")),
+        logprobs=_logprobs(choice.get("logprobs")),
+        structured=structured,
+    )
+    if refusal:
+        return reply.model_copy(update={"failure": "refused", "detail": f"the judge refused: {refusal}"})
+    if finish == "content_filter":
+        return reply.model_copy(update={"failure": "refused", "detail": "stopped by a content filter"})
+    if finish == "length":
+        tokens = reply.usage.output_tokens
+        return reply.model_copy(
+            update={"failure": "truncated", "detail": f"cut at its token limit after {tokens} tokens"}
+        )
+    if not reply.text.strip():
+        return reply.model_copy(update={"failure": "empty_reply", "detail": "the judge said nothing"})
+    return reply
+
+
+def _first_choice(body: Any) -> dict[str, Any]:
+    if not isinstance(body, dict):
+        raise MalformedReply(f"the reply is a {type(body).__name__}, not an object")
+    choices = body.get("choices")
+    if not isinstance(choices, list) or not choices:
+        raise MalformedReply("the reply has no choices: " + json.dumps(body)[:200])
+    choice = choices[0]
+    if not isinstance(choice, dict) or not isinstance(choice.get("message"), dict):
+        raise MalformedReply("the reply's first choice has no message")
+    return choice
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
+
+
+def _usage(value: Any) -> CallUsage:
+    if not isinstance(value, dict):
+        return CallUsage()
+    details = value.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else 0
+    return CallUsage(
+        input_tokens=_count(value.get("prompt_tokens")),
+        output_tokens=_count(value.get("completion_tokens")),
+        cached_input_tokens=_count(cached),
+    )
+
+
+def _logprobs(value: Any) -> list[TokenLogprob] | None:
+    content = value.get("content") if isinstance(value, dict) else None
+    if not content:
+        return None
+    try:
+        return [
+            TokenLogprob(
+                token=item["token"],
+                logprob=item["logprob"],
+                top={top["token"]: top["logprob"] for top in item.get("top_logprobs") or ()},
+            )
+            for item in content
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise MalformedReply(f"the log-probabilities are malformed: {error}") from error

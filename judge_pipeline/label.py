@@ -1,0 +1,189 @@
+"""`judge-pipeline label`: prompts with answers in, a run directory with a row for every answer out.
+
+The directory holds `labels.jsonl` (rows), `calls.sqlite` (every finished call), `report.html`, `summary.json` and
+`run.yaml`. Run again, it goes on where it stopped. Exit code 0: every answer has all its scores; 3: some lack a score
+(the rows say why); 2: something the user has to change; 130: interrupted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from judge_pipeline.call_store import CallStore, StoreWriter
+from judge_pipeline.config import Command
+from judge_pipeline.dimensions.base import Dimension
+from judge_pipeline.dimensions.registry import build_dimensions
+from judge_pipeline.engines.base import Engine
+from judge_pipeline.evidence import EvidenceBuilder
+from judge_pipeline.judge_engines import open_engine
+from judge_pipeline.label_config import LabelConfig
+from judge_pipeline.label_file import KeepRule, LabelFile, PromptKey
+from judge_pipeline.overflow import check_overflow
+from judge_pipeline.planning import PromptPlanner
+from judge_pipeline.progress import Progress
+from judge_pipeline.record_files import read_prompts
+from judge_pipeline.records import Prompt
+from judge_pipeline.run_dir import prepare_run_dir
+from judge_pipeline.runner import Budget, CallRunner
+from judge_pipeline.scheduler import Scheduler
+from judge_pipeline.summary import Tally, summarize, summary_lines, write_summary
+from judge_pipeline.weighting import Weighting, resolve_weighting
+
+PARTIAL = 3
+"""Exit code when some answers lack a score."""
+THREADS = 2
+"""Threads for embedding and rendering; torch brings its own inside each."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the first reading of the input found."""
+
+    keys: list[PromptKey]
+
+    @property
+    def responses(self) -> int:
+        """Answers in all."""
+        return sum(len(key.response_ids) for key in self.keys)
+
+
+def run_label(config: LabelConfig) -> int:
+    """Label all answers; returns the exit code."""
+    config.check()
+    names = dimension_names(config)
+    weighting = resolve_weighting(config.weights, names, config.missing)
+    # Read once before anything is paid for: a bad record on the last line must not end a run of hours.
+    inputs = Inputs([PromptKey.of(prompt) for prompt in prompts_of(config)])
+    if config.dry_run:
+        from judge_pipeline.dry_run import run_dry
+
+        return run_dry(config)
+    prepare_run_dir(config.output, config, "judge-pipeline label", config.existing, [config.prompts])
+    started = time.monotonic()
+    store = CallStore(config.output / "calls.sqlite")
+    try:
+        result = asyncio.run(_label(config, names, weighting, inputs, store))
+        if result is None:
+            return 0
+        summary = summarize(
+            result.tally,
+            result.budget.spent,
+            config.prices,
+            store.totals(),
+            time.monotonic() - started,
+            result.budget.stopped,
+        )
+    finally:
+        store.close()
+    return finish(config.output, summary, complete=result.tally.complete)
+
+
+def finish(output: Path, summary: dict[str, Any], *, complete: bool) -> int:
+    """Write the report and, last, the summary; say what came out."""
+    from judge_pipeline.report import write_report
+
+    write_summary(output / "summary.json", summary)
+    report = write_report(output)
+    print("\n".join(summary_lines(summary)))
+    print(f"labels: {output / 'labels.jsonl'}\nreport: {report}")
+    if not complete:
+        print(
+            "some answers lack a score (exit code 3); --retry-failed does again what failed", file=sys.stderr
+        )
+    return 0 if complete else PARTIAL
+
+
+def dimension_names(config: LabelConfig) -> list[str]:
+    """Names as they will stand in the rows."""
+    return [
+        dimension.name
+        for dimension in build_dimensions(config.dimensions, config.judge_options(structured=False))
+    ]
+
+
+def prompts_of(config: LabelConfig) -> Iterator[Prompt]:
+    """The prompts to label, as a stream."""
+    return itertools.islice(read_prompts(config.prompts, need_responses=True), config.limit)
+
+
+def evidence_builder(config: LabelConfig) -> EvidenceBuilder:
+    """The documents' reader, as the settings say."""
+    return EvidenceBuilder(
+        config.embedder,
+        retrieval=config.retrieval,
+        segment_tokens=config.segment_tokens,
+        chunk_tokens=config.chunk_tokens,
+        top_k=config.top_k,
+    )
+
+
+def make_dimensions(config: LabelConfig, engine: Engine) -> list[Dimension]:
+    """The dimensions, asking for JSON where the engine can hold to it."""
+    return build_dimensions(config.dimensions, config.judge_options(structured=engine.supports_schema))
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to."""
+
+    tally: Tally
+    budget: Budget
+
+
+async def _label(
+    config: LabelConfig, names: list[str], weighting: Weighting, inputs: Inputs, store: CallStore
+) -> Result | None:
+    tally = Tally(names)
+    rule = KeepRule(names, weighting, config.retry_failed)
+    labels = LabelFile(config.output / "labels.jsonl", rule, inputs.keys, tally)
+    budget = Budget(config.max_calls, config.max_cost, config.prices)
+    try:
+        if len(labels.kept) == len(inputs.keys):  # nothing to ask: no engine need be there
+            for position, prompt in enumerate(prompts_of(config)):
+                labels.keep(position, prompt)
+            labels.finish()
+            return Result(tally, budget)
+        await _ask_and_label(config, inputs, store, labels, budget)
+        return Result(tally, budget)
+    finally:
+        labels.close()
+
+
+async def _ask_and_label(
+    config: LabelConfig, inputs: Inputs, store: CallStore, labels: LabelFile, budget: Budget
+) -> None:
+    engine = await open_engine(config.judge, store)
+    writer = StoreWriter(store)
+    threads = ThreadPoolExecutor(THREADS, thread_name_prefix="plan")
+    try:
+        dimensions = make_dimensions(config, engine)
+        builder = evidence_builder(config)
+        runner = CallRunner(engine, writer, budget, retry_failed=config.retry_failed)
+        planner = PromptPlanner(dimensions, runner, labels.rule.weighting, threads)
+        todo = (prompt for prompt in prompts_of(config) if prompt.id not in labels.kept)
+        check_overflow(engine, dimensions, builder, todo, skip=config.overflow == "skip")
+        with Progress(inputs.responses, "labelling", "answers") as progress:
+            scheduler = Scheduler(planner, builder, labels, window=config.window, progress=progress)
+            await scheduler.run(prompts_of(config))
+    finally:
+        threads.shutdown(wait=True, cancel_futures=True)
+        await writer.close()
+        await engine.close()
+
+
+COMMAND = Command(
+    name="label",
+    help="score every answer of every prompt with an LLM judge",
+    config=LabelConfig,
+    run=run_label,
+    example="judge-pipeline label answers.jsonl --output labels "
+    "--judge.base-url http://localhost:8000/v1 --judge.model Qwen3-32B",
+)
