@@ -1,0 +1,183 @@
+"""`reward-model evaluate` on a tiny model with real files: figures, held-out documents, window, people's labels."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from judge_pipeline.agreement_table import build_table
+from judge_pipeline.config import main
+from judge_pipeline.record_files import read_prompts, write_records
+from judge_pipeline.records import DIMENSIONS, Prompt
+from judge_pipeline.run_dir import file_digest
+from reward_model.data import load_examples
+from reward_model.fidelity import evaluate_scores, summary_figures
+from reward_model.fidelity_cli import COMMANDS
+from reward_model.fidelity_inputs import drop_training_documents, read_reference
+from reward_model.model import load_backbone_for_rm, save_reward_model
+from reward_model.scorer import RewardModel
+from reward_model.splits import split_by_document
+
+RNG = np.random.default_rng(11)
+
+
+def prompt_rows(documents: int = 6) -> list[dict]:
+    return [
+        {
+            "id": f"p{number}-{question}",
+            "document_id": f"d{number}",
+            "context": f"Station {number} measured {number + 7} degrees. " * (number + 2),
+            "query": f"What did station {number} measure, question {question}?",
+            "responses": [{"id": str(i), "text": f"It measured {number + i} degrees."} for i in range(4)],
+        }
+        for number in range(documents)
+        for question in range(2)
+    ]
+
+
+def label_rows(prompts: list[dict]) -> list[dict]:
+    rows = []
+    for prompt in prompts:
+        for response in prompt["responses"]:
+            scores = {name: float(RNG.integers(0, 11)) for name in DIMENSIONS}
+            rows.append(
+                {
+                    "prompt_id": prompt["id"],
+                    "response_id": response["id"],
+                    "scores": scores,
+                    "reward": float(np.mean(list(scores.values()))),
+                    "status": "labelled",
+                    "usage": {"calls": 4, "input_tokens": 1000, "output_tokens": 100},
+                }
+            )
+    return rows
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model with a fresh head, saved as a reward model."""
+    folder = tmp_path_factory.mktemp("tiny") / "rm"
+    backbone = load_backbone_for_rm(str(tiny_base))
+    save_reward_model(backbone.model, backbone.tokenizer, folder, backbone.manifest)
+    return folder
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    prompts = prompt_rows()
+    write_records(tmp_path / "prompts.jsonl", prompts)
+    write_records(tmp_path / "labels" / "labels.jsonl", label_rows(prompts))
+    run = {"config": {"prompts": str(tmp_path / "prompts.jsonl")}}
+    (tmp_path / "labels" / "run.yaml").write_text(yaml.safe_dump(run))
+    return tmp_path
+
+
+def evaluate(*words: object) -> int:
+    flags = ["--embedding-model", "none", "--bootstrap", "20"]
+    return main("reward-model", COMMANDS, ["evaluate", *map(str, words), *flags])
+
+
+def test_perfect_and_noisy_scores_beside_ceiling_and_baselines():
+    prompts = [Prompt.model_validate(row) for row in prompt_rows()]
+    table = build_table(prompts)
+    target = RNG.integers(0, 11, table.rows).astype(float)
+    found = evaluate_scores(
+        table,
+        {"faithfulness": target, "reward": target},
+        {"faithfulness": target, "reward": RNG.random(table.rows)},
+        ceilings={"judge, second run": {"faithfulness": target + RNG.normal(0, 1, table.rows)}},
+        baselines={"constant": np.zeros(table.rows)},
+        replicates=50,
+    )
+    figures = summary_figures(found)
+    assert figures["faithfulness"]["spearman"]["value"] == pytest.approx(1.0)
+    assert figures["faithfulness"]["set_mae"]["value"] == 0.0
+    assert abs(figures["reward"]["spearman"]["value"]) < 0.5
+    rows = {row["name"]: row for row in found["results"][0]["rows"]}
+    assert 0.8 < rows["judge, second run"]["within"]["spearman"]["value"] < 1.0
+    assert rows["constant"]["within"]["spearman"]["value"] == 0.0
+    assert found["heads"]["faithfulness"]["faithfulness"]["value"] == pytest.approx(1.0)
+
+
+def test_the_command_scores_with_the_model_and_writes_everything(run_dir, tiny_model, capsys):
+    output = run_dir / "out"
+    assert evaluate(tiny_model, run_dir / "labels", "--output", output) == 0
+    found = json.loads((output / "fidelity.json").read_text())
+    assert [result["target"] for result in found["results"]] == [*DIMENSIONS, "reward"]
+    assert found["results"][0]["length_unit"] == "tokens"
+    # The figures are those of the model's own scores.
+    model = RewardModel.from_pretrained(tiny_model)
+    scored = next(read_prompts(output / "scored.jsonl"))
+    direct = model.score(scored.context, scored.query, [item.text for item in scored.responses])
+    written = [[item.scores[name] for name in DIMENSIONS] for item in scored.responses]
+    assert np.allclose(np.clip(direct, 0, 10), written, atol=1e-4)
+    again = run_dir / "again"
+    assert (
+        evaluate(tiny_model, run_dir / "labels", "--output", again, "--scores", output / "scored.jsonl") == 0
+    )
+    other = json.loads((again / "fidelity.json").read_text())
+    assert other["results"][4]["rows"][0]["within"] == found["results"][4]["rows"][0]["within"]
+    page = (output / "report.html").read_text()
+    assert "Which output follows which dimension" in page
+    assert "output \\ target" in capsys.readouterr().out
+
+
+def test_training_documents_are_left_out(run_dir, tiny_model, tmp_path):
+    labels = run_dir / "labels"
+    trained = tmp_path / "trained"
+    trained.mkdir()
+    digest = {str(labels / "labels.jsonl"): file_digest(labels / "labels.jsonl")}
+    config = {"labels": str(labels), "eval_fraction": 0.4, "seed": 0}
+    (trained / "run.yaml").write_text(yaml.safe_dump({"config": config, "inputs": digest}))
+    reference = read_reference(labels, [])
+    drop_training_documents(reference, trained, labels, "auto")
+    train, held_out = split_by_document(list(load_examples(labels).items), 0.4, 0)
+    assert {prompt.id for prompt in reference.prompts} == {item.prompt_id for item in held_out}
+    assert not {prompt.document_id for prompt in reference.prompts} & {item.document_id for item in train}
+    assert "training documents are left out" in reference.notes[-1]
+    everything = read_reference(labels, [])
+    drop_training_documents(everything, trained, labels, "all")
+    assert len(everything.prompts) == 12
+
+
+def test_nothing_held_out_is_refused(run_dir, tiny_model, tmp_path, capsys):
+    labels = run_dir / "labels"
+    copy = tmp_path / "model"
+    copy.mkdir()
+    for file in tiny_model.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    digest = {"x": file_digest(labels / "labels.jsonl")}
+    config = {"labels": str(labels), "eval_fraction": 0.0}
+    (copy / "run.yaml").write_text(yaml.safe_dump({"config": config, "inputs": digest}))
+    assert evaluate(copy, labels, "--output", tmp_path / "o") == 2
+    assert "--documents all" in capsys.readouterr().err
+
+
+def test_long_prompts_are_an_error_or_a_counted_skip(run_dir, tiny_model, capsys):
+    rows = prompt_rows()
+    rows[3]["context"] = "A very long report about the weather. " * 200
+    write_records(run_dir / "prompts.jsonl", rows)
+    assert evaluate(tiny_model, run_dir / "labels", "--output", run_dir / "o1") == 2
+    assert f"the longest is '{rows[3]['id']}'" in capsys.readouterr().err
+    assert evaluate(tiny_model, run_dir / "labels", "--output", run_dir / "o2", "--overflow", "skip") == 0
+    found = json.loads((run_dir / "o2" / "fidelity.json").read_text())
+    assert found["prompts"] == 11
+    assert any("longer than the window" in note for note in found["notes"])
+
+
+def test_peoples_values_and_choices_are_targets_too(run_dir, tiny_model):
+    rows = prompt_rows()
+    for row in rows:
+        for i, response in enumerate(row["responses"]):
+            response["human"] = {"faithfulness": float(i), "completeness": None}
+        row["preferences"] = [{"winner": "3", "loser": "0"}]
+    write_records(run_dir / "people.jsonl", rows)
+    assert evaluate(tiny_model, run_dir / "people.jsonl", "--output", run_dir / "out") == 0
+    found = json.loads((run_dir / "out" / "fidelity.json").read_text())
+    assert [result["target"] for result in found["results"]] == ["faithfulness", "preferences"]
+    model_row = found["results"][1]["rows"][0]
+    assert model_row["within"]["pairs"]["count"] == 12
