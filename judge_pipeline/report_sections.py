@@ -1,0 +1,216 @@
+"""The overview of a label run: figures, score distributions, ties, failures, what was spent, how it was run.
+
+In: labels and the run's ``summary.json`` and ``run.yaml`` (either may lack anything). Out: page sections. Where a
+file does not say a figure, the page says that it is not known; nothing is invented.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import yaml
+
+from judge_pipeline.charts import Markup, histogram, stat_tiles, table
+from judge_pipeline.page import (
+    Section,
+    code_block,
+    details,
+    format_seconds,
+    format_value,
+    join,
+    notice,
+    prose,
+)
+from judge_pipeline.report_data import UNLABELLED, Labels
+
+SCORE_EDGES = [index / 2 - 0.25 for index in range(22)]
+"""Bins of half a point, centred on 0, 0.5, … 10, so that a printed score falls into the middle of one."""
+
+
+def overview(labels: Labels, summary: dict[str, Any], answers: int, prompts: int) -> Section:
+    """The figures a reader wants first."""
+    states = Counter(verdict.status for verdict in labels.all())
+    waiting = answers - sum(states.values())
+    rewards = labels.values("reward")
+    tiles: list[tuple[str, object, str]] = [
+        ("Answers", answers, f"to {prompts:,} prompts"),
+        (
+            "Labelled",
+            _share(states["labelled"], answers),
+            f"{states['partial']:,} in part, {states['failed']:,} failed",
+        ),
+        (
+            "Mean reward",
+            f"{np.mean(rewards):.2f}" if rewards else None,
+            f"of {len(rewards):,} answers, 0–10" if rewards else "no answer has a reward",
+        ),
+        *_spent_tiles(summary),
+    ]
+    parts: list[Markup] = [stat_tiles(tiles)]
+    if waiting > 0:
+        text = f"{waiting:,} answers have no label yet: the run is not finished. Run it again and it goes on."
+        parts.append(notice(text, "warning"))
+    if labels.torn:
+        parts.append(
+            notice(
+                "The last row of labels.jsonl is torn and left out here; the run that is resumed mends it."
+            )
+        )
+    return Section("At a glance", join(*parts), "glance")
+
+
+def scores(labels: Labels) -> Section:
+    """Distributions and ties of each dimension and of the reward."""
+    dimensions = labels.dimensions
+    panels = histogram({name: labels.values(name) for name in dimensions}, SCORE_EDGES, "score")
+    rows = []
+    for name in [*dimensions, "reward"]:
+        values = labels.values(name)
+        missing = sum(1 for _ in labels.all()) - len(values)
+        tied = labels.tied_share(name)
+        rows.append(
+            [
+                name,
+                len(values),
+                missing,
+                float(np.mean(values)) if values else None,
+                float(np.std(values)) if values else None,
+                len({round(value, 6) for value in values}),
+                None if tied is None else _percent(tied),
+            ]
+        )
+    head = ["dimension", "scored", "missing", "mean", "std", "distinct values", "tied pairs"]
+    sides = ["left", *["right"] * 6]
+    numbers = table(
+        head,
+        rows,
+        align=sides,  # type: ignore[arg-type]
+        caption="Tied pairs: the share of pairs of answers to the same prompt that the judge scored alike.",
+    )
+    intro = "Points from 0 to 10, 10 best. The dashed line is the mean."
+    return Section("Scores", join(panels, numbers), "scores", intro)
+
+
+def failures(labels: Labels) -> Section:
+    """Why scores are missing, by dimension and typed reason."""
+    found = labels.failures()
+    if not found:
+        return Section("Failures", prose("No dimension of any answer failed."), "failures")
+    rows = [
+        [dimension, reason, count]
+        for dimension, reasons in found.items()
+        for reason, count in reasons.most_common()
+    ]
+    intro = (
+        "A failed dimension is a typed reason, never a zero; the other dimensions keep their scores. "
+        "Run again with --retry-failed to ask only for these."
+    )
+    return Section("Failures", table(["dimension", "reason", "answers"], rows), "failures", intro)
+
+
+def spent(labels: Labels, summary: dict[str, Any], answers: int) -> Section:
+    """Calls, tokens and money."""
+    calls, tokens, cost = (_mapping(summary.get(key)) for key in ("calls", "tokens", "cost"))
+    labelled = sum(1 for _ in labels.all())
+    if not calls and not tokens:
+        usage = [verdict.usage for verdict in labels.all()]
+        calls = {"made": round(sum(one.calls for one in usage))}
+        tokens = {
+            "input": round(sum(one.input_tokens for one in usage)),
+            "output": round(sum(one.output_tokens for one in usage)),
+            "cached_input": round(sum(one.cached_input_tokens for one in usage)),
+        }
+    names = {
+        "made": "calls made",
+        "from_store": "calls taken from the call store",
+        "shared": "calls saved by sharing",
+        "input": "input tokens",
+        "cached_input": "of these, read from the engine's cache",
+        "output": "output tokens",
+    }
+    rows: list[list[object]] = []
+    for key, value in {**calls, **tokens}.items():
+        if isinstance(value, int | float):
+            per_answer = value / labelled if labelled else None
+            rows.append([names.get(key, key.replace("_", " ")), value, per_answer])
+    amount = cost.get("amount")
+    if isinstance(amount, int | float):
+        rows.append(
+            [f"cost, {cost.get('currency') or 'currency not named'}", amount, amount / max(1, labelled)]
+        )
+    grid = table(["", "total", "per answer"], rows, sortable=False, align=["left", "right", "right"])
+    note = "" if amount is not None else "No prices were given, so the cost in money is not known."
+    return Section("Spent", grid, "spent", note)
+
+
+def settings(run: dict[str, Any]) -> Section:
+    """The run's own description."""
+    if not run:
+        return Section("How it was run", prose("There is no run.yaml beside the labels."), "run")
+    judge = _mapping(_mapping(run.get("config")).get("judge"))
+    facts = [
+        ["command", run.get("command")],
+        ["judge", judge.get("model")],
+        ["endpoint", judge.get("base_url") or "in this process"],
+        ["started", run.get("started")],
+        ["code", run.get("git_revision")],
+    ]
+    text = yaml.safe_dump(run, sort_keys=False, allow_unicode=True)
+    known = [[name, format_value(value)] for name, value in facts if value]
+    grid = table(["", ""], known, sortable=False)
+    return Section("How it was run", join(grid, details("All of run.yaml", code_block(text))), "run")
+
+
+def _spent_tiles(summary: dict[str, Any]) -> list[tuple[str, object, str]]:
+    calls, tokens, cost = (_mapping(summary.get(key)) for key in ("calls", "tokens", "cost"))
+    tiles: list[tuple[str, object, str]] = []
+    if "made" in calls:
+        stored = calls.get("from_store")
+        tiles.append(
+            (
+                "Judge calls",
+                calls["made"],
+                f"{stored:,} more from the store" if isinstance(stored, int) else "",
+            )
+        )
+    if "input" in tokens:
+        tiles.append(
+            ("Tokens", _thousands(tokens["input"]), f"read; {_thousands(tokens.get('output'))} written")
+        )
+    if cost.get("amount") is not None:
+        tiles.append(("Cost", f"{cost['amount']:,.2f}", str(cost.get("currency") or "")))
+    if summary.get("seconds") is not None:
+        tiles.append(("Time", format_seconds(summary["seconds"]), ""))
+    return tiles
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _thousands(value: object) -> str:
+    if not isinstance(value, int | float):
+        return "–"
+    for size, sign in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{sign}"
+    return f"{value:.0f}"
+
+
+def _share(part: int, whole: int) -> str | None:
+    return _percent(part / whole) if whole else None
+
+
+def _percent(share: float) -> str:
+    # 99.96% must not read as 100%: a reader takes that for "all".
+    shown = f"{share * 100:.1f}"
+    if share < 1 and shown == "100.0":
+        shown = "> 99.9"
+    if share > 0 and shown == "0.0":
+        shown = "< 0.1"
+    return shown.removesuffix(".0") + "%"
+
+
+__all__ = ["UNLABELLED", "failures", "overview", "scores", "settings", "spent"]
