@@ -5,9 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from dpo import pairs, sample
+from dpo import pairs, sample, train_config
 from judge_pipeline.config import Command
 from judge_pipeline.config import main as run_main
+
+
+def _train(config: train_config.TrainConfig) -> int:
+    from dpo import train  # TRL takes seconds to import, which `dpo pairs --help` should not
+
+    return train.run(config)
+
 
 COMMANDS = (
     Command(
@@ -23,6 +30,13 @@ COMMANDS = (
         pairs.PairsConfig,
         pairs.run,
         "dpo pairs scored.jsonl --output pairs.jsonl --min-margin 0.5",
+    ),
+    Command(
+        "train",
+        "DPO with cross-entropy on the pairs, the prompt of each pair encoded once.",
+        train_config.TrainConfig,
+        _train,
+        "dpo train pairs.jsonl --model smollm2 --output runs/dpo --method lora",
     ),
 )
 
