@@ -18,7 +18,7 @@ import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,7 +46,8 @@ CREATE TABLE IF NOT EXISTS attempts (
     finished REAL NOT NULL);
 CREATE INDEX IF NOT EXISTS attempts_by_key ON attempts (key, id);
 CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS batched (key TEXT PRIMARY KEY, file TEXT NOT NULL, call BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS batched (
+    key TEXT PRIMARY KEY, file TEXT NOT NULL, owner TEXT NOT NULL, call BLOB NOT NULL);
 """
 
 
@@ -139,13 +140,13 @@ class CallStore:
                 "if the file is damaged, move it away; a new one is started",
             ) from error
 
-    def get(self, key: str, *, retry_failed: bool = False) -> Reply | None:
-        """The stored answer; or the last failure if it is a lasting one and is not to be tried again."""
-        found = self.find(key, retry_failed=retry_failed)
+    def get(self, key: str) -> Reply | None:
+        """The stored answer; or the last failure if asking again would repeat it."""
+        found = self.find(key)
         return found.reply if found else None
 
-    def find(self, key: str, *, retry_failed: bool = False) -> Stored | None:
-        """`get`, and who asked."""
+    def find(self, key: str, lasting: Collection[str] = LASTING_FAILURES) -> Stored | None:
+        """`get`, and who asked. `lasting` names the failures that count as a reply."""
         with self._read_lock, self._errors_named():
             row = self._reader.execute(
                 "SELECT text, finish_reason, structured, input_tokens, output_tokens, cached_input_tokens,"
@@ -162,8 +163,8 @@ class CallStore:
                 logprobs=[TokenLogprob(**item) for item in _unpack(row[7])] if row[7] else None,
             )
             return Stored(reply, row[8])
-        failed = None if retry_failed else self.last_failure(key)
-        return failed if failed is not None and failed.reply.failure in LASTING_FAILURES else None
+        failed = self.last_failure(key) if lasting else None
+        return failed if failed is not None and failed.reply.failure in lasting else None
 
     def last_failure(self, key: str) -> Stored | None:
         """The last failed attempt at a call, whatever its reason."""
@@ -234,21 +235,21 @@ class CallStore:
         with self._lock, self._errors_named():
             self._db.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
 
-    def set_batched(self, calls: Iterable[tuple[str, Call]], file: str) -> None:
-        """Remember which calls a batch file asks, so that its answers can be matched and missed."""
-        rows = [(key, file, _pack(call.model_dump(mode="json"))) for key, call in calls]
+    def set_batched(self, calls: Iterable[tuple[str, Call, str]], file: str) -> None:
+        """Remember which calls (key, call, owner) a batch file asks, so that its answers can be matched and missed."""
+        rows = [(key, file, owner, _pack(call.model_dump(mode="json"))) for key, call, owner in calls]
         with self._lock, self._errors_named():
             self._db.execute("BEGIN IMMEDIATE")
-            self._db.executemany("INSERT OR REPLACE INTO batched VALUES (?, ?, ?)", rows)
+            self._db.executemany("INSERT OR REPLACE INTO batched VALUES (?, ?, ?, ?)", rows)
             self._db.execute("COMMIT")
 
-    def batched(self) -> dict[str, Call]:
-        """Calls that were written to a batch file and have no answer yet, by key."""
+    def batched(self) -> dict[str, tuple[Call, str]]:
+        """Calls that were written to a batch file and have no answer yet, with their owners, by key."""
         with self._lock, self._errors_named():
             rows = self._db.execute(
-                "SELECT key, call FROM batched WHERE key NOT IN (SELECT key FROM calls)"
+                "SELECT key, call, owner FROM batched WHERE key NOT IN (SELECT key FROM calls)"
             ).fetchall()
-        return {key: Call.model_validate(_unpack(call)) for key, call in rows}
+        return {key: (Call.model_validate(_unpack(call)), owner) for key, call, owner in rows}
 
     def clear_batched(self, keys: Iterable[str]) -> None:
         """Forget that calls were asked in a batch file: their rows have been taken in."""

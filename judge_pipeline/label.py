@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from judge_pipeline.call_store import CallStore, StoreWriter
+from judge_pipeline.call_store import LASTING_FAILURES, CallStore, StoreWriter
 from judge_pipeline.config import Command
 from judge_pipeline.dimensions.base import Dimension
 from judge_pipeline.dimensions.registry import build_dimensions
 from judge_pipeline.engines.base import Engine
+from judge_pipeline.engines.batch_file import BatchFileEngine, take_in
 from judge_pipeline.evidence import EvidenceBuilder
 from judge_pipeline.judge_engines import open_engine
 from judge_pipeline.label_config import LabelConfig
@@ -160,23 +161,39 @@ async def _label(
 async def _ask_and_label(
     config: LabelConfig, inputs: Inputs, store: CallStore, labels: LabelFile, budget: Budget
 ) -> None:
-    engine = await open_engine(config.judge, store)
+    batch = _batch_engine(config, store)
+    engine = batch or await open_engine(config.judge, store)
     writer = StoreWriter(store)
     threads = ThreadPoolExecutor(THREADS, thread_name_prefix="plan")
     try:
         dimensions = make_dimensions(config, engine)
         builder = evidence_builder(config)
-        runner = CallRunner(engine, writer, budget, retry_failed=config.retry_failed)
+        lasting = LASTING_FAILURES | ({"batch_error", "empty_reply"} if batch else set())
+        runner = CallRunner(engine, writer, budget, retry_failed=config.retry_failed, lasting=lasting)
         planner = PromptPlanner(dimensions, runner, labels.rule.weighting, threads)
         todo = (prompt for prompt in prompts_of(config) if prompt.id not in labels.kept)
         check_overflow(engine, dimensions, builder, todo, skip=config.overflow == "skip")
         with Progress(inputs.responses, "labelling", "answers") as progress:
             scheduler = Scheduler(planner, builder, labels, window=config.window, progress=progress)
             await scheduler.run(prompts_of(config))
+        if batch is not None:
+            batch.finish()
+            print(batch.report(), file=sys.stderr)
     finally:
         threads.shutdown(wait=True, cancel_futures=True)
         await writer.close()
         await engine.close()
+
+
+def _batch_engine(config: LabelConfig, store: CallStore) -> BatchFileEngine | None:
+    """Take in answered batch files, and be ready to write the next one; None when no batch file is named."""
+    judge = config.judge
+    if judge.model is None or not (judge.batch_in or judge.batch_out):
+        return None
+    if judge.batch_in:
+        intake = take_in(judge.batch_in, store, judge.model)
+        print(intake.report(), file=sys.stderr)
+    return BatchFileEngine(judge.model, store, judge.batch_out, structured=judge.structured != "off")
 
 
 COMMAND = Command(

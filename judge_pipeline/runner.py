@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from judge_pipeline.call_store import Finished, Stored, StoreWriter
+from judge_pipeline.call_store import LASTING_FAILURES, Finished, Stored, StoreWriter
 from judge_pipeline.calls import Call, CallUsage, Reply
 from judge_pipeline.engines.base import ANYWHERE, Engine, Place, StopCalls
 
@@ -98,10 +98,12 @@ class CallRunner:
         budget: Budget | None = None,
         *,
         retry_failed: bool = False,
+        lasting: Collection[str] = LASTING_FAILURES,
     ) -> None:
         self.engine, self.writer = engine, writer
         self.budget = budget or Budget()
         self.retry_failed = retry_failed
+        self._lasting: Collection[str] = () if retry_failed else lasting
         self._running: dict[str, asyncio.Task[Stored]] = {}
         self._made: set[str] = set()
 

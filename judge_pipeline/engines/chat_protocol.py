@@ -7,12 +7,23 @@ without a message, an answer cut at its limit, a refusal and a content filter ar
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, Literal
 
 from judge_pipeline.calls import Call, CallUsage, Reply, TokenLogprob
 
 SchemaMode = Literal["strict", "loose", "off"]
 """How a JSON schema is sent: as strict, without that word (some servers refuse it), or not at all."""
+
+
+TOO_LONG = re.compile(
+    r"context[ _]length|context window|maximum (input|prompt|sequence|model)|max_model_len|too (long|many tokens)"
+    r"|longer than the (model|maximum)|reduce the length",
+    re.IGNORECASE,
+)
+FILTERED = re.compile(
+    r"content_filter|content management policy|content policy|responsible ?ai", re.IGNORECASE
+)
 
 
 class MalformedReply(Exception):
@@ -81,6 +92,15 @@ def reply_from_body(body: Any, *, structured: bool = False) -> Reply:
     if not reply.text.strip():
         return reply.model_copy(update={"failure": "empty_reply", "detail": "the judge said nothing"})
     return reply
+
+
+def error_reply(message: str) -> Reply | None:
+    """A server's refusal that is about the call itself: too long, or filtered. None for other errors."""
+    if FILTERED.search(message):
+        return Reply(failure="refused", detail=message, finish_reason="content_filter")
+    if TOO_LONG.search(message):
+        return Reply(failure="context_too_long", detail=message, finish_reason="error")
+    return None
 
 
 def _first_choice(body: Any) -> dict[str, Any]:

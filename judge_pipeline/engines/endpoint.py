@@ -21,7 +21,13 @@ import openai
 from judge_pipeline.calls import Call, Reply
 from judge_pipeline.concurrency import AdaptiveLimit, Gate, Slot
 from judge_pipeline.engines.base import ANYWHERE, Place
-from judge_pipeline.engines.chat_protocol import MalformedReply, SchemaMode, parse_completion, request_body
+from judge_pipeline.engines.chat_protocol import (
+    MalformedReply,
+    SchemaMode,
+    error_reply,
+    parse_completion,
+    request_body,
+)
 from judge_pipeline.engines.retries import (
     OVERLOADED_STATUS,
     RETRIED_STATUS,
@@ -31,14 +37,6 @@ from judge_pipeline.engines.retries import (
 )
 from judge_pipeline.errors import UserError
 
-TOO_LONG = re.compile(
-    r"context[ _]length|context window|maximum (input|prompt|sequence|model)|max_model_len|too (long|many tokens)"
-    r"|longer than the (model|maximum)|reduce the length",
-    re.IGNORECASE,
-)
-FILTERED = re.compile(
-    r"content_filter|content management policy|content policy|responsible ?ai", re.IGNORECASE
-)
 GONE_AFTER = 12
 """This many calls in a row that found no server at all, each after all its retries, end the run."""
 
@@ -200,7 +198,9 @@ class EndpointEngine:
             except MalformedReply as error:
                 return Setback("http", str(error))
             except openai.APIStatusError as error:
-                if error.status_code in (400, 422) and lane.dialect.learn(_message(error), body):
+                message = _message(error)
+                about_call = error_reply(message) is not None
+                if error.status_code in (400, 422) and not about_call and lane.dialect.learn(message, body):
                     continue  # each lesson changes the body, and there are only so many
                 return self._refusal(lane, error)
             except (openai.APITimeoutError, TimeoutError):
@@ -234,10 +234,9 @@ class EndpointEngine:
             )
         if status in RETRIED_STATUS:
             return Setback("http", detail, status in OVERLOADED_STATUS, retry_after(error.response.headers))
-        if FILTERED.search(message):
-            return Reply(failure="refused", detail=detail, finish_reason="content_filter")
-        if status in (400, 413, 422) and TOO_LONG.search(message):
-            return Reply(failure="context_too_long", detail=detail, finish_reason="error")
+        known = error_reply(detail) if status in (400, 413, 422) else None
+        if known is not None:
+            return known
         return Reply(failure="http", detail=detail, finish_reason="error")
 
     async def close(self) -> None:

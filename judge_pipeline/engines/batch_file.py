@@ -1,0 +1,263 @@
+"""The judge by mail: calls go into an OpenAI batch file, answers come back in another.
+
+Works with hosted batch APIs and with `vllm run-batch`. A run with `--judge.batch-out` asks nobody: every call that
+has no answer yet becomes a row, whose `custom_id` is the call's key. `take_in` reads the answers into the call store;
+rows that are wrong, doubled, missing or failed become typed failures (`batch_error`) of their calls.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from judge_pipeline.call_store import CallStore, Finished
+from judge_pipeline.calls import Call, Reply
+from judge_pipeline.concurrency import Order
+from judge_pipeline.engines.base import ANYWHERE, Place, StopCalls
+from judge_pipeline.engines.chat_protocol import (
+    MalformedReply,
+    error_reply,
+    reply_from_body,
+    request_body,
+)
+from judge_pipeline.errors import UserError, disk_error
+
+URL = "/v1/chat/completions"
+BUFFERED = 4096
+"""Calls sorted at a time before they are written, so that rows with a common beginning follow each other."""
+HOSTED_ROWS, HOSTED_BYTES = 50_000, 200_000_000
+"""What the large hosted batch API takes in one file."""
+
+
+class BatchFileEngine:
+    """Answers nothing: writes each call to the batch file, and holds it back."""
+
+    supports_logprobs = True
+    context_window: int | None = None
+
+    def __init__(self, model: str, store: CallStore, out: Path | None, *, structured: bool = True) -> None:
+        self.model = self.identity = model
+        self.supports_schema = structured
+        self.out = out
+        self.rows = self.bytes = 0
+        self._store = store
+        self._buffer: list[tuple[Order, str, Call, str]] = []
+        self._part = out.with_name(f".{out.name}.part") if out else None
+        self._file: IO[str] | None = None
+
+    def where(self, place: Place) -> str:
+        """The file's name."""
+        return str(self.out or "batch")
+
+    def max_parallel(self) -> int:
+        """No limit: nothing is asked."""
+        return BUFFERED
+
+    async def answer(self, call: Call, place: Place = ANYWHERE) -> Reply:
+        """Raises StopCalls: the answer comes with another run."""
+        place.admit()
+        self.rows += 1
+        self._buffer.append((place.order, call.key(self.identity), call, place.affinity))
+        if len(self._buffer) >= BUFFERED:
+            self._flush()
+        raise StopCalls(f"waits for the answers to {self.out}" if self.out else "waits for a batch file")
+
+    def _flush(self) -> None:
+        rows = sorted(self._buffer, key=lambda row: row[:2])
+        self._buffer = []
+        if self.out is None or self._part is None or not rows:
+            return
+        try:
+            if self._file is None:
+                self.out.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self._part.open("w", encoding="utf-8")
+            for _, key, call, _ in rows:
+                line = json.dumps(self._row(key, call), ensure_ascii=False) + "\n"
+                self.bytes += len(line.encode())
+                self._file.write(line)
+        except OSError as error:
+            raise disk_error(error, self.out) from error
+        self._store.set_batched(((key, call, owner) for _, key, call, owner in rows), str(self.out))
+
+    def _row(self, key: str, call: Call) -> dict[str, Any]:
+        body = request_body(call, self.model, "strict" if self.supports_schema else "off")
+        return {"custom_id": key, "method": "POST", "url": URL, "body": body}
+
+    def finish(self) -> None:
+        """Move the file to its place, whole; with nothing to ask there is no file."""
+        self._flush()
+        if self._file is None or self._part is None or self.out is None:
+            return
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            os.replace(self._part, self.out)
+        except OSError as error:
+            raise disk_error(error, self.out) from error
+
+    def report(self) -> str:
+        """What happened, and what to do next."""
+        if not self.rows:
+            return "no call is pending: every answer is in"
+        if self.out is None:
+            return f"{self.rows} calls have no answer yet; --judge.batch-out FILE writes them"
+        text = (
+            f"{self.rows} calls written to {self.out}. Have them answered (a hosted batch API, or `vllm run-batch "
+            f"-i {self.out} -o ANSWERS --model {self.model}`), then run the same command again with "
+            "--judge.batch-in ANSWERS"
+        )
+        if self.rows > HOSTED_ROWS or self.bytes > HOSTED_BYTES:
+            text += (
+                f"\nnote: hosted APIs take at most {HOSTED_ROWS:,} rows and {HOSTED_BYTES // 10**6} MB a file; "
+                "--max-calls bounds a file"
+            )
+        return text
+
+    async def close(self) -> None:
+        """Drop a file that was not finished."""
+        if self._file is not None:
+            self._file.close()
+        if self._part is not None:
+            self._part.unlink(missing_ok=True)
+
+
+@dataclass
+class Intake:
+    """What the answer files held."""
+
+    answered: int = 0
+    failed: int = 0
+    problems: list[str] = field(default_factory=list)
+    """Rows that could not be used, each named by file and line; and calls without a row."""
+
+    def report(self) -> str:
+        """Counts, and the first problems by name."""
+        lines = [f"batch answers: {self.answered} taken in, {self.failed} failed"]
+        lines += [f"  {problem}" for problem in self.problems[:20]]
+        if len(self.problems) > 20:
+            lines.append(f"  and {len(self.problems) - 20} more")
+        return "\n".join(lines)
+
+
+@dataclass
+class _Row:
+    """The answer to one call, and where it stood."""
+
+    reply: Reply
+    where: str
+    row: Any
+
+
+class _Reader:
+    """Gathers rows of all files before anything is stored, because a later row may contradict an earlier one."""
+
+    def __init__(self, store: CallStore, identity: str) -> None:
+        self.store, self.identity = store, identity
+        self.asked = store.batched()
+        self.rows: dict[str, _Row] = {}
+        self.intake = Intake()
+
+    def line(self, where: str, line: str) -> None:
+        """Take one line of a file."""
+        try:
+            row = json.loads(line)
+        except ValueError:
+            self.intake.problems.append(f"{where}: is not JSON; its call counts as not answered")
+            return
+        key = row.get("custom_id") if isinstance(row, dict) else None
+        if not isinstance(key, str):
+            self.intake.problems.append(f"{where}: has no custom_id")
+        elif key in self.rows:
+            self._again(key, where, row)
+        elif key in self.asked:
+            reply = _reply(self.asked[key][0], row)
+            if reply.failure == "batch_error":
+                self.intake.problems.append(f"{where}: {reply.detail}")
+            self.rows[key] = _Row(reply, where, row)
+        elif self.store.get(key) is None:
+            self.intake.problems.append(f"{where}: custom_id '{key[:20]}' was not asked by this run")
+
+    def _again(self, key: str, where: str, row: Any) -> None:
+        first = self.rows[key]
+        if _substance(first.row) == _substance(row):
+            return
+        detail = f"two rows answer the same call differently: {first.where} and {where}"
+        self.intake.problems.append(detail)
+        self.rows[key] = _Row(
+            Reply(failure="batch_error", detail=detail, finish_reason="error"), first.where, row
+        )
+
+    def missing(self, files: str) -> None:
+        """Calls that were asked and have no row fail."""
+        for key, (call, _) in self.asked.items():
+            if key not in self.rows:
+                detail = f"no row in {files} answers this call ({call.template}, custom_id {key[:20]}…)"
+                self.intake.problems.append(detail)
+                reply = Reply(failure="batch_error", detail=detail, finish_reason="error")
+                self.rows[key] = _Row(reply, files, None)
+
+    def save(self) -> Intake:
+        """Everything into the call store."""
+        keys = list(self.rows)
+        for start in range(0, len(keys), 500):
+            part = keys[start : start + 500]
+            self.store.put(
+                [
+                    Finished(
+                        self.asked[key][0], self.identity, self.rows[key].reply, "batch", self.asked[key][1]
+                    )
+                    for key in part
+                ]
+            )
+            self.store.clear_batched(part)
+        self.intake.failed = sum(row.reply.failure is not None for row in self.rows.values())
+        self.intake.answered = len(self.rows) - self.intake.failed
+        return self.intake
+
+
+def _substance(row: Any) -> str:
+    """What a row says, without ids and times that differ between copies."""
+    response = row.get("response") if isinstance(row, dict) else None
+    body = response.get("body") if isinstance(response, dict) else None
+    choices = body.get("choices") if isinstance(body, dict) else None
+    error = row.get("error") if isinstance(row, dict) else None
+    return json.dumps([choices, error], sort_keys=True)
+
+
+def _reply(call: Call, row: dict[str, Any]) -> Reply:
+    """The reply in a row of a batch output file, or a typed failure."""
+    response = row.get("response")
+    error = row.get("error")
+    if isinstance(response, dict) and response.get("status_code") == 200 and not error:
+        try:
+            return reply_from_body(response.get("body"), structured=call.json_schema is not None)
+        except MalformedReply as malformed:
+            return Reply(failure="batch_error", detail=str(malformed), finish_reason="error")
+    said = (
+        error
+        or (response.get("body") if isinstance(response, dict) else None)
+        or "neither response nor error"
+    )
+    status = response.get("status_code") if isinstance(response, dict) else None
+    detail = f"the row failed (status {status}): {json.dumps(said, ensure_ascii=False)[:300]}"
+    return error_reply(detail) or Reply(failure="batch_error", detail=detail, finish_reason="error")
+
+
+def take_in(paths: Sequence[Path], store: CallStore, identity: str) -> Intake:
+    """Read answer files into the store. Raises UserError when a file is not there or nothing was asked."""
+    reader = _Reader(store, identity)
+    for path in paths:
+        try:
+            with path.open(encoding="utf-8", errors="replace") as file:
+                for number, line in enumerate(file, start=1):
+                    if line.strip():
+                        reader.line(f"{path}, line {number}", line)
+        except OSError as error:
+            raise UserError(f"--judge.batch-in: cannot read {path}: {error.strerror}") from error
+    reader.missing(", ".join(path.name for path in paths))
+    return reader.save()
