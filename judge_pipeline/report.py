@@ -53,7 +53,7 @@ def write_report(run_dir: Path) -> Path:
         sections.scores(labels),
         sections.failures(labels),
         _answers_section(missing),
-        sections.spent(labels, summary, answers),
+        sections.spent(labels, summary),
         sections.settings(run),
     ]
     html = _render(title, str(run_dir), parts, data)

@@ -25,6 +25,8 @@ from judge_pipeline.page import (
 )
 from judge_pipeline.report_data import UNLABELLED, Labels
 
+NOT_ADDED = frozenset({"calls taken from the call store", "calls saved by sharing", "attempts that failed"})
+"""What an answer did not cost."""
 SCORE_EDGES = [index / 2 - 0.25 for index in range(22)]
 """Bins of half a point, centred on 0, 0.5, … 10, so that a printed score falls into the middle of one."""
 
@@ -58,6 +60,9 @@ def overview(labels: Labels, summary: dict[str, Any], answers: int, prompts: int
                 "The last row of labels.jsonl is torn and left out here; the run that is resumed mends it."
             )
         )
+    if summary.get("stopped"):
+        text = f"The run was stopped: {summary['stopped']}. Run it again without the limit and it goes on."
+        parts.append(notice(text, "warning"))
     return Section("At a glance", join(*parts), "glance")
 
 
@@ -110,39 +115,51 @@ def failures(labels: Labels) -> Section:
     return Section("Failures", table(["dimension", "reason", "answers"], rows), "failures", intro)
 
 
-def spent(labels: Labels, summary: dict[str, Any], answers: int) -> Section:
-    """Calls, tokens and money."""
-    calls, tokens, cost = (_mapping(summary.get(key)) for key in ("calls", "tokens", "cost"))
+def spent(labels: Labels, summary: dict[str, Any]) -> Section:
+    """Calls, tokens and money: of the last run, and of all runs that ever worked on this directory."""
     labelled = sum(1 for _ in labels.all())
-    if not calls and not tokens:
-        usage = [verdict.usage for verdict in labels.all()]
-        calls = {"made": round(sum(one.calls for one in usage))}
-        tokens = {
-            "input": round(sum(one.input_tokens for one in usage)),
-            "output": round(sum(one.output_tokens for one in usage)),
-            "cached_input": round(sum(one.cached_input_tokens for one in usage)),
-        }
-    names = {
-        "made": "calls made",
-        "from_store": "calls taken from the call store",
-        "shared": "calls saved by sharing",
-        "input": "input tokens",
-        "cached_input": "of these, read from the engine's cache",
-        "output": "output tokens",
-    }
+    last, ever = _costs(summary), _costs(_mapping(summary.get("store")))
+    if not last and not ever:
+        last = _usage(labels)
+    headers = ["", "last run", *(["all runs"] if ever else []), "per answer"]
     rows: list[list[object]] = []
-    for key, value in {**calls, **tokens}.items():
-        if isinstance(value, int | float):
-            per_answer = value / labelled if labelled else None
-            rows.append([names.get(key, key.replace("_", " ")), value, per_answer])
-    amount = cost.get("amount")
-    if isinstance(amount, int | float):
-        rows.append(
-            [f"cost, {cost.get('currency') or 'currency not named'}", amount, amount / max(1, labelled)]
-        )
-    grid = table(["", "total", "per answer"], rows, sortable=False, align=["left", "right", "right"])
-    note = "" if amount is not None else "No prices were given, so the cost in money is not known."
+    for name in dict.fromkeys([*last, *ever]):
+        total = ever.get(name, last.get(name))
+        share = total / labelled if labelled and total is not None and name not in NOT_ADDED else None
+        rows.append([name, last.get(name), *([ever.get(name)] if ever else []), share])
+    sides = ["left", *["right"] * (len(headers) - 1)]
+    grid = table(headers, rows, sortable=False, align=sides)  # type: ignore[arg-type]
+    priced = "cost" in last or "cost" in ever
+    note = "" if priced else "No prices were given, so the cost in money is not known."
     return Section("Spent", grid, "spent", note)
+
+
+def _costs(block: dict[str, Any]) -> dict[str, float]:
+    """Names of costs for people → amounts, of `summary.json` or of its `store` part; absent ones left out."""
+    calls, tokens, cost = block.get("calls"), _mapping(block.get("tokens")), _mapping(block.get("cost"))
+    made = calls if isinstance(calls, int) else _mapping(calls).get("made")
+    found = {
+        "calls made": made,
+        "calls taken from the call store": _mapping(calls).get("from_store"),
+        "calls saved by sharing": _mapping(calls).get("shared"),
+        "attempts that failed": block.get("failed_attempts"),
+        "input tokens": tokens.get("input"),
+        "of these, read from the engine's cache": tokens.get("cached_input"),
+        "output tokens": tokens.get("output"),
+        "cost": cost.get("total", cost.get("amount")),
+    }
+    return {name: value for name, value in found.items() if isinstance(value, int | float)}
+
+
+def _usage(labels: Labels) -> dict[str, float]:
+    """The same from the labels' own figures, where no summary is there."""
+    usage = [verdict.usage for verdict in labels.all()]
+    return {
+        "calls made": round(sum(one.calls for one in usage)),
+        "input tokens": round(sum(one.input_tokens for one in usage)),
+        "of these, read from the engine's cache": round(sum(one.cached_input_tokens for one in usage)),
+        "output tokens": round(sum(one.output_tokens for one in usage)),
+    }
 
 
 def settings(run: dict[str, Any]) -> Section:
@@ -150,12 +167,14 @@ def settings(run: dict[str, Any]) -> Section:
     if not run:
         return Section("How it was run", prose("There is no run.yaml beside the labels."), "run")
     judge = _mapping(_mapping(run.get("config")).get("judge"))
-    facts = [
-        ["command", run.get("command")],
-        ["judge", judge.get("model")],
-        ["endpoint", judge.get("base_url") or "in this process"],
-        ["started", run.get("started")],
-        ["code", run.get("git_revision")],
+    endpoints = judge.get("base_url") or []
+    named = endpoints if isinstance(endpoints, str) else ", ".join(map(str, endpoints))
+    facts: list[tuple[str, Any]] = [
+        ("command", run.get("command")),
+        ("judge", judge.get("model")),
+        ("endpoint", named or "none: a model in the process"),
+        ("started", run.get("started")),
+        ("code", run.get("git_revision")),
     ]
     text = yaml.safe_dump(run, sort_keys=False, allow_unicode=True)
     known = [[name, format_value(value)] for name, value in facts if value]
@@ -164,25 +183,21 @@ def settings(run: dict[str, Any]) -> Section:
 
 
 def _spent_tiles(summary: dict[str, Any]) -> list[tuple[str, object, str]]:
-    calls, tokens, cost = (_mapping(summary.get(key)) for key in ("calls", "tokens", "cost"))
+    last, ever = _costs(summary), _costs(_mapping(summary.get("store")))
+    all_runs = {**last, **ever}
     tiles: list[tuple[str, object, str]] = []
-    if "made" in calls:
-        stored = calls.get("from_store")
+    if "calls made" in all_runs:
+        note = f"{last['calls made']:,} in the last run" if ever and "calls made" in last else ""
+        tiles.append(("Judge calls", all_runs["calls made"], note))
+    if "input tokens" in all_runs:
+        written = _thousands(all_runs.get("output tokens"))
+        tiles.append(("Tokens", _thousands(all_runs["input tokens"]), f"read; {written} written"))
+    if "cost" in all_runs:
         tiles.append(
-            (
-                "Judge calls",
-                calls["made"],
-                f"{stored:,} more from the store" if isinstance(stored, int) else "",
-            )
+            ("Cost", f"{all_runs['cost']:,.2f}", str(_mapping(summary.get("cost")).get("currency") or ""))
         )
-    if "input" in tokens:
-        tiles.append(
-            ("Tokens", _thousands(tokens["input"]), f"read; {_thousands(tokens.get('output'))} written")
-        )
-    if cost.get("amount") is not None:
-        tiles.append(("Cost", f"{cost['amount']:,.2f}", str(cost.get("currency") or "")))
     if summary.get("seconds") is not None:
-        tiles.append(("Time", format_seconds(summary["seconds"]), ""))
+        tiles.append(("Time", format_seconds(summary["seconds"]), "of the last run" if ever else ""))
     return tiles
 
 

@@ -124,13 +124,19 @@ def make_label_run(folder: Path, prompts: int = 3, answers: int = 4, lines: int 
         "responses": total,
         "calls": {"made": total * 12, "from_store": 3, "shared": total},
         "tokens": {"input": total * 9000, "output": total * 700, "cached_input": total * 6000},
-        "cost": {"currency": "USD", "amount": 0.0123 * total},
+        "cost": {"total": 0.0123 * total},
         "seconds": 512.4,
+        "stopped": None,
+        "store": {
+            "calls": total * 12 + 3,
+            "failed_attempts": 1,
+            "tokens": {"input": total * 9100, "output": total * 710},
+        },
     }
     (run / "summary.json").write_text(json.dumps(summary))
     settings = {
         "command": "judge-pipeline label",
-        "config": {"prompts": str(folder / "prompts.jsonl"), "judge": {"model": "smollm2", "base_url": None}},
+        "config": {"prompts": str(folder / "prompts.jsonl"), "judge": {"model": "smollm2", "base_url": []}},
         "started": "2025-11-21T03:00:00Z",
     }
     (run / "run.yaml").write_text(yaml.safe_dump(settings))
