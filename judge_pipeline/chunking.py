@@ -132,24 +132,24 @@ def _cut_before(
         if starts[index] and offsets[index][0] > piece_start and offsets[index][0] in graphemes:
             return index
     # One grapheme fills the whole piece: it stays whole, and the piece is longer than asked.
-    graphemes = _grapheme_starts(text, piece_start, len(text), stop_after=upto)
-    for index in range(limit + 1, len(offsets)):
-        if starts[index] and offsets[index][0] in graphemes:
+    index = limit + 1
+    for match in _GRAPHEME.finditer(text, piece_start):
+        place = match.start()
+        while index < len(offsets) and offsets[index][0] < place:
+            index += 1
+        if index == len(offsets):
+            return None
+        if place > piece_start and offsets[index][0] == place and starts[index]:
             return index
-        if offsets[index][0] > max(graphemes):
-            graphemes = _grapheme_starts(text, piece_start, len(text), stop_after=offsets[index][1])
     return None
 
 
-def _grapheme_starts(text: str, start: int, end: int, stop_after: int | None = None) -> set[int]:
-    """Where graphemes begin in `text[start:end]`; `start` must be such a place itself.
-
-    Ends early at the first grapheme that begins after `stop_after`.
-    """
+def _grapheme_starts(text: str, start: int, end: int) -> set[int]:
+    """Where graphemes begin in `text[start:end]`; `start` must be such a place itself."""
     found = set()
     # A little more than asked, so that the last grapheme is seen whole.
     for match in _GRAPHEME.finditer(text, start, min(len(text), end + 64)):
         found.add(match.start())
-        if match.start() > (end if stop_after is None else stop_after):
+        if match.start() > end:
             break
     return found

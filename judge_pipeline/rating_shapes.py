@@ -44,22 +44,21 @@ class RatingShape(Shape[Rated]):
     def schema(self) -> dict[str, Any]:
         """Analysis, missed (with key points), rating."""
         properties: dict[str, Any] = {"analysis": self.analysis_schema()}
-        if self.key_points is not None:
-            number = {"type": "integer", "minimum": 1, "maximum": max(1, self.key_points)}
+        if self.key_points:
+            number = {"type": "integer", "minimum": 1, "maximum": self.key_points}
             properties["missed"] = {"type": "array", "items": number, "maxItems": min(self.key_points, 60)}
         return object_schema({**properties, "rating": RATINGS})
 
     def write(self, fields: Fields, *, structured: bool) -> str:
-        """From the example's `analysis`, `rating` and, with key points, `missed` ("2, 5" or empty)."""
-        missed = [int(n) for n in regex.findall(r"\d+", fields.get("missed", ""))]
+        """From the example's `analysis`, `rating` and, in prompts with key points, `missed` ("2, 5" or empty)."""
+        asked = "missed" in fields
+        missed = [int(number) for number in regex.findall(r"\d+", fields.get("missed", ""))]
         if structured:
-            data: dict[str, Any] = {"analysis": fields["analysis"]}
-            if self.key_points is not None:
-                data["missed"] = missed
+            data = {"analysis": fields["analysis"], **({"missed": missed} if asked else {})}
             return json.dumps({**data, "rating": int(fields["rating"])}, ensure_ascii=False)
         lines = [fields["analysis"]]
-        if self.key_points is not None:
-            numbers = ", ".join(f"K{n}" for n in missed) or NOTHING_MISSED[self.language]
+        if asked:
+            numbers = ", ".join(f"K{number}" for number in missed) or NOTHING_MISSED[self.language]
             lines.append(f"{MISSED_LABEL[self.language]}: {numbers}")
         return "\n".join([*lines, f"{RATING_LABEL[self.language]}: [[{fields['rating']}]]"])
 

@@ -213,11 +213,12 @@ def read_verdicts(text: str, ids: Iterable[int]) -> dict[int, tuple[Verdict, str
     heads = list(_KEYED.finditer(folded))
     wanted = set(ids)
     found: dict[int, tuple[Verdict, str] | Problem] = {}
-    for head, after in zip(heads, [*heads[1:], None], strict=True):
+    ends = [*(head.start() for head in heads[1:]), len(words)]
+    for head, end in zip(heads, ends, strict=False):  # without a head there is still the end of the text
         number = int(head[1])
         if number not in wanted:
             continue
-        section = words[head.end() : after.start() if after else len(words)]
+        section = words[head.end() : end]
         located = locate_verdict(section)
         new: tuple[Verdict, str] | Problem = (
             located if isinstance(located, Problem) else (located[0], section.strip())

@@ -1,0 +1,167 @@
+import logging
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from judge_pipeline.evidence import EvidenceBuilder
+from judge_pipeline.retrieval import Bm25Index, HybridIndex, SentenceEmbedder, terms, top_k
+
+FACTS = [
+    "The lighthouse was designed by Ines Moreau and finished in 1887.",
+    "The harbour silted up in the years after the war.",
+    "Ferries cross the strait four times a day in summer.",
+    "The museum keeps 312 letters written by the keepers.",
+    "Bread was baked on Thursdays in the old mill.",
+    "A storm in 1911 broke every window of the lantern.",
+    "The school has two classrooms and a library.",
+    "Salt was sold to merchants from the north.",
+]
+
+
+def document(gap=30):
+    filler = "Nothing of note happened on that day, and the next one was much the same. "
+    return "".join(fact + " " + filler * gap for fact in FACTS)
+
+
+class CountingEmbedder:
+    def __init__(self):
+        self.batches = []
+
+    @property
+    def requests(self):
+        return len(self.batches)
+
+    @property
+    def texts(self):
+        return sum(map(len, self.batches))
+
+    def embed(self, texts):
+        self.batches.append(list(texts))
+        return np.array(
+            [[len(t), t.count("e") + 1.0] / np.hypot(len(t), t.count("e") + 1.0) for t in texts], np.float32
+        )
+
+
+@pytest.fixture(scope="module")
+def embedder():
+    return SentenceEmbedder()
+
+
+@pytest.mark.parametrize("kind", ["dense", "bm25", "hybrid"])
+def test_the_segment_that_says_it_comes_first(kind, embedder):
+    evidence = EvidenceBuilder(retrieval=kind, embedder=embedder).build(document())
+    queries = [
+        "Ines Moreau designed the lighthouse.",
+        "There are 312 letters in the museum.",
+        "A storm broke the windows in 1911.",
+    ]
+    found = evidence.search(queries)
+    for spans, fact in zip(found, (FACTS[0], FACTS[3], FACTS[5]), strict=True):
+        assert len(spans) == 5
+        assert (
+            fact[:30] in evidence.text[spans[0].start : spans[0].end]
+            or fact[-30:] in evidence.text[spans[0].start : spans[0].end]
+        )
+        assert [s.score for s in spans] == sorted((s.score for s in spans), reverse=True)
+
+
+def test_dense_scores_are_the_models_cosines(embedder):
+    from sentence_transformers import SentenceTransformer, util
+
+    from judge_pipeline.embedded import resolve_model
+
+    evidence = EvidenceBuilder(embedder=embedder).build(document(2))
+    query = "Ferries cross the strait."
+    plain = SentenceTransformer(resolve_model("minilm"))
+    plain.max_seq_length = 512
+    texts = [evidence.text[s.start : s.end] for s in evidence.segments]
+    expected = util.cos_sim(plain.encode([query]), plain.encode(texts))[0].numpy()
+    found = evidence.search([query])[0]
+    order = np.argsort(-expected)[:5]
+    assert [s.start for s in found] == [evidence.segments[i].start for i in order]
+    assert [s.score for s in found] == pytest.approx(expected[order], abs=2e-5)
+
+
+def test_a_document_is_embedded_once_for_all_its_prompts_and_answers():
+    embedder = CountingEmbedder()
+    builder = EvidenceBuilder(embedder=embedder)
+    text = document()
+    for _ in range(3):  # three prompts over the same document
+        builder.build(text).search(["one statement", "another"])
+    builder.build(text).search(["one statement", "a third"])
+    segments = len(builder.build(text).segments)
+    assert [len(batch) for batch in embedder.batches] == [segments, 2, 1]
+    assert builder.embedding_requests == 3
+    assert builder.embedded_texts == segments + 3
+
+
+def test_nothing_is_embedded_before_a_search():
+    embedder = CountingEmbedder()
+    evidence = EvidenceBuilder(embedder=embedder).build(document())
+    assert len(evidence.chunks) >= 1
+    assert evidence.search([]) == []
+    assert embedder.requests == 0
+
+
+def test_old_documents_leave_memory():
+    builder = EvidenceBuilder(embedder=CountingEmbedder(), keep=2)
+    first = builder.build("one")
+    assert builder.build("one") is first
+    builder.build("two"), builder.build("three")
+    assert builder.build("one") is not first
+
+
+def test_bm25_needs_no_embedding_model():
+    builder = EvidenceBuilder(retrieval="bm25", embedder=CountingEmbedder())
+    builder.build(document()).search(["letters"])
+    assert builder.embedding_requests == 0
+
+
+def test_terms_of_several_languages():
+    assert terms("The KEEPERS' 312 letters, naïve") == ["the", "keepers", "312", "letters", "naïve"]
+    assert terms("考古学1987年") == ["考", "古", "学", "考古", "古学", "1987", "年"]
+    assert terms("Straße 灯塔") == ["strasse", "灯", "塔", "灯塔"]
+    assert terms("…!") == []
+
+
+def test_bm25_finds_chinese():
+    segments = ["灯塔由莫英设计，于1887年建成。", "港口在战后淤塞。", "博物馆收藏了三百封信。"]
+    scores = Bm25Index(segments).scores(["信件收藏在博物馆", "灯塔的设计者", "?!"])
+    assert scores.argmax(axis=1)[:2].tolist() == [2, 0]
+    assert scores[2].tolist() == [0, 0, 0]
+
+
+def test_a_document_without_terms_is_searchable():
+    assert Bm25Index(["…", "!!"]).scores(["word"]).tolist() == [[0, 0]]
+
+
+def test_hybrid_is_reciprocal_rank_fusion():
+    class Fixed:
+        def __init__(self, row):
+            self.row = row
+
+        def scores(self, queries):
+            return np.array([self.row] * len(queries), dtype=float)
+
+    fused = HybridIndex([Fixed([3, 2, 1]), Fixed([0, 5, 0])]).scores(["q"])[0]
+    assert fused == pytest.approx([1 / 61 + 1 / 62, 1 / 62 + 1 / 61, 1 / 63 + 1 / 62])
+    assert [i for i, _ in top_k(np.array([fused]), 3)[0]] == [0, 1, 2]
+
+
+@given(st.lists(st.sampled_from([0.1, 0.2, 0.30000004, 0.3]), min_size=1, max_size=12), st.integers(1, 6))
+def test_ties_keep_document_order(row, k):
+    found = top_k(np.array([row]), k)[0]
+    assert len(found) == min(k, len(row))
+    keys = [(-round(score, 5), index) for index, score in found]
+    assert keys == sorted(keys)
+    assert {i for i, _ in found} == set(sorted(range(len(row)), key=lambda i: (-round(row[i], 5), i))[:k])
+
+
+def test_a_script_the_model_cannot_read_is_said_once(caplog, embedder):
+    builder = EvidenceBuilder(embedder=embedder)
+    with caplog.at_level(logging.WARNING):
+        builder.build("甲骨文的发现推动了考古学的发展。" * 20).search(["考古学"])
+        builder.build("灯塔由莫英设计，于那一年建成。" * 20).search(["灯塔"])
+    assert len([r for r in caplog.records if "--retrieval bm25" in r.getMessage()]) == 1
