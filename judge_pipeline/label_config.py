@@ -104,7 +104,7 @@ class LabelConfig(JudgeOptions, Config):
         json_schema_extra={"positional": True},
     )
     output: Path = Field(description="directory of the run", json_schema_extra=FREE)
-    judge: JudgeConfig = Field(default_factory=JudgeConfig)
+    judge: JudgeConfig = Field(default_factory=lambda: JudgeConfig.model_validate({}))
     structured: ClassVar[bool] = False  # type: ignore[misc]
     """No setting here: --judge.structured and the engine decide it."""
     dimensions: list[str] = Field(

@@ -131,11 +131,8 @@ class CallRunner:
 
     async def _fetch(self, key: str, call: Call, place: Place, renew: bool) -> Stored:
         asked_here = key in self._made
-        # What failed in this very run is not tried again in it, whoever asks.
-        found = (
-            None if renew else self.writer.store.find(key, retry_failed=self.retry_failed and not asked_here)
-        )
-        if found is None and asked_here:
+        found = None if renew else self.writer.store.find(key, self._lasting)
+        if found is None and asked_here:  # what failed in this very run is not tried again in it
             found = self.writer.store.last_failure(key)
         if found is not None:
             if asked_here:

@@ -72,8 +72,8 @@ class VllmEngine:
             final: Any = None
             request = str(next(self._numbers))
             stream = self._llm.generate({"prompt_token_ids": prompt}, self._sampling(call), request)
-            async for final in stream:
-                pass
+            async for output in stream:
+                final = output
         return self._reply(call, final, time.perf_counter() - started)
 
     def _sampling(self, call: Call) -> Any:
