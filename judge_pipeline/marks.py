@@ -8,7 +8,7 @@ Rules
 2. It counts when it stands behind its label ("Rating: [[8]]"), alone on its line, or at the very start or end
    of the reply. In the middle of a sentence it does not.
 3. Inside quotation marks, backticks, code fences or a quoted line (">") it does not, unless nothing else counts
-   and it fills its line.
+   and it is merely set as code: it fills its line in backticks, or in a fence that ends the reply.
 4. Labelled marks outrank the others. If those that count disagree, there is no result: the caller asks again.
    (The last one is not safe: judges go on to quote, and small judges go on to rate an invented next case.)
 """
@@ -42,7 +42,8 @@ class Mark:
     labelled: bool
     placed: bool
     quoted: bool
-    fills_line: bool
+    code: bool
+    """Quoted, but only by being set as code (rule 3)."""
 
 
 Value = TypeVar("Value")
@@ -83,6 +84,11 @@ def own_words(text: str) -> tuple[str, int]:
 def find_marks(text: str, label: regex.Pattern[str]) -> list[Mark]:
     """All marks of a folded text, in order."""
     quoted = [] if _is_one_fence(text) else [match.span() for match in _QUOTED.finditer(text)]
+    as_code = [
+        (start, end)
+        for start, end in quoted
+        if text[start] == "`" and (not text.startswith("```", start) or not text[end:].strip())
+    ]
     marks = []
     for match in _MARK.finditer(text):
         line_start = text.rfind("\n", 0, match.start()) + 1
@@ -102,7 +108,7 @@ def find_marks(text: str, label: regex.Pattern[str]) -> list[Mark]:
                 labelled=label_match is not None,
                 placed=fills_line or at_start or at_end,
                 quoted=any(start <= match.start() < end for start, end in quoted),
-                fills_line=fills_line,
+                code=fills_line and any(start <= match.start() < end for start, end in as_code),
             )
         )
     return marks
@@ -125,7 +131,7 @@ def choose(
     tiers = (
         [pair for pair in open_marks if pair[0].labelled],
         [pair for pair in open_marks if pair[0].placed],
-        [pair for pair in understood if pair[0].quoted and pair[0].fills_line],
+        [pair for pair in understood if pair[0].code],
     )
     counting = next((tier for tier in tiers if tier), [])
     if not counting:
