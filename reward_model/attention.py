@@ -202,7 +202,7 @@ def _attention_interface(
     autocast = torch.is_autocast_enabled(device.type)
     dtype = torch.get_autocast_dtype(device.type) if autocast else value.dtype
     q, k, v = (x[0].transpose(0, 1).to(dtype) for x in (query, key, value))
-    kernel = choose_kernel(device, dtype, plan.kernel_name)
+    kernel = choose_kernel(device, dtype, plan.kernel_name, max(q.shape[-1], v.shape[-1]))
     return attend(q, k, v, plan, kernel, scale).unsqueeze(0), None
 
 

@@ -13,6 +13,7 @@ from functools import cache
 
 import torch
 
+from judge_pipeline.errors import UserError
 from reward_model.attention_kernels import CpuFlashKernel, FlashAttnKernel, Kernel, Ragged, TorchVarlenKernel
 
 logger = logging.getLogger(__name__)
@@ -22,23 +23,24 @@ Tensor = torch.Tensor
 
 @torch.inference_mode(False)
 @torch.enable_grad()
-def _trusted(kernel: Kernel, device: torch.device, dtype: torch.dtype) -> bool:
+def _trusted(kernel: Kernel, device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
     """Compare a kernel with plain mathematics, forward and backward, as two pieces of one softmax."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator).to(device, dtype)
 
-    q, k, v, grad = draw(9, 4, 64), draw(15, 2, 64), draw(15, 2, 64), draw(9, 4, 64)
+    q, k, v, grad = draw(9, 4, head_dim), draw(15, 2, head_dim), draw(15, 2, head_dim), draw(9, 4, head_dim)
+    scale = head_dim**-0.5
     left, right = slice(0, 6), slice(6, 15)
     context, own = Ragged((9,), (6,)), Ragged((9,), (9,))
     try:
-        out, lse = kernel.forward(q, k[right], v[right], own, True, None, 0.125)
-        out_c, lse_c = kernel.forward(q, k[left], v[left], context, False, None, 0.125)
+        out, lse = kernel.forward(q, k[right], v[right], own, True, None, scale)
+        out_c, lse_c = kernel.forward(q, k[left], v[left], context, False, None, scale)
         total = torch.logaddexp(lse, lse_c)
         merged = (out * (lse - total).exp()[..., None] + out_c * (lse_c - total).exp()[..., None]).to(dtype)
-        own_grads = kernel.backward(grad, q, k[right], v[right], merged, total, own, True, None, 0.125)
-        context_grads = kernel.backward(grad, q, k[left], v[left], merged, total, context, False, None, 0.125)
+        own_grads = kernel.backward(grad, q, k[right], v[right], merged, total, own, True, None, scale)
+        context_grads = kernel.backward(grad, q, k[left], v[left], merged, total, context, False, None, scale)
     except (RuntimeError, TypeError, ImportError) as error:
         logger.warning("attention kernel %s does not run on %s %s: %s", kernel.name, device, dtype, error)
         return False
@@ -46,7 +48,7 @@ def _trusted(kernel: Kernel, device: torch.device, dtype: torch.dtype) -> bool:
     grads += [torch.cat([context_grads[i], own_grads[i]]) for i in (1, 2)]
     x = [t.double().requires_grad_() for t in (q, k, v)]
     key, value = (t.repeat_interleave(2, dim=1) for t in x[1:])
-    scores = torch.einsum("qhd,khd->hqk", x[0], key) * 0.125
+    scores = torch.einsum("qhd,khd->hqk", x[0], key) * scale
     hidden = torch.ones(9, 15, dtype=torch.bool, device=device).triu(7)
     reference = torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, float("-inf")).softmax(-1), value)
     reference.backward(grad.double())
@@ -73,14 +75,22 @@ KERNELS: dict[str, type[FlashAttnKernel] | type[TorchVarlenKernel] | type[CpuFla
 
 
 @cache
-def choose_kernel(device: torch.device, dtype: torch.dtype, forced: str | None = None) -> Kernel | None:
+def choose_kernel(
+    device: torch.device, dtype: torch.dtype, forced: str | None = None, head_dim: int = 64
+) -> Kernel | None:
     """The best kernel that works here, or None for plain SDPA; the choice is logged once.
 
     Args:
         device: where q, k and v live.
         dtype: their type; flash attention on CUDA takes fp16 and bf16 only.
         forced: one of ``KERNELS``, or ``"sdpa"`` for the plain path.
+        head_dim: width of a head; the check runs at it, since kernels differ in what they take.
+
+    Raises:
+        UserError: ``forced`` names no kernel.
     """
+    if forced not in (None, "sdpa", *KERNELS):
+        raise UserError(f"no attention back end '{forced}'", hint=f"choose one of sdpa, {', '.join(KERNELS)}")
     candidates: list[Kernel] = []
     if forced == "sdpa":
         pass
@@ -93,7 +103,7 @@ def choose_kernel(device: torch.device, dtype: torch.dtype, forced: str | None =
             candidates.append(FlashAttnKernel())
         candidates.append(TorchVarlenKernel())
     for kernel in candidates:
-        if _trusted(kernel, device, dtype):
+        if _trusted(kernel, device, dtype, head_dim):
             logger.info("shared-prefix attention: %s on %s (%s)", kernel.name, device, dtype)
             return kernel
     logger.info("shared-prefix attention: sdpa on %s (%s)", device, dtype)

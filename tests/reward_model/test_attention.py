@@ -396,6 +396,14 @@ def test_kernel_choice_is_by_device_and_can_be_forced() -> None:
     assert chosen is not None
     assert chosen.name == "cpu_flash"
     assert choose_kernel(torch.device("cpu"), torch.float32, "sdpa") is None
+    with pytest.raises(UserError, match="no attention back end 'flash'"):
+        choose_kernel(torch.device("cpu"), torch.float32, "flash")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("head_dim", [8, 12, 80, 256, 512])
+def test_the_cpu_kernel_passes_its_check_at_every_width(dtype: torch.dtype, head_dim: int) -> None:
+    assert choose_kernel(torch.device("cpu"), dtype, head_dim=head_dim) is not None
 
 
 def test_a_kernel_that_is_wrong_is_not_used(

@@ -92,6 +92,10 @@ def with_points(backbone: Backbone) -> Backbone:
     return backbone
 
 
+def rm_backbone(rm: RewardModel) -> Backbone:
+    return Backbone(rm.model, rm.tokenizer, rm.manifest)
+
+
 def test_saved_model_is_plain_and_gives_the_same_scores(base: Path, tmp_path: Path) -> None:
     backbone = with_points(load_backbone_for_rm(str(base), weights={"faithfulness": 3.0}))
     before = RewardModel(backbone).score(DOCUMENT, "When?", ANSWERS)
@@ -138,6 +142,17 @@ def test_scores_do_not_depend_on_batching(base: Path, budget: int) -> None:
     alone = [rm.score(*prompt) for prompt in prompts]
     for batched, single in zip(rm.score_batch(prompts, budget), alone, strict=True):
         np.testing.assert_allclose(batched, single, atol=1e-4)
+
+
+def test_bf16_scores_do_not_depend_on_batching_beyond_rounding(base: Path) -> None:
+    rm = RewardModel(with_points(load_backbone_for_rm(str(base), dtype=torch.bfloat16)))
+    alone = rm.score(DOCUMENT, "When?", ANSWERS)
+    off = RewardModel(rm_backbone(rm), shared="off").score(DOCUMENT, "When?", ANSWERS)
+    [chunked] = rm.score_batch([(DOCUMENT, "When?", ANSWERS)], token_budget=50)
+    spread = np.abs(alone).max()
+    assert alone.dtype == np.float32
+    np.testing.assert_allclose(chunked, alone, atol=0.02 * spread)
+    np.testing.assert_allclose(off, alone, atol=0.02 * spread)
 
 
 def test_tokens_read_are_counted(base: Path) -> None:
