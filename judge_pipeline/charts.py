@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 from markupsafe import Markup
@@ -27,8 +26,6 @@ from judge_pipeline.svg import (
     text_at,
 )
 
-Align = Literal["left", "right"]
-
 MAX_POINTS = 3000
 """Points drawn per series. More would only make the file heavy; what is left out is named under the chart."""
 
@@ -45,11 +42,12 @@ def histogram(
     everything = np.concatenate([*finite.values(), np.empty(0)])
     if not everything.size:
         return nothing("No values to show.")
-    edges = np.histogram_bin_edges(everything, bins=bins)
+    edges = _equal_bins(everything, bins) if isinstance(bins, int) else np.asarray(bins, dtype=float)
     counts = {name: np.histogram(values, bins=edges)[0].astype(float) for name, values in finite.items()}
     if percent:
         counts = {name: count / max(1.0, count.sum()) * 100 for name, count in counts.items()}
-    top = max(float(count.max()) for count in counts.values()) or 1.0
+    # Four at least: an axis of counts has no use for ticks between whole numbers.
+    top = max(4.0, *(float(count.max()) for count in counts.values()))
     figures = [
         _panel(name, finite[name], counts[name], edges, top, index, x_label, percent)
         for index, name in enumerate(series)
@@ -125,12 +123,12 @@ def table(
     headers: Sequence[str],
     rows: Iterable[Sequence[object]],
     sortable: bool = True,
-    align: Sequence[Align] | None = None,
+    align: Sequence[str] | None = None,
     caption: str = "",
 ) -> Markup:
     """A table. Numbers are formatted for reading and sort by their value; ``Markup`` cells stay HTML.
 
-    ``align`` is one entry a column; without it a column of numbers stands right and all others left.
+    ``align`` is ``left`` or ``right`` for each column; without it a column of numbers stands right and all others left.
     """
     body = [[*row] for row in rows]
     for row in body:
@@ -139,8 +137,8 @@ def table(
                 f"a row has {len(row)} cells where the table has {len(headers)} columns: {row!r}"
             )
     sides = [*align] if align else [_side([row[column] for row in body]) for column in range(len(headers))]
-    if len(sides) != len(headers):
-        raise ValueError(f"align has {len(sides)} entries for {len(headers)} columns")
+    if len(sides) != len(headers) or not {*sides} <= {"left", "right"}:
+        raise ValueError(f"align is left or right for each of the {len(headers)} columns, not {sides!r}")
     label = Markup('<button type="button">{}</button>') if sortable and len(body) > 1 else Markup("{}")
     heads = Markup("").join(
         Markup('<th scope="col" class="{}">{}</th>').format(side, label.format(header))
@@ -205,6 +203,14 @@ def _panel(
     )
 
 
+def _equal_bins(values: np.ndarray, count: int) -> np.ndarray:
+    """Edges of equal bins over the values; wide enough that neighbouring edges are different numbers."""
+    low, high = float(values.min()), float(values.max())
+    margin = 0.5 if low == high else 0.0
+    least = 1e-9 * max(abs(low), abs(high))
+    return np.linspace(low - max(margin, least), high + max(margin, least), count + 1)
+
+
 def _bar_row(frame: Frame, name: str, value: float, span: Point | None, middle: float) -> Markup:
     start, end = sorted((frame.x(0), frame.x(value)))
     shown = name if len(name) <= 34 else name[:33] + "…"
@@ -224,7 +230,7 @@ def _bar_row(frame: Frame, name: str, value: float, span: Point | None, middle: 
     return join(*parts)
 
 
-def _cell(value: object, side: Align) -> Markup:
+def _cell(value: object, side: str) -> Markup:
     if isinstance(value, int | float) and not isinstance(value, bool):
         key = repr(value) if math.isfinite(value) else ""
         return Markup('<td class="{}" data-sort="{}">{}</td>').format(side, key, format_value(value))
@@ -235,7 +241,7 @@ def _cell(value: object, side: Align) -> Markup:
     )
 
 
-def _side(column: Sequence[object]) -> Align:
+def _side(column: Sequence[object]) -> str:
     values = [value for value in column if value is not None]
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     return "right" if values and numeric else "left"

@@ -91,7 +91,7 @@ def scores(labels: Labels) -> Section:
     numbers = table(
         head,
         rows,
-        align=sides,  # type: ignore[arg-type]
+        align=sides,
         caption="Tied pairs: the share of pairs of answers to the same prompt that the judge scored alike.",
     )
     intro = "Points from 0 to 10, 10 best. The dashed line is the mean."
@@ -128,7 +128,7 @@ def spent(labels: Labels, summary: dict[str, Any]) -> Section:
         share = total / labelled if labelled and total is not None and name not in NOT_ADDED else None
         rows.append([name, last.get(name), *([ever.get(name)] if ever else []), share])
     sides = ["left", *["right"] * (len(headers) - 1)]
-    grid = table(headers, rows, sortable=False, align=sides)  # type: ignore[arg-type]
+    grid = table(headers, rows, sortable=False, align=sides)
     priced = "cost" in last or "cost" in ever
     note = "" if priced else "No prices were given, so the cost in money is not known."
     return Section("Spent", grid, "spent", note)

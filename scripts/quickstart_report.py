@@ -1,0 +1,327 @@
+"""One page for a whole quickstart run: what each stage did and took, what came out, and how far to trust it.
+
+In: a run directory with the stages' outputs (`quickstart_run.load_run` names the files). Out: ``RUN_DIR/report.html``, one
+self-contained file, and a short table in the terminal. A stage that has not run is named as absent; nothing is made
+up for it.
+
+    python scripts/quickstart_report.py RUN_DIR
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from judge_pipeline.agreement_render import target_section
+from judge_pipeline.charts import Markup, bars, histogram, line, nothing, scatter, stat_tiles, table
+from judge_pipeline.errors import UserError
+from judge_pipeline.page import (
+    Section,
+    code_block,
+    columns,
+    details,
+    encode_page,
+    format_seconds,
+    join,
+    notice,
+    prose,
+    render_page,
+)
+from judge_pipeline.record_files import write_text
+from judge_pipeline.report_sections import SCORE_EDGES
+from scripts.quickstart_cases import example, pairs, statements
+from scripts.quickstart_run import STAGES, Run, dimension_names, load_run
+
+SMALL_JUDGE = (
+    "The judge of this run is SmolLM2 with 135 million parameters. That is a smoke test of the machinery, not a good "
+    "judge: every part is real and works, but the scores below say next to nothing about the answers. For labels worth "
+    "learning from, name a real judge: scripts/quickstart.sh --judge-url URL --judge-model NAME."
+)
+
+
+def glance(run: Run) -> Section:
+    """The figures first, and the plain word about the judge."""
+    answers = sum(len(prompt.responses) for prompt in run.prompts)
+    done = sum(label.status == "labelled" for label in run.labels.values())
+    spent = run.judge_spent()
+    tiles: list[tuple[str, object, str]] = [
+        ("Prompts", len(run.prompts) or None, f"{answers:,} answers"),
+        (
+            "Labelled by the judge",
+            len(run.labels) or None,
+            f"{done:,} with all scores" if run.labels else "not run",
+        ),
+        ("Scored without it", len(run.scored) or None, "" if run.scored else "not run"),
+        ("Pairs for DPO", len(run.pairs) or None, "" if run.pairs else "not run"),
+        ("Judge calls", int(spent["calls"]) if "calls" in spent else None, ""),
+        ("All stages", format_seconds(sum(run.seconds.values())) if run.seconds else None, ""),
+    ]
+    parts = [stat_tiles(tiles)]
+    if run.small_judge:
+        parts.insert(0, notice(SMALL_JUDGE, "warning"))
+    return Section("At a glance", join(*parts), "glance")
+
+
+def stages(run: Run) -> Section:
+    """What each stage did and how long it took."""
+    if not run.seconds:
+        return Section("Stages", nothing("No stage has left its time here."), "stages")
+    rows = [[name, STAGES.get(name, ""), format_seconds(seconds)] for name, seconds in run.seconds.items()]
+    grid = table(["stage", "what it does", "time"], rows, sortable=False, align=["left", "left", "right"])
+    return Section("Stages", columns(grid, bars(run.seconds, "seconds")), "stages")
+
+
+def distributions(run: Run) -> Section:
+    """The judge's scores and the reward model's, on the same bins."""
+    names = dimension_names(run)
+    judged = {
+        name: [value for label in run.labels.values() if (value := label.scores.get(name)) is not None]
+        for name in names
+    }
+    model = {name: [row[name] for row in run.scored.values() if name in row] for name in names}
+    parts = []
+    for title, values, absent in (
+        ("The judge", judged, "The judge has not labelled anything here."),
+        (
+            "The reward model, on answers it was not trained on",
+            model,
+            "The reward model has not scored anything here.",
+        ),
+    ):
+        body = (
+            histogram(values, SCORE_EDGES, "score", percent=True) if any(values.values()) else nothing(absent)
+        )
+        parts.append(Markup("<h3>{}</h3>{}").format(title, body))
+    intro = "Points from 0 to 10, in percent of the answers. The dashed line is the mean."
+    return Section("Scores", join(*parts), "scores", intro)
+
+
+def agreement(run: Run) -> Section:
+    """The reward model against the judge on answers that both scored and training did not see."""
+    both = [key for key in run.labels if key in run.scored]
+    heading, anchor = "Reward model against judge", "agreement"
+    if not both:
+        text = (
+            "No answer outside training was scored by both. "
+            f"reward-model evaluate {run.folder}/reward_model {run.folder}/labels --output {run.folder}/fidelity compares them."
+        )
+        return Section(heading, nothing(text), anchor)
+    points: dict[str, list[tuple[float, float]]] = {}
+    for name in [*dimension_names(run), "reward"]:
+        for key in both:
+            judged = run.labels[key].reward if name == "reward" else run.labels[key].scores.get(name)
+            if judged is not None and name in run.scored[key]:
+                points.setdefault(name, []).append((judged, run.scored[key][name]))
+    rows = [[name, len(values), *agreement_figures(values)] for name, values in points.items()]
+    grid = table(["", "answers", "Spearman", "mean distance, points"], rows, sortable=False)
+    shown = {name: values for name, values in points.items() if name != "reward"} or points
+    plot = scatter(shown, "judge", "reward model", diagonal=True)
+    parts = [columns(plot, grid)]
+    documents = len({key[0] for key in both})
+    if documents < 30:
+        few = f"Only {documents} prompts: these figures show that the comparison works, not how good the model is."
+        parts.append(notice(few))
+    rewards = [row for row in run.fidelity.get("results", []) if row.get("target") == "reward"]
+    parts += [
+        details("All figures for the reward, beside baselines", target_section(row).html) for row in rewards
+    ]
+    intro = "Answers over documents that training did not see. On the dashed line both say the same."
+    return Section(heading, join(*parts), anchor, intro)
+
+
+def agreement_figures(values: Sequence[tuple[float, float]]) -> tuple[float | None, float]:
+    """Spearman's ρ over the set (None where one side is constant) and mean distance in points."""
+    judged, scored = np.array(values).T
+    varied = len(values) > 2 and np.ptp(judged) > 0 and np.ptp(scored) > 0
+    rank = float(spearmanr(judged, scored).statistic) if varied else None
+    return rank, float(np.abs(judged - scored).mean())
+
+
+def spending(run: Run) -> Section:
+    """Calls and tokens of the judge against what the reward model read for its answers."""
+    spent, usage = run.judge_spent(), run.score_usage
+    read = usage.get("tokens_read", usage.get("tokens"))
+    scored = usage.get("responses") or usage.get("scored") or len(run.scored) or None
+    seconds = {"judge": run.judge_summary.get("seconds"), "model": usage.get("seconds")}
+    tokens = spent.get("read", 0.0) + spent.get("written", 0.0) if "read" in spent else None
+    rows = [
+        [
+            "judge",
+            len(run.labels) or None,
+            *spent_cells(tokens, len(run.labels)),
+            spent.get("calls"),
+            time_cell(seconds["judge"]),
+        ],
+        [
+            "reward model",
+            scored,
+            *spent_cells(read, scored),
+            0 if read is not None else None,
+            time_cell(seconds["model"]),
+        ],
+    ]
+    heads = ["scored by", "answers", "tokens", "tokens an answer", "calls to a judge", "time, last run"]
+    grid = table(heads, rows, sortable=False, align=["left", *["right"] * 5])
+    parts = [grid]
+    if tokens and read and scored and run.labels:
+        ratio = (tokens / len(run.labels)) / (read / scored)
+        parts.append(
+            prose(f"For one answer the judge handled {ratio:.1f} times the tokens the reward model read.")
+        )
+    apart = usage.get("tokens_one_by_one")
+    if read and apart:
+        parts.append(
+            prose(
+                f"Reading each document once for all its answers saved {1 - read / apart:.0%} of the model's own tokens."
+            )
+        )
+    if read is None:
+        parts.append(nothing("What the reward model read is not recorded here."))
+    return Section("What it took", join(*parts), "spent")
+
+
+def spent_cells(tokens: float | None, answers: int | None) -> list[object]:
+    """Tokens in all and for one answer."""
+    if tokens is None:
+        return [None, None]
+    return [int(tokens), int(tokens / answers) if answers else None]
+
+
+def time_cell(seconds: object) -> str | None:
+    """A duration, or nothing."""
+    return format_seconds(float(seconds)) if isinstance(seconds, int | float) else None
+
+
+def curves(run: Run) -> Section:
+    """Training of the reward model, and DPO."""
+    parts = []
+    fits = {"loss": "loss", "eval_loss": "held-out loss"}
+    parts.append(
+        Markup("<h3>Reward model</h3>{}").format(
+            curve(run.training, fits, "loss", "The reward model has no metrics here.")
+        )
+    )
+    plots = [
+        curve(
+            run.dpo, {"loss": "loss", "eval_loss": "held-out loss"}, "DPO loss", "DPO has no metrics here."
+        ),
+        curve(run.dpo, {"rewards/margins": "training", "eval_rewards/margins": "held out"}, "margin", ""),
+        curve(
+            run.dpo,
+            {"rewards/accuracies": "training", "eval_rewards/accuracies": "held out"},
+            "share ordered as the pair",
+            "",
+        ),
+        curve(run.dpo, {"rewards/chosen": "chosen", "rewards/rejected": "rejected"}, "implicit reward", ""),
+    ]
+    parts.append(Markup("<h3>DPO</h3>{}").format(columns(*(plot for plot in plots if plot))))
+    return Section("Training", join(*parts), "training")
+
+
+def curve(rows: Sequence[dict[str, Any]], names: dict[str, str], y_label: str, absent: str) -> Markup:
+    """The named metrics against the step."""
+    series = {
+        shown: [
+            (row["step"], row[name])
+            for row in rows
+            if isinstance(row.get(name), int | float) and "step" in row
+        ]
+        for name, shown in names.items()
+    }
+    series = {name: points for name, points in series.items() if points}
+    if not series:
+        return nothing(absent) if absent else Markup("")
+    return line(series, "step", y_label)
+
+
+def next_commands(run: Run) -> list[str]:
+    """What to try next."""
+    folder = run.folder
+    return [
+        f"scripts/quickstart.sh --output {folder}-better --judge-url http://localhost:8000/v1 --judge-model NAME",
+        "judge-pipeline label YOUR_PROMPTS.jsonl --output runs/yours --dry-run",
+        f"reward-model score {folder}/reward_model YOUR_PROMPTS.jsonl --output scored.jsonl",
+    ]
+
+
+def where_to_go(run: Run) -> Section:
+    """Three commands to try next."""
+    return Section(
+        "Next", code_block("\n".join(next_commands(run))), "next", "Three commands to try from here:"
+    )
+
+
+def render(run: Run) -> str:
+    """The page."""
+    parts = [
+        glance(run),
+        stages(run),
+        distributions(run),
+        example(run),
+        statements(run),
+        agreement(run),
+        spending(run),
+        pairs(run),
+        curves(run),
+        where_to_go(run),
+    ]
+    footer = "Everything is in this file; nothing is loaded from elsewhere."
+    css = ("answers.css", "statements.css")
+    return render_page("The whole run on one page", str(run.folder), parts, footer, css=css)
+
+
+def print_summary(run: Run) -> None:
+    """A short table for the terminal, where things are, and what to try next."""
+    print()
+    for name, seconds in run.seconds.items():
+        print(f"  {name:<10}{format_seconds(seconds):>12}   {STAGES.get(name, '')}")
+    spent, read = run.judge_spent(), run.score_usage.get("tokens_read", run.score_usage.get("tokens"))
+    if "read" in spent and run.labels:
+        tokens = (spent["read"] + spent.get("written", 0)) / len(run.labels)
+        print(f"\n  judge         {tokens:>12,.0f} tokens an answer, {int(spent.get('calls', 0)):,} calls")
+    if read and run.scored:
+        answers = run.score_usage.get("responses") or len(run.scored)
+        print(f"  reward model  {read / answers:>12,.0f} tokens an answer, no calls")
+    if run.small_judge:
+        print(
+            "\n  A 135M judge is a smoke test of the machinery, not a good judge: do not trust these scores."
+        )
+    print("\nWhere things are")
+    places = {
+        "report.html": "this run on one page",
+        "labels/report.html": "every label with its evidence",
+        "reward_model": "the reward model, plain transformers",
+        "scored.jsonl": "answers scored without the judge",
+        "pairs.jsonl": "preference pairs, TRL's format",
+        "dpo": "what DPO trained",
+    }
+    for name, what in places.items():
+        if (run.folder / name).exists():
+            print(f"  {run.folder / name!s:<40} {what}")
+    print("\nTry next")
+    for command in next_commands(run):
+        print(f"  {command}")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write the report of the run directory named by the only argument."""
+    if len(argv) != 1 or argv[0].startswith("-"):
+        print("usage: python scripts/quickstart_report.py RUN_DIR", file=sys.stderr)
+        return 2
+    try:
+        run = load_run(Path(argv[0]))
+        write_text(run.folder / "report.html", encode_page(render(run)).decode())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print_summary(run)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

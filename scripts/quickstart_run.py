@@ -1,0 +1,154 @@
+"""What a quickstart run has left behind, read for its report.
+
+In: the run directory. Out: `Run`, in which what is absent is empty: a report of an unfinished run is a report too.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from judge_pipeline.errors import DataError, UserError
+from judge_pipeline.record_files import read_labels, read_prompts, read_rows
+from judge_pipeline.records import DIMENSIONS, Label, Prompt
+from judge_pipeline.run_dir import read_run_yaml
+
+STAGES = {
+    "prompts": "questions about long documents",
+    "sample": "answers to each question",
+    "split": "one half for the judge, one for the reward model",
+    "label": "the judge labels its half",
+    "train": "a reward model learns from the labels",
+    "evaluate": "reward model against judge on documents kept out of training",
+    "score": "the reward model scores the rest, without the judge",
+    "pairs": "best answer against worst",
+    "dpo": "a short DPO run",
+}
+Key = tuple[str, str]
+
+
+@dataclass
+class Run:
+    """What a run directory holds; what is absent is empty."""
+
+    folder: Path
+    seconds: dict[str, float] = field(default_factory=dict)
+    prompts: list[Prompt] = field(default_factory=list)
+    labels: dict[Key, Label] = field(default_factory=dict)
+    judge: dict[str, Any] = field(default_factory=dict)
+    """The judge's settings."""
+    judge_summary: dict[str, Any] = field(default_factory=dict)
+    scored: dict[Key, dict[str, float]] = field(default_factory=dict)
+    """The reward model's scores and ``reward`` of answers outside its training."""
+    score_usage: dict[str, Any] = field(default_factory=dict)
+    fidelity: dict[str, Any] = field(default_factory=dict)
+    training: list[dict[str, Any]] = field(default_factory=list)
+    pairs: list[dict[str, Any]] = field(default_factory=list)
+    dpo: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def small_judge(self) -> bool:
+        """The embedded model judged, in this process."""
+        return not self.judge.get("base_url") and self.judge.get("model") in (None, "smollm2")
+
+    def judge_spent(self) -> dict[str, float]:
+        """Calls and tokens the judge took over all runs of the labelling."""
+        block = self.judge_summary.get("store") or self.judge_summary
+        calls, tokens = block.get("calls"), block.get("tokens") or {}
+        made = calls.get("made") if isinstance(calls, dict) else calls
+        found = {"calls": made, "read": tokens.get("input"), "written": tokens.get("output")}
+        return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
+
+
+def load_run(folder: Path) -> Run:
+    """Read what is there. Raises UserError when the directory is none, DataError when a file is broken."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a directory", "name the run directory of scripts/quickstart.sh")
+    labels = folder / "labels"
+    settings = read_run_yaml(labels) if (labels / "run.yaml").is_file() else {}
+    answers = folder / "answers.jsonl"
+    source = answers if answers.is_file() else folder / "prompts.jsonl"
+    usage = folder / "scored.jsonl.summary.json"
+    run = Run(
+        folder,
+        seconds=stage_seconds(folder),
+        prompts=[*read_prompts(source)] if source.is_file() else [],
+        labels={(row.prompt_id, row.response_id): row for row in read_labels(labels)}
+        if (labels / "labels.jsonl").is_file()
+        else {},
+        judge=(settings.get("config") or {}).get("judge") or {},
+        judge_summary=read_json(labels / "summary.json"),
+        score_usage=read_json(usage if usage.is_file() else folder / "score_usage.json"),
+        fidelity=read_json(folder / "fidelity" / "fidelity.json"),
+        training=rows_of(folder / "reward_model" / "metrics.jsonl"),
+        pairs=rows_of(folder / "pairs.jsonl"),
+        dpo=rows_of(folder / "dpo" / "metrics.jsonl"),
+    )
+    # The evaluation's own scores are of labelled answers over documents that training kept out.
+    for path in (folder / "fidelity" / "scored.jsonl", folder / "scored.jsonl"):
+        for prompt in read_prompts(path) if path.is_file() else ():
+            for response in prompt.responses:
+                scores = {name: value for name, value in (response.scores or {}).items() if value is not None}
+                if response.reward is not None:
+                    scores["reward"] = response.reward
+                if scores:
+                    run.scored[prompt.id, response.id] = scores
+    return run
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, or nothing where there is no file."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(
+            f"is not JSON ({error})", path=path, hint="delete it and run the stage again"
+        ) from error
+    return content if isinstance(content, dict) else {}
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file, or none where there is no file."""
+    return [row for _, row in read_rows(path)] if path.is_file() else []
+
+
+def stage_seconds(folder: Path) -> dict[str, float]:
+    """Seconds a stage took, from ``stages.json`` or the second line of each stamp in ``.stages/``; stages in order."""
+    found: dict[str, float] = {}
+    for name, stage in read_json(folder / "stages.json").items():
+        if isinstance(stage, dict) and isinstance(stage.get("seconds"), int | float):
+            found[name] = float(stage["seconds"])
+    for stamp in (folder / ".stages").glob("*"):
+        lines = stamp.read_text(encoding="utf-8").split("\n")
+        if len(lines) > 1 and lines[1].strip().isdigit():
+            found.setdefault(stamp.name, float(lines[1]))
+    order = [*STAGES]
+    return dict(
+        sorted(found.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))
+    )
+
+
+def dimension_names(run: Run) -> list[str]:
+    """The four of the paper, and whatever else was scored."""
+    judged = [name for label in run.labels.values() for name in label.scores]
+    names = dict.fromkeys(
+        [*judged, *(name for row in run.scored.values() for name in row if name != "reward")]
+    )
+    return [*DIMENSIONS, *(name for name in names if name not in DIMENSIONS)]
+
+
+def chosen_prompt(run: Run) -> Prompt | None:
+    """The prompt to show: labelled before only scored, then the widest range of rewards."""
+
+    def worth(prompt: Prompt) -> tuple[int, float]:
+        keys = [(prompt.id, response.id) for response in prompt.responses]
+        judged = [label.reward for key in keys if (label := run.labels.get(key)) and label.reward is not None]
+        scored = [run.scored[key]["reward"] for key in keys if "reward" in run.scored.get(key, {})]
+        values = judged or scored
+        return len(judged), max(values) - min(values) if values else 0.0
+
+    return max((prompt for prompt in run.prompts if prompt.responses), key=worth, default=None)
