@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import Field
 
 from judge_pipeline import config as configuration
-from judge_pipeline import label
+from judge_pipeline import evaluate, label
 from judge_pipeline.config import Command, Config
 
 
@@ -35,7 +35,7 @@ REPORT = Command(
     example="judge-pipeline report labels",
 )
 
-COMMANDS: list[Command] = [label.COMMAND, REPORT]
+COMMANDS: list[Command] = [label.COMMAND, REPORT, evaluate.COMMAND]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

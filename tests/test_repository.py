@@ -5,9 +5,12 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+
+from judge_pipeline.config import leaves
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("judge_pipeline", "reward_model", "dpo")
@@ -30,34 +33,51 @@ def test_imports_have_one_direction(room):
     assert {path: names for path, names in against.items() if names} == {}
 
 
-@pytest.mark.parametrize("program", ["judge-pipeline", "reward-model", "dpo"])
-def test_commands_explain_themselves(program):
-    module = program.replace("-", "_")
+def commands_of(program):
+    if program == "judge-pipeline":
+        from judge_pipeline.cli import COMMANDS, main
 
-    def run(*argv):
-        code = f"import sys; from {module}.cli import main; sys.exit(main(sys.argv[1:]))"
-        return subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, cwd=ROOT)
+        return COMMANDS, main
+    if program == "reward-model":
+        from reward_model.cli import commands, main
 
-    done = run("--version")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(program)
-    overview = run("--help").stdout
-    subcommands = overview.split("COMMAND")[-1].split()
-    assert subcommands
-    done = run("no-such-command")
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
+        return commands(), main
+    from dpo.cli import COMMANDS, main
+
+    return COMMANDS, main
 
 
-def test_every_subcommand_has_an_example_and_states_its_defaults():
-    from dpo.cli import COMMANDS as DPO
-    from judge_pipeline.cli import COMMANDS as JUDGE
-    from judge_pipeline.config import leaves
-    from reward_model.cli import COMMANDS as REWARD
+PROGRAMS = ("judge-pipeline", "reward-model", "dpo")
 
-    for program, commands in (("judge-pipeline", JUDGE), ("reward-model", REWARD), ("dpo", DPO)):
-        for command in commands:
-            assert command.example.startswith(f"{program} {command.name}"), command.name
-            assert command.help, command.name
-            undescribed = [leaf.dotted for leaf in leaves(command.config) if not leaf.field.description]
-            assert undescribed == [], f"{program} {command.name}"
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_programs_name_version_commands_and_mistakes(program, capsys):
+    commands, main = commands_of(program)
+    for flag in ("--version", "--help"):
+        with pytest.raises(SystemExit) as stop:
+            main([flag])
+        assert stop.value.code == 0
+        text = capsys.readouterr().out
+        assert program in text
+    assert all(command.name in text for command in commands)
+    with pytest.raises(SystemExit) as stop:
+        main(["no-such-command"])
+    assert stop.value.code == 2
+    assert commands[0].name in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_subcommand_has_an_example_and_describes_its_settings(program):
+    for command in commands_of(program)[0]:
+        assert command.example.startswith(f"{program} {command.name}")
+        assert command.help
+        undescribed = [leaf.dotted for leaf in leaves(command.config) if not leaf.field.description]
+        assert undescribed == [], command.name
+
+
+def test_the_installed_commands_are_the_ones_promised():
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+    assert set(scripts) == set(PROGRAMS)
+    folder = Path(sys.executable).parent
+    done = subprocess.run([folder / "dpo", "--version"], capture_output=True, text=True)
+    assert done.stdout.startswith("dpo "), done.stderr
