@@ -53,8 +53,10 @@ def vote_values(table: AnswerTable, labels: Mapping[tuple[str, str], Label]) -> 
         label = labels.get(key)
         for name, evidence in (label.evidence if label else {}).items():
             votes = evidence.get("votes") if isinstance(evidence, dict) else None
-            if isinstance(votes, list) and all(isinstance(vote, int | float) for vote in votes):
-                found.setdefault(name, [[] for _ in range(table.rows)])[row] = [float(vote) for vote in votes]
+            if isinstance(votes, list):
+                # A vote that failed is null: it is no rating.
+                rated = [float(vote) for vote in votes if isinstance(vote, int | float)]
+                found.setdefault(name, [[] for _ in range(table.rows)])[row] = rated
     return found
 
 

@@ -33,7 +33,9 @@ from judge_pipeline.baselines import all_baselines, minilm_embed
 from judge_pipeline.config import Command, Config
 from judge_pipeline.errors import UserError
 from judge_pipeline.evaluate_inputs import Inputs, read_inputs
+from judge_pipeline.evaluate_judges import JudgeBaselines, ask_baselines
 from judge_pipeline.evaluate_report import evaluation_page, terminal_report
+from judge_pipeline.label_config import JudgeConfig
 from judge_pipeline.page import encode_page
 from judge_pipeline.record_files import write_text
 from judge_pipeline.records import weighted_reward
@@ -64,6 +66,11 @@ class EvaluateConfig(Config):
         None,
         description="a sequence-classification reward model that sees question and answer, as a baseline",
     )
+    pairwise_judge: bool = Field(
+        False, description="ask --judge directly which answer of each decided pair is better, in both orders"
+    )
+    holistic: bool = Field(False, description="ask --judge for one score of each answer, in one call")
+    judge: JudgeConfig = Field(default_factory=lambda: JudgeConfig.model_validate({}))
     bootstrap: int = Field(1000, ge=10, description="resamples of the documents for the 95% intervals")
     seed: int = Field(0, description="of the resamples and of the random baseline")
     existing: Existing = Field("refuse", description=EXISTING_HELP, json_schema_extra={"identity": False})
@@ -194,12 +201,37 @@ def run(config: EvaluateConfig) -> int:
 
         scores = ShortContextRM(config.short_rm).score_table(inputs.table)
         more.append(Predictor("short-context RM", "baseline", any_target=scores))
+    summary: dict[str, Any] = {}
+    if config.pairwise_judge or config.holistic:
+        asked = _ask_judge(config, inputs.table)
+        more += asked.predictors
+        summary = asked.summary
     baselines = all_baselines(inputs.table, embed, config.seed)
     found = evaluate_human(inputs, config.name, more, baselines, config.bootstrap, config.seed)
+    found["judge_baselines"] = summary
     write_evaluation(config.output, found, config.name)
     print(terminal_report(found))
     print(f"\nwritten: {config.output / 'agreement.json'}, agreement.md and report.html beside it")
     return 0
+
+
+def _ask_judge(config: EvaluateConfig, table: AnswerTable) -> JudgeBaselines:
+    """The judge baselines that were asked for, over the pairs the reward is compared with."""
+    if config.judge.batch_out or config.judge.batch_in:
+        raise UserError("batch files serve `label` only", "name an endpoint or a local judge")
+    human = score_columns(table, score_names(table, "human"), "human")
+    preferences = table.preferences()
+    if not human and not preferences:
+        return JudgeBaselines()  # evaluate_human says what is missing
+    pairs, _ = reward_pairs(table, human, preferences)
+    return ask_baselines(
+        config.judge,
+        table,
+        pairs,
+        config.output / "calls.sqlite",
+        pairwise=config.pairwise_judge,
+        holistic=config.holistic,
+    )
 
 
 def write_evaluation(output: Path, found: dict[str, Any], name: str) -> None:

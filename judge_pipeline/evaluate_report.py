@@ -31,7 +31,8 @@ def terminal_report(found: dict[str, Any]) -> str:
                 f"weights fitted to people's choices ({part})\n" + render.aligned(*_fitted_rows(fitted))
             )
             parts[-1] += f"\nhand them on: {fitted['flag']}"
-    parts += [f"{line}" for line in _rater_lines(found["raters"])]
+    parts += _rater_lines(found["raters"])
+    parts += _judge_lines(found.get("judge_baselines", {}))
     return "\n\n".join(parts)
 
 
@@ -63,6 +64,26 @@ def _rater_lines(raters: dict[str, Any]) -> list[str]:
                     f"pairs {render.interval(found['pairs'], 2)}, spread {found['spread']:.2f} points"
                 )
             lines.append(f"{source} on {name}: {text}")
+    return lines
+
+
+def _judge_lines(summary: dict[str, Any]) -> list[str]:
+    lines = []
+    pairwise = summary.get("pairwise")
+    if pairwise:
+        first = pairwise["first_place"]
+        lines.append(
+            f"pairwise judge: {pairwise['judged']} of {pairwise['pairs']} pairs judged, {pairwise['failed']} failed; "
+            f"{pairwise['inconsistent']} turned round with the order, {pairwise['undecided']} undecided in all"
+            + ("" if first is None else f"; the first place won {first:.0%}")
+        )
+    holistic = summary.get("holistic")
+    if holistic:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in holistic["reasons"].items())
+        lines.append(
+            f"holistic judge: {holistic['answers']} answers, {holistic['failed']} without a score"
+            + (f" ({reasons})" if reasons else "")
+        )
     return lines
 
 
@@ -119,5 +140,9 @@ def evaluation_page(found: dict[str, Any], name: str) -> str:
             "Nothing can agree with a mean of ratings much better than the ratings agree among themselves."
         )
         sections.append(Section("Agreement among raters", join(*map(prose, lines)), "raters", intro))
+    asked = _judge_lines(found.get("judge_baselines", {}))
+    if asked:
+        intro = "Both read the whole document; the pairwise judge sees each pair in both orders."
+        sections.append(Section("Judge baselines", join(*map(prose, asked)), "judge-baselines", intro))
     sections.append(render.legend_section())
     return render_page(f"Agreement with people: {name}", "judge-pipeline evaluate", sections)

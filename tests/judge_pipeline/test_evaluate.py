@@ -11,7 +11,9 @@ import pytest
 from judge_pipeline.agreement_bootstrap import DocumentBootstrap
 from judge_pipeline.agreement_raters import rater_values, repeated_preferences, self_agreement, vote_values
 from judge_pipeline.agreement_table import build_table
+from judge_pipeline.calls import Call, Reply
 from judge_pipeline.config import main
+from judge_pipeline.engines.base import ANYWHERE, Place
 from judge_pipeline.errors import UserError
 from judge_pipeline.evaluate import COMMAND, evaluate_human, reweigh
 from judge_pipeline.evaluate_inputs import read_inputs
@@ -182,3 +184,58 @@ def test_raters_against_each_other():
     assert repeated_preferences(table, bootstrap)["agreement"]["value"] == pytest.approx(1 / 3)
     assert self_agreement(table, [[5.0]] * table.rows, bootstrap) is None
     assert vote_values(table, {}) == {}
+
+
+def test_judge_baselines_stand_in_the_table(tmp_path, monkeypatch, capsys):
+    """Through the real commands and the call store; only the model behind the engine is a rule."""
+    rows = human_rows(6)
+    write_records(tmp_path / "people.jsonl", rows)
+    worth = {response["text"]: response["human"]["overall"] for row in rows for response in row["responses"]}
+    asked: list[str] = []
+
+    async def opened(config, store=None, **more):
+        return RuleEngine(worth, asked)
+
+    monkeypatch.setattr("judge_pipeline.evaluate_judges.open_engine", opened)
+    words = [tmp_path / "people.jsonl", "--output", tmp_path / "out", "--bootstrap", "20"]
+    words += ["--pairwise-judge", "--holistic"]
+    assert run(*words) == 0
+    found = json.loads((tmp_path / "out" / "agreement.json").read_text())
+    table = {result["target"]: {row["name"]: row for row in result["rows"]} for result in found["results"]}
+    assert table["preferences"]["pairwise judge, both orders"]["within"]["pairs"]["value"] == 1.0
+    assert table["overall"]["holistic judge"]["within"]["spearman"]["value"] == pytest.approx(1.0)
+    assert found["judge_baselines"]["pairwise"]["inconsistent"] == 0
+    assert found["judge_baselines"]["holistic"]["failed"] == 0
+    assert len(asked) == 6 * 2 + 6 * 4
+    assert "pairwise judge: 6 of 6 pairs judged" in capsys.readouterr().out
+    assert run(*words) == 0  # the same settings again: every call is remembered
+    assert len(asked) == 6 * 2 + 6 * 4
+
+
+class RuleEngine:
+    """Rates an answer by what people gave it."""
+
+    model = identity = "rule"
+    supports_schema = supports_logprobs = False
+    context_window = None
+
+    def __init__(self, worth: dict[str, float], asked: list[str]) -> None:
+        self.worth, self.asked = worth, asked
+
+    async def answer(self, call: Call, place: Place = ANYWHERE) -> Reply:
+        self.asked.append(call.template)
+        text = call.messages[1].content
+        if call.template == "baseline.holistic":
+            answer = text.split("# Answer\n")[1].split("\n\n# Task")[0]
+            return Reply(text=f"[[{self.worth[answer]:.0f}]]")
+        first = text.split("# Answer A\n")[1].split("\n\n# Answer B")[0]
+        second = text.split("# Answer B\n")[1].split("\n\n# Task")[0]
+        return Reply(text="[[A]]" if self.worth[first] > self.worth[second] else "[[B]]")
+
+    def where(self, place: Place) -> str:
+        return "here"
+
+    def max_parallel(self) -> int:
+        return 4
+
+    async def close(self) -> None: ...
