@@ -1,6 +1,6 @@
 """`report.html` and the terminal text of `judge-pipeline evaluate`.
 
-In: the plain data of `evaluate.evaluate_human`. Out: an HTML page and text; nothing is computed here.
+In: the plain data of `evaluate_run.evaluate_human`. Out: an HTML page and text; nothing is computed here.
 """
 
 from __future__ import annotations

@@ -15,8 +15,9 @@ from judge_pipeline.calls import Call, Reply
 from judge_pipeline.config import main
 from judge_pipeline.engines.base import ANYWHERE, Place
 from judge_pipeline.errors import UserError
-from judge_pipeline.evaluate import COMMAND, evaluate_human, reweigh
+from judge_pipeline.evaluate import COMMAND
 from judge_pipeline.evaluate_inputs import read_inputs
+from judge_pipeline.evaluate_run import evaluate_human, reweigh
 from judge_pipeline.record_files import write_records
 from judge_pipeline.records import DIMENSIONS, Prompt
 
