@@ -27,46 +27,63 @@ class JudgeOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     statements_per_call: int = Field(
-        1, ge=1, le=6, description="statements verified in one call; 1 is the paper's, up to 6 saves calls"
+        default=1,
+        ge=1,
+        le=6,
+        description="statements verified in one call; 1 is the paper's, up to 6 saves calls",
     )
     joint_ratings: bool = Field(
-        False, description="ask helpfulness and logicality in one call, each analysed on its own"
+        default=False, description="ask helpfulness and logicality in one call, each analysed on its own"
     )
     score: Literal["printed", "expected"] = Field(
-        "printed",
+        default="printed",
         description="the printed rating, or its expected value over the score tokens' probabilities",
     )
-    votes: int = Field(1, ge=1, le=64, description="samples per rating and per verdict, averaged")
+    votes: int = Field(default=1, ge=1, le=64, description="samples per rating and per verdict, averaged")
     structured: bool = Field(
-        False, description="ask for JSON held to a schema; needs an engine that can constrain decoding"
+        default=False,
+        description="ask for JSON held to a schema; needs an engine that can constrain decoding",
     )
     language: Literal["auto", "en", "zh"] = Field(
-        "auto", description="language of the prompts; auto goes by the document's script"
+        default="auto", description="language of the prompts; auto goes by the document's script"
     )
     no_statements: Rule = Field(
-        "full", description="faithfulness of an answer that states no facts: full, zero, null, or points 0-10"
+        default="full",
+        description="faithfulness of an answer that states no facts: full, zero, null, or points 0-10",
     )
     no_key_points: Rule | Literal["ask"] = Field(
-        "ask",
+        default="ask",
         description="completeness when the document holds nothing on the question: ask the judge, full, zero, "
         "null, or points 0-10",
     )
     temperature: float | None = Field(
-        None, ge=0, le=2, description="of ratings and verdicts; default 0, or 1 with several votes"
+        default=None, ge=0, le=2, description="of ratings and verdicts; default 0, or 1 with several votes"
     )
-    top_p: float = Field(1.0, gt=0, le=1, description="nucleus of ratings and verdicts")
-    max_tokens: int = Field(2048, ge=16, description="longest reply; a reply that reaches it is a failure")
-    seed: int | None = Field(None, description="sent with every call when set; vote i uses seed + i")
-    few_shot: int | None = Field(None, ge=0, description="examples per prompt; default all there are")
-    analysis_chars: int = Field(1500, ge=1, description="longest analysis in a structured reply, characters")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="nucleus of ratings and verdicts")
+    max_tokens: int = Field(
+        default=2048, ge=16, description="longest reply; a reply that reaches it is a failure"
+    )
+    seed: int | None = Field(default=None, description="sent with every call when set; vote i uses seed + i")
+    few_shot: int | None = Field(default=None, ge=0, description="examples per prompt; default all there are")
+    analysis_chars: int = Field(
+        default=1500, ge=1, description="longest analysis in a structured reply, characters"
+    )
     max_statements: int | None = Field(
-        None, ge=1, description="judge at most this many statements of an answer (recorded where it bites)"
+        default=None,
+        ge=1,
+        description="judge at most this many statements of an answer (recorded where it bites)",
     )
     max_key_points: int | None = Field(
-        None, ge=1, description="keep at most this many key points of a chunk (recorded where it bites)"
+        default=None,
+        ge=1,
+        description="keep at most this many key points of a chunk (recorded where it bites)",
     )
-    item_chars: int = Field(600, ge=20, description="longest statement or key point in a structured reply")
-    logprobs: int = Field(20, ge=1, le=20, description="top log-probabilities asked for with expected scores")
+    item_chars: int = Field(
+        default=600, ge=20, description="longest statement or key point in a structured reply"
+    )
+    logprobs: int = Field(
+        default=20, ge=1, le=20, description="top log-probabilities asked for with expected scores"
+    )
 
     @field_validator("no_statements", "no_key_points")
     @classmethod
