@@ -19,6 +19,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from dpo.prompting import PROMPT_FORMAT, template_id, to_messages
+from dpo.quiet import quiet_libraries
 from dpo.samplers.base import Decoding, Draw, Failed, Request, Sampler, prompt_seed
 from judge_pipeline.config import Config
 from judge_pipeline.errors import UserError
@@ -93,6 +94,7 @@ class Tally:
 
 def open_sampler(config: SampleConfig) -> Sampler:
     """The engine the settings ask for; imports are late because each is heavy."""
+    quiet_libraries()
     engine = config.engine
     if engine == "auto":
         has_vllm = importlib.util.find_spec("vllm") is not None

@@ -19,8 +19,10 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from dpo.quiet import quiet_libraries
 from dpo.samplers.transformers_sampler import load_tokenizer, window_of
 from dpo.train_config import TrainConfig
 from dpo.train_data import datasets_for, make_check, on_disk
@@ -141,7 +143,9 @@ def run(config: TrainConfig) -> int:
     if (config.output / SUMMARY).is_file():
         print(f"{config.output}: this run is complete; --existing replace starts it anew")
         return 0
+    quiet_libraries()
     trainer, about = build_trainer(config)
+    trainer.remove_callback(PrinterCallback)  # metrics.jsonl and the progress line say it
     started = time.monotonic()
     interrupt = StopOnInterrupt()
     for callback in (MetricsFile(config.output / "metrics.jsonl"), ProgressLine(), interrupt):

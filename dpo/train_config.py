@@ -24,8 +24,12 @@ class LoraSettings(Config):
 
     rank: int = Field(default=16, ge=1, description="rank of the LoRA matrices")
     alpha: float = Field(default=32, gt=0, description="LoRA scale; the update is multiplied by alpha / rank")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout before the LoRA matrices (TRL turns it off)")
-    targets: list[str] = Field(default=["all-linear"], description="layers that get an adapter, as PEFT names them")
+    dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="dropout before the LoRA matrices (TRL turns it off)"
+    )
+    targets: list[str] = Field(
+        default=["all-linear"], description="layers that get an adapter, as PEFT names them"
+    )
 
 
 class TrainConfig(Config):

@@ -1,0 +1,18 @@
+"""The libraries' own chatter, kept off a log: their bars where there is no terminal, notices meant for developers."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+
+def quiet_libraries() -> None:
+    """Stop progress bars of transformers and datasets off a terminal, and FutureWarnings about their internals."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|peft|datasets")
+    if sys.stderr.isatty():
+        return
+    import datasets
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
