@@ -81,7 +81,7 @@ def scores(labels: Labels) -> Section:
                 len(values),
                 missing,
                 float(np.mean(values)) if values else None,
-                float(np.std(values)) if values else None,
+                float(np.std(values, ddof=1)) if len(values) > 1 else None,
                 len({round(value, 6) for value in values}),
                 None if tied is None else _percent(tied),
             ]

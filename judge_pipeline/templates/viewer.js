@@ -31,10 +31,13 @@
   };
   const show = (item) => {
     let first = null;
-    for (const { element, of } of pieces) {
+    for (const { start, element, of } of pieces) {
       const on = item !== null && of.has(item.key);
+      const rank = on && item.fine ? item.spans.findIndex((span) => span.start === start) + 1 : 0;
       element.className = on ? "on " + item.kind : "";
-      if (on) first ??= element;
+      if (rank) element.dataset.rank = rank; // neighbouring passages run together; their numbers tell them apart
+      else delete element.dataset.rank;
+      if (on && (first === null || rank === 1)) first = element;
     }
     if (first) bring(first);
   };
@@ -144,14 +147,21 @@
       after: near.after !== null ? linkTo(near.after) : index.after && near.position >= 0 ? index.after + "#answer-" + (last + 1) : null,
     };
   };
-  const go = (side) => { const target = shown === null ? null : step(shown)[side]; if (target) location.href = target; };
+  const go = (side) => {
+    const target = shown === null ? null : step(shown)[side];
+    if (!target) return;
+    location.href = target;
+    if (target.startsWith("#")) route(); // at once: the next key may come before the browser's own event
+  };
   const fromHash = () => {
     const match = /^#answer-(\d+)$/.exec(location.hash);
     const at = match ? Number(match[1]) - index.first : -1;
     return at >= 0 && at < index.rows.length ? at : null;
   };
   const route = () => {
-    shown = fromHash();
+    const at = fromHash();
+    if (at !== null && at === shown && dialog.open) return;
+    shown = at;
     if (shown === null) { if (dialog.open) dialog.close(); return; }
     fill(shown);
     if (!dialog.open) dialog.showModal();

@@ -152,13 +152,15 @@ def test_one_click_opens_an_answer_with_verdicts_evidence_and_analysis(reader, s
         in marked
     )
     assert "The segment says otherwise." in reader.text("#viewer-answer")
+    ranks = [found.get_attribute("data-rank") for found in reader.all("#viewer-document .on[data-rank]")]
+    assert sorted(ranks) == ["1", "2"]
     items[4].click()  # beyond an emoji: offsets count as the browser does
     assert reader.all("#viewer-document .on.none") == []
     assert {found.text for found in reader.all("#viewer-document .on.full")} == {
         "Old maps show the islet 🏝 that was blown up to widen the entrance."
     }
     visible = reader.run(
-        "(() => { const box = document.querySelector('#viewer-document .on').getBoundingClientRect();"
+        "(() => { const box = document.querySelector('#viewer-document [data-rank=\"1\"]').getBoundingClientRect();"
         "const pane = document.querySelector('#viewer-document').getBoundingClientRect();"
         "return box.top >= pane.top && box.bottom <= pane.bottom; })()"
     )
