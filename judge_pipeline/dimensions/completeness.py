@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from judge_pipeline.calls import Sampling
+from judge_pipeline.citation import locate
 from judge_pipeline.dimensions.asking import (
     Ask,
     RateAsk,
@@ -41,6 +42,7 @@ class KeyPoint:
     text: str
     chunk: int
     span: Span
+    """The sentences it was taken from, or the whole chunk where its wording is its own."""
 
 
 class Completeness:
@@ -124,8 +126,11 @@ def _distinct(items: list[Items], evidence: Evidence) -> list[KeyPoint]:
     """The key points in document order; one that a later chunk repeats word for word is listed once."""
     found: dict[str, KeyPoint] = {}
     for number, (chunk, one) in enumerate(zip(evidence.chunks, items, strict=True)):
-        for text in map(one_line, one.texts):
-            found.setdefault(text, KeyPoint(text, number, chunk))
+        texts = [text for text in dict.fromkeys(map(one_line, one.texts)) if text not in found]
+        places = locate(evidence.text[chunk.start : chunk.end], texts) if texts else []
+        for text, place in zip(texts, places, strict=True):
+            span = Span(chunk.start + place[0], chunk.start + place[1]) if place else chunk
+            found[text] = KeyPoint(text, number, span)
     return list(found.values())
 
 

@@ -104,7 +104,9 @@ class Verifier:
 
     def _together(self, batch: Sequence[Claim], vote: int) -> Ask[dict[int, Judged | Problem]]:
         options = self._options
-        shape = VerdictsShape(self._language, options.analysis_chars, options.item_chars, len(batch))
+        # Six analyses as long as one would run into the reply's limit.
+        each = max(1, min(options.analysis_chars, 2 * options.analysis_chars // len(batch)))
+        shape = VerdictsShape(self._language, each, options.item_chars, len(batch))
         call = build_call(
             load_template(f"{self._name}.verify_many", self._language),
             {"passages": self._passages(batch), "statements": [claim.text for claim in batch]},

@@ -1,7 +1,10 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from judging import PlainEvidence, RuleJudge, case_of, drive, inside
 
 from judge_pipeline.calls import Reply
+from judge_pipeline.citation import locate, sentence_spans
 from judge_pipeline.dimensions.registry import build_dimensions
 from judge_pipeline.options import JudgeOptions
 from judge_pipeline.records import Prompt
@@ -50,9 +53,11 @@ def test_key_points_once_and_coverage_for_each_answer():
     assert [p["covered"] for p in points] == [True, True, False, False]
     assert points[0]["text"] == "Chapter 0 tells of the year 1880."
     for point in points:
-        assert point["text"][:9] in CONTEXT[point["start"] : point["end"]]
+        cited = CONTEXT[point["start"] : point["end"]]
+        assert point["text"].rstrip(".") in cited
+        assert len(cited) < 400  # the sentence, not the whole chunk
         chunk = PlainEvidence(CONTEXT).chunks[point["chunk"]]
-        assert (chunk.start, chunk.end) == (point["start"], point["end"])
+        assert chunk.start <= point["start"] < point["end"] <= chunk.end
     assert done.outcomes[1].evidence["votes"] == [5]
     assert done.outcomes[1].evidence["analysis"] == "Checked."
 
@@ -155,6 +160,57 @@ def test_votes_on_coverage():
     assert done.outcomes[0].score == 5
     assert done.outcomes[0].evidence["votes"] == [2, 4, 9]
     assert {c.sampling.temperature for c in done.calls if c.template.endswith("extract")} == {0}
+
+
+# ---- where key points come from ----------------------------------------------------------------------------
+
+FERRY = (
+    "The ferry stopped running in the winter of 1953, when ice damaged its hull. The council first meant to have it "
+    "repaired; the estimate of 48,000 crowns ended the discussion. Gudrun Vik moved to her sister's. In 1955 the "
+    "road bridge two kilometres upstream was opened."
+)
+
+
+@pytest.mark.parametrize(
+    ("point", "cited"),
+    [
+        (
+            "Ice damaged the ferry's hull in the winter of 1953.",
+            "The ferry stopped running in the winter of 1953, when ice damaged its hull.",
+        ),
+        (
+            "A road bridge upstream was opened in 1955.",
+            "In 1955 the road bridge two kilometres upstream was opened.",
+        ),
+        ("Something else entirely, of which nobody wrote.", None),
+        ("", None),
+    ],
+)
+def test_key_points_are_found_again_in_the_document(point, cited):
+    place = locate(FERRY, [point])[0]
+    assert (FERRY[place[0] : place[1]].strip() if place else None) == cited
+
+
+def test_key_points_over_two_sentences_and_in_chinese():
+    place = locate(
+        FERRY,
+        [
+            "The ferry stopped when ice damaged its hull in 1953 and the council's estimate of 48,000 crowns ended repair."
+        ],
+    )[0]
+    assert FERRY[place[0] : place[1]].strip().endswith("ended the discussion.")
+    assert place[0] == 0
+    text = "灯塔由莫英设计。它于1887年建成，比计划晚了两年。港口后来淤塞。"
+    place = locate(text, ["灯塔于1887年建成，晚了两年。"])[0]
+    assert text[place[0] : place[1]].endswith("它于1887年建成，比计划晚了两年。")
+
+
+@given(st.text(max_size=120), st.text(max_size=40))
+def test_citations_lie_inside_the_text(text, point):
+    spans = sentence_spans(text)
+    assert all(0 <= start < end <= len(text) for start, end in spans)
+    place = locate(text, [point])[0]
+    assert place is None or 0 <= place[0] < place[1] <= len(text)
 
 
 # ---- the plan as a whole -----------------------------------------------------------------------------------
