@@ -6,19 +6,34 @@ call is asked, and how many at a time, is settled elsewhere.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Collection
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-Rule = Literal["full", "zero", "null"] | float
-"""What a score is where there is nothing to judge: 10, 0, no score (a typed failure), or these points."""
+RULES = {"full": 10.0, "zero": 0.0, "null": None}
+"""What a score is where there is nothing to judge: 10, 0, no score (a typed failure); or a number: these points."""
 
 
-def rule_points(rule: Rule | Literal["ask"]) -> float | None:
-    """The points a rule gives; None for "null" (and for "ask", which asks the judge)."""
-    if isinstance(rule, str):
-        return {"full": 10.0, "zero": 0.0}.get(rule)
-    return float(rule)
+def rule_points(rule: str) -> float | None:
+    """The points a rule gives; None for "null"."""
+    return RULES[rule] if rule in RULES else float(rule)
+
+
+def check_rule(value: Any, words: Collection[str]) -> str:
+    """A rule as text, from one of `words` or from points 0–10 (YAML gives numbers). Raises ValueError."""
+    text = str(value).strip().lower() if not isinstance(value, bool) else ""
+    if value is None:
+        return "null"  # YAML reads the word as nothing
+    if text in words:
+        return text
+    try:
+        points = float(text)
+    except ValueError:
+        points = -1.0
+    if not 0 <= points <= 10:
+        raise ValueError(f"is '{value}', neither {', '.join(words)} nor points from 0 to 10")
+    return f"{points:g}"
 
 
 class JudgeOptions(BaseModel):
@@ -47,11 +62,11 @@ class JudgeOptions(BaseModel):
     language: Literal["auto", "en", "zh"] = Field(
         default="auto", description="language of the prompts; auto goes by the document's script"
     )
-    no_statements: Rule = Field(
+    no_statements: str = Field(
         default="full",
         description="faithfulness of an answer that states no facts: full, zero, null, or points 0-10",
     )
-    no_key_points: Rule | Literal["ask"] = Field(
+    no_key_points: str = Field(
         default="ask",
         description="completeness when the document holds nothing on the question: ask the judge, full, zero, "
         "null, or points 0-10",
@@ -85,12 +100,15 @@ class JudgeOptions(BaseModel):
         default=20, ge=1, le=20, description="top log-probabilities asked for with expected scores"
     )
 
-    @field_validator("no_statements", "no_key_points")
+    @field_validator("no_statements", mode="before")
     @classmethod
-    def _points_in_range(cls, value: Rule | str) -> Rule | str:
-        if not isinstance(value, str) and not 0 <= value <= 10:
-            raise ValueError(f"is {value}: points go from 0 to 10")
-        return value
+    def _statement_rule(cls, value: Any) -> str:
+        return check_rule(value, RULES)
+
+    @field_validator("no_key_points", mode="before")
+    @classmethod
+    def _key_point_rule(cls, value: Any) -> str:
+        return check_rule(value, (*RULES, "ask"))
 
     @property
     def vote_temperature(self) -> float:

@@ -241,3 +241,11 @@ def test_wrong_names_say_what_to_do(names, says):
 def test_options_outside_their_range_are_refused(wrong):
     with pytest.raises(ValidationError):
         JudgeOptions(**wrong)
+
+
+def test_rules_come_from_flags_and_from_yaml():
+    assert JudgeOptions(no_statements="5").no_statements == JudgeOptions(no_statements=5).no_statements == "5"
+    assert JudgeOptions(no_statements=None).no_statements == "null"
+    assert JudgeOptions(no_key_points="ask", no_statements="7.5").no_statements == "7.5"
+    with pytest.raises(ValidationError):
+        JudgeOptions(no_statements="ask")
