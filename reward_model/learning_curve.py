@@ -33,7 +33,6 @@ from reward_model.model import MANIFEST
 from reward_model.objective import LossName
 from reward_model.scorer import RewardModel
 from reward_model.splits import hash_fraction, split_by_document
-from reward_model.train import train
 from reward_model.train_config import TrainConfig
 
 
@@ -111,6 +110,8 @@ def train_size(config: LearningCurveConfig, reference: Reference, ids: Sequence[
         }
     )
     if not (settings.output / MANIFEST).is_file():
+        from reward_model.train import train  # the Trainer takes seconds to import, which `--help` should not
+
         train(settings)
     return settings.output
 
