@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import regex
@@ -19,12 +19,13 @@ NOTHING: dict[Language, str] = {"en": "NONE", "zh": "无"}
 
 @dataclass(frozen=True)
 class Items:
-    """A list; `dropped` counts those beyond the limit the user set."""
+    """A list; `dropped` counts those beyond the limit the user set, `cut` those that the schema ended."""
 
     texts: tuple[str, ...]
     dropped: int = 0
     capped: bool = False
     """The list is as long as it may be: there may have been more."""
+    cut: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,10 @@ class ListShape(Shape[Items]):
         if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
             return wrong_schema(data, self.field)
         items = [value.strip() for value in values if not _NOTHING.fullmatch(fold(value.strip()))]
-        return self._kept([item for item in items if item], bounded=reply.structured)
+        kept = self._kept([item for item in items if item], bounded=reply.structured)
+        if not reply.structured or isinstance(kept, Problem):
+            return kept
+        return replace(kept, cut=sum(len(item) >= self.item_chars for item in kept.texts))
 
     def _kept(self, items: Sequence[str], *, bounded: bool) -> Items | Problem:
         if self.limit is None:

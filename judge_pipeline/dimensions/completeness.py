@@ -136,9 +136,9 @@ def _distinct(items: list[Items], evidence: Evidence) -> list[KeyPoint]:
 
 def _notes(items: list[Items]) -> dict[str, Any]:
     """What a limit on key points did, where it did anything."""
-    capped = [number for number, one in enumerate(items) if one.capped]
-    dropped = sum(one.dropped for one in items)
-    return {"key_point_cap": {"chunks": capped, "dropped": dropped}} if capped else {}
+    capped = [number for number, one in enumerate(items) if one.capped or one.cut]
+    dropped, cut = sum(one.dropped for one in items), sum(one.cut for one in items)
+    return {"key_point_cap": {"chunks": capped, "dropped": dropped, "cut": cut}} if capped else {}
 
 
 def _with_points(outcome: Outcome, points: list[KeyPoint], notes: dict[str, Any]) -> Outcome:

@@ -109,8 +109,8 @@ class Faithfulness:
             )
         mine = [checked[text] for text in _texts(items)]
         evidence: dict[str, Any] = {"statements": [one.evidence() for one in mine], "rule": None}
-        if items.capped:
-            evidence["statement_cap"] = {"kept": len(mine), "dropped": items.dropped}
+        if items.capped or items.cut:
+            evidence["statement_cap"] = {"kept": len(mine), "dropped": items.dropped, "cut": items.cut}
         if not mine:
             return self._by_rule(evidence)
         for one in mine:

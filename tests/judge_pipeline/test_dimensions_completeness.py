@@ -144,7 +144,11 @@ def test_a_limit_on_key_points_is_recorded_where_it_bites():
         max_key_points=2,
     )
     chunks = len(PlainEvidence(CONTEXT).chunks)
-    assert done.outcomes[0].evidence["key_point_cap"] == {"chunks": list(range(chunks)), "dropped": chunks}
+    assert done.outcomes[0].evidence["key_point_cap"] == {
+        "chunks": list(range(chunks)),
+        "dropped": chunks,
+        "cut": 0,
+    }
     assert [p["text"] for p in done.outcomes[0].evidence["key_points"]] == ["A.", "B."]
 
 

@@ -200,8 +200,22 @@ def test_an_extraction_that_fails_leaves_the_other_answers():
 def test_a_limit_on_statements_is_recorded_where_it_bites():
     done, _ = run(prompt("A yes. B no. C no.", "A yes."), TruthJudge(), max_statements=2)
     assert done.outcomes[0].score == 5
-    assert done.outcomes[0].evidence["statement_cap"] == {"kept": 2, "dropped": 1}
+    assert done.outcomes[0].evidence["statement_cap"] == {"kept": 2, "dropped": 1, "cut": 0}
     assert "statement_cap" not in done.outcomes[1].evidence
+
+
+def test_a_statement_that_the_schema_ended_is_recorded():
+    long = "A claim that goes on. " * 40
+
+    def judge(call):
+        if call.template.endswith("extract"):
+            return json.dumps({"statements": [long[:100], "Short."]})
+        return '{"analysis": "x", "verdict": "Fully supported"}'
+
+    done, _ = run(prompt("Text."), judge, structured=True, item_chars=100)
+    assert done.outcomes[0].evidence["statement_cap"] == {"kept": 2, "dropped": 0, "cut": 1}
+    done, _ = run(prompt("Text."), judge, structured=True, item_chars=101)
+    assert "statement_cap" not in done.outcomes[0].evidence
 
 
 def test_votes_on_verdicts_are_averaged():
