@@ -143,42 +143,44 @@ def agreement_figures(values: Sequence[tuple[float, float]]) -> tuple[float | No
 
 
 def spending(run: Run) -> Section:
-    """Calls and tokens of the judge against what the reward model read for its answers."""
+    """Calls and tokens of the judge against what the reward model read, for its training and for its answers."""
     spent, usage = run.judge_spent(), run.score_usage
+    judged = len(run.labels) or None
+    tokens = spent.get("read", 0.0) + spent.get("written", 0.0) if "read" in spent else None
     read = usage.get("tokens_read", usage.get("tokens"))
     scored = usage.get("responses") or usage.get("scored") or len(run.scored) or None
-    seconds = {"judge": run.judge_summary.get("seconds"), "model": usage.get("seconds")}
-    tokens = spent.get("read", 0.0) + spent.get("written", 0.0) if "read" in spent else None
+    learnt = max((row.get("num_input_tokens_seen") or 0 for row in run.training), default=0) or None
+    calls = spent.get("calls")
     rows = [
-        [
-            "judge",
-            len(run.labels) or None,
-            *spent_cells(tokens, len(run.labels)),
-            spent.get("calls"),
-            time_cell(seconds["judge"]),
-        ],
+        ["judge", judged, *spent_cells(tokens, judged), calls, run.judge_summary.get("seconds")],
         [
             "reward model",
             scored,
             *spent_cells(read, scored),
-            0 if read is not None else None,
-            time_cell(seconds["model"]),
+            None if read is None else 0,
+            usage.get("seconds"),
+        ],
+        [
+            "its training, once",
+            None,
+            *spent_cells(learnt, None),
+            None if learnt is None else 0,
+            run.seconds.get("train"),
         ],
     ]
-    heads = ["scored by", "answers", "tokens", "tokens an answer", "calls to a judge", "time, last run"]
-    grid = table(heads, rows, sortable=False, align=["left", *["right"] * 5])
-    parts = [grid]
-    if tokens and read and scored and run.labels:
-        ratio = (tokens / len(run.labels)) / (read / scored)
+    cells = [[*row[:-1], time_cell(row[-1])] for row in rows]
+    heads = ["", "answers", "tokens", "tokens an answer", "calls to a judge", "time, last run"]
+    parts = [table(heads, cells, sortable=False, align=["left", *["right"] * 5])]
+    if tokens and read and scored and judged:
+        ratio = (tokens / judged) / (read / scored)
         parts.append(
             prose(f"For one answer the judge handled {ratio:.1f} times the tokens the reward model read.")
         )
     apart = usage.get("tokens_one_by_one")
     if read and apart:
+        saved = f"{1 - read / apart:.0%}"
         parts.append(
-            prose(
-                f"Reading each document once for all its answers saved {1 - read / apart:.0%} of the model's own tokens."
-            )
+            prose(f"Reading each document once for all its answers saved {saved} of the model's own tokens.")
         )
     if read is None:
         parts.append(nothing("What the reward model read is not recorded here."))
@@ -220,6 +222,11 @@ def curves(run: Run) -> Section:
         curve(run.dpo, {"rewards/chosen": "chosen", "rewards/rejected": "rejected"}, "implicit reward", ""),
     ]
     parts.append(Markup("<h3>DPO</h3>{}").format(columns(*(plot for plot in plots if plot))))
+    seen = max((row.get("num_tokens") or 0 for row in run.dpo), default=0)
+    saved = max((row.get("tokens_saved") or 0 for row in run.dpo), default=0)
+    if seen and saved:
+        share = f"{saved / seen:.0%} of {seen:,.0f}"
+        parts.append(prose(f"Reading each prompt once for both answers of a pair saved {share} tokens."))
     return Section("Training", join(*parts), "training")
 
 

@@ -69,7 +69,8 @@ def make_quickstart_run(folder: Path) -> Path:
     steps = range(1, 25)
     write_lines(
         run / "reward_model" / "metrics.jsonl",
-        [{"step": step, "loss": 2 / step**0.5} for step in steps] + [{"step": 24, "eval_loss": 0.6}],
+        [{"step": step, "loss": 2 / step**0.5} for step in steps]
+        + [{"step": 24, "eval_loss": 0.6, "num_input_tokens_seen": 51000}],
     )
     dpo = [
         {
@@ -79,6 +80,8 @@ def make_quickstart_run(folder: Path) -> Path:
             "rewards/accuracies": min(1.0, 0.4 + step / 30),
             "rewards/chosen": step / 60,
             "rewards/rejected": -step / 120,
+            "num_tokens": 1000.0 * step,
+            "tokens_saved": 480.0 * step,
         }
         for step in steps
     ]
@@ -132,6 +135,8 @@ def test_figures_are_those_of_the_files(finished):
     judge = (24 * 9100 + 24 * 710) / 16  # all the run ever asked, over its sixteen labels
     assert f"{judge / (9000 / 8):.1f} times" in page
     assert "saved 74%" in page
+    assert "51,000" in page
+    assert "saved 48% of 24,000 tokens" in quickstart_report.curves(run).html
 
 
 def test_a_run_that_has_only_begun_says_what_is_absent(tmp_path, capsys):
