@@ -29,7 +29,7 @@ class Rated:
     missed: tuple[int, ...] | None = None
 
 
-RATINGS = {"enum": list(range(11))}
+RATINGS = {"type": "integer", "enum": list(range(11))}
 """Integers 0–10, as a list of values: every constraining engine holds a model to that."""
 
 

@@ -29,7 +29,7 @@ class Judged:
 
 def _verdict_schema(shape: Shape[Any]) -> dict[str, Any]:
     words = list(VERDICT_WORDS[shape.language].values())
-    return object_schema({"analysis": shape.analysis_schema(), "verdict": {"enum": words}})
+    return object_schema({"analysis": shape.analysis_schema(), "verdict": {"type": "string", "enum": words}})
 
 
 def _judged(data: dict[str, Any]) -> Judged | Problem:

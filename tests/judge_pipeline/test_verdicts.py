@@ -348,6 +348,49 @@ def test_schemas_are_bounded_and_closed():
         _bounded(shape.schema())
 
 
+SMALL = {"analysis_chars": 80, "item_chars": 80}  # long bounds take long to compile
+SHAPES = [
+    RatingShape(**SMALL, key_points=3),
+    JointShape(**SMALL),
+    VerdictShape("zh", **SMALL),
+    VerdictsShape(**SMALL, count=6),
+    ListShape(**SMALL),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: type(shape).__name__)
+def test_schemas_hold_a_real_grammar(shape):
+    """xgrammar takes every schema, lets through what we write as examples, and nothing out of range."""
+    import xgrammar
+    from transformers import AutoTokenizer
+
+    from judge_pipeline.embedded import resolve_model
+
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model("minilm"))
+    info = xgrammar.TokenizerInfo.from_huggingface(tokenizer, stop_token_ids=[tokenizer.sep_token_id])
+    compiler = xgrammar.GrammarCompiler(info)
+    compiled = compiler.compile_json_schema(json.dumps(shape.schema()), any_whitespace=False)
+    fields = {
+        "analysis": "\n".join(["One after another."] * getattr(shape, "count", 1)),
+        "verdict": "\n".join(["partial"] * getattr(shape, "count", 1)),
+        "rating": "7",
+        "missed": "1, 3",
+        "statements": "One.\nTwo.",
+        "helpfulness analysis": "a",
+        "helpfulness rating": "7",
+        "logicality analysis": "b",
+        "logicality rating": "10",
+    }
+    if not isinstance(shape, RatingShape):
+        del fields["missed"]
+    written = shape.write(fields, structured=True)
+    assert xgrammar.GrammarMatcher(compiled).accept_string(written), written
+    if '"rating": 7' in written:
+        assert not xgrammar.GrammarMatcher(compiled).accept_string(
+            written.replace('"rating": 7', '"rating": 11')
+        )
+
+
 def _bounded(node):
     if node.get("type") == "object":
         assert node["additionalProperties"] is False
@@ -357,10 +400,10 @@ def _bounded(node):
     elif node.get("type") == "array":
         assert node["maxItems"] <= 100
         _bounded(node["items"])
-    elif node.get("type") == "string":
+    elif "enum" not in node and node["type"] == "string":
         assert node["maxLength"] <= 1500
     else:
-        assert "enum" in node or "maximum" in node
+        assert "enum" in node or (node["type"] == "integer" and "maximum" in node)
 
 
 # ---- expected scores ---------------------------------------------------------------------------------------
