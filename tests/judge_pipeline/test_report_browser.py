@@ -199,7 +199,7 @@ def test_the_keyboard_alone_is_enough(reader, small):
     reader.wait(lambda: reader.text("#viewer-title") == "Answer 2")
     reader.press(Keys.ESCAPE)
     reader.wait(lambda: not reader.reading)
-    assert reader.run("document.activeElement.rowIndex") == 2  # back where one was
+    reader.wait(lambda: reader.run("document.activeElement.rowIndex") == 2)  # back where one was
     reader.press("/")
     assert reader.run("document.activeElement.id") == "filter"
     reader.press("jk")  # letters are letters there
