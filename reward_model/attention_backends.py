@@ -41,7 +41,7 @@ def _trusted(kernel: Kernel, device: torch.device, dtype: torch.dtype, head_dim:
         merged = (out * (lse - total).exp()[..., None] + out_c * (lse_c - total).exp()[..., None]).to(dtype)
         own_grads = kernel.backward(grad, q, k[right], v[right], merged, total, own, True, None, scale)
         context_grads = kernel.backward(grad, q, k[left], v[left], merged, total, context, False, None, scale)
-    except (RuntimeError, TypeError, ImportError) as error:
+    except (RuntimeError, TypeError, ValueError, ImportError, AttributeError) as error:
         logger.warning("attention kernel %s does not run on %s %s: %s", kernel.name, device, dtype, error)
         return False
     grads = [own_grads[0] + context_grads[0]]

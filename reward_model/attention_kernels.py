@@ -207,7 +207,7 @@ class FlashAttnKernel:
 
         cu_q, cu_k = ragged.cu_seqlens(q.device)
         left, right = _window_size(causal, window)
-        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
         _flash_attn_varlen_backward(
             grad,
             q,

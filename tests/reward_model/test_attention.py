@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
@@ -24,7 +26,7 @@ from transformers import (
 from judge_pipeline.errors import UserError
 from reward_model.attention import enable_shared_prefix, shared_forward, shared_prefix
 from reward_model.attention_backends import choose_kernel
-from reward_model.attention_kernels import CpuFlashKernel, Ragged
+from reward_model.attention_kernels import CpuFlashKernel, Ragged, TorchVarlenKernel
 from reward_model.attention_plan import AttentionPlan, attend
 from reward_model.chunked import chunked_hidden
 from reward_model.head import apply_head
@@ -369,6 +371,27 @@ def test_attend_equals_a_dense_mask_in_fp64(kernel_name: str, plan_name: str, wi
         torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-9)
 
 
+@given(
+    st.lists(
+        st.builds(
+            PromptShape, st.integers(1, 30), st.lists(st.integers(1, 9), min_size=1, max_size=8).map(tuple)
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+    st.one_of(st.none(), st.integers(1, 45)),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_layout_and_window_equals_a_dense_mask(prompts: list[PromptShape], window: int | None) -> None:
+    plan = AttentionPlan.of_layout(Layout(tuple(prompts))).with_window(window)
+    generator = torch.Generator().manual_seed(plan.q_length)
+    q = torch.randn(plan.q_length, 4, 8, dtype=torch.float64, generator=generator)
+    k, v = (torch.randn(plan.k_length, 2, 8, dtype=torch.float64, generator=generator) for _ in range(2))
+    expected = dense_reference(q, k, v, plan, 0.35)
+    for kernel in (CpuFlashKernel(), None):
+        torch.testing.assert_close(attend(q, k, v, plan, kernel, 0.35), expected, atol=1e-10, rtol=1e-10)
+
+
 def test_values_narrower_or_wider_than_keys() -> None:
     plan = AttentionPlan.of_layout(Layout.of(9, [4, 2]))
     for width in (8, 24):
@@ -404,6 +427,20 @@ def test_kernel_choice_is_by_device_and_can_be_forced() -> None:
 @pytest.mark.parametrize("head_dim", [8, 12, 80, 256, 512])
 def test_the_cpu_kernel_passes_its_check_at_every_width(dtype: torch.dtype, head_dim: int) -> None:
     assert choose_kernel(torch.device("cpu"), dtype, head_dim=head_dim) is not None
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_cuda_kernel_calls_match_torchs_operators(window: int | None) -> None:
+    """Without a GPU the operators' own shape functions run: arguments parse, log-sum-exp comes token-major."""
+    kernel = TorchVarlenKernel()
+    ragged = Ragged((3, 9), (7, 9))
+    q, grad = (torch.empty(12, 4, 64, device="meta", dtype=torch.bfloat16) for _ in range(2))
+    k, v = (torch.empty(16, 2, 64, device="meta", dtype=torch.bfloat16) for _ in range(2))
+    out, lse = kernel.forward(q, k, v, ragged, True, window, 0.125)
+    assert (out.shape, lse.shape, lse.dtype) == (q.shape, (12, 4), torch.float32)
+    grads = kernel.backward(grad, q, k, v, out, lse, ragged, True, window, 0.125)
+    assert [g.shape for g in grads] == [q.shape, k.shape, v.shape]
+    assert not any(g.is_cpu for g in grads)
 
 
 def test_a_kernel_that_is_wrong_is_not_used(

@@ -19,12 +19,14 @@ from transformers import (
     Lfm2Config,
     LlamaConfig,
     MambaConfig,
+    MistralConfig,
     Qwen3NextConfig,
     T5Config,
 )
 
 from judge_pipeline.errors import UserError
 from reward_model.attention import enable_shared_prefix, shared_forward
+from reward_model.attention_plan import AttentionPlan
 from reward_model.exactness import check_supported, prepare_shared_prefix, verify_exact
 from reward_model.layout import join_ids
 
@@ -112,6 +114,21 @@ def test_a_supported_model_verifies_and_keeps_its_mode() -> None:
     model = prepare_shared_prefix(llama().train(), chunked=True)
     assert model.training
     assert verify_exact(model, chunked=True) < 1e-6
+
+
+def test_windows_are_verified_though_the_document_would_have_to_be_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A back end that ignored the window would pass a test shorter than the window: it is narrowed meanwhile."""
+    torch.manual_seed(0)
+    config = MistralConfig(**SMALL, sliding_window=4096)
+    model = enable_shared_prefix(AutoModelForSequenceClassification.from_config(config).eval())
+    assert verify_exact(model, chunked=True) < 1e-6
+    assert model.config.sliding_window == 4096
+    monkeypatch.setattr(AttentionPlan, "with_window", lambda self, window: self)
+    with pytest.raises(UserError, match="other numbers"):
+        verify_exact(model)
+    assert model.config.sliding_window == 4096
 
 
 def test_a_leak_the_configuration_does_not_tell_is_caught() -> None:
