@@ -1,10 +1,11 @@
 """How many calls at a time: a limit that finds itself, and a gate that lets calls through in order.
 
 `AdaptiveLimit` is pure: it is told what happened and when, and holds a number. It works in rounds of about one
-limit's worth of replies. As long as replies take no longer than they did at the best of times, or as long as
-more calls at a time still mean more work done (a batching server slows every call a little and does more in
-all), it grows: doubling at first, then by a square root a round. When more calls at a time only wait longer, which
-is all a queueing server such as a stock vLLM ever shows, it shrinks. Refusals and timeouts halve it.
+limit's worth of replies, and asks of each change of the limit what it did to the work done a second (calls in
+flight over their latency, by Little's law). While more calls at a time mean more work done, it grows: doubling at
+first, then by a square root a round. Where they only wait longer, which is all that a queueing server such as a
+stock vLLM ever shows, it goes back, down to the fewest calls that keep the server busy, and tries again later.
+Latency that rises by itself makes it shrink; refusals and timeouts halve it.
 
 `Gate` puts it to work for one endpoint: callers wait in a heap and enter in the order they ask for, which is the
 order an engine's prefix cache wants.
@@ -16,19 +17,21 @@ import asyncio
 import heapq
 import itertools
 import math
+import statistics
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-HEALTHY_STRETCH = 1.3
-"""Replies up to this many times slower than the best count as healthy."""
-WORTHWHILE_GAIN = 1.05
-"""Above a healthy latency, the limit grows only while work done a second still rises by this factor."""
+WORTHWHILE = 0.3
+"""Growing by 10% must do at least this share of 10% more work a second; shrinking may cost no more than it."""
+RISING = 1.3
+"""Latency that rises by this factor under an unchanged limit means that the server has less to give."""
 SHRINK, CUT = 0.8, 0.5
 """Factors on rising latency and on refusals or timeouts."""
-MEMORY = 0.98
-"""The best latency and the best throughput fade by this factor a round, so that a server may change."""
+REST = 4
+"""Rounds to stay where growing did not help before it is tried again."""
+SMALLEST_ROUND = 10
 SETTLING_TOKENS = 16
 """Added to a reply's length when latencies are compared, because reading the prompt takes time too."""
 
@@ -53,6 +56,19 @@ class Slot:
         self.overloaded, self.retry_after_s = True, retry_after_s
 
 
+@dataclass(frozen=True)
+class _Round:
+    """What a round showed: how slow replies were under a limit."""
+
+    limit: int
+    stretch: float
+
+    @property
+    def work(self) -> float:
+        """Work done a second, in units of one reply at the reference pace."""
+        return self.limit / self.stretch
+
+
 @dataclass
 class AdaptiveLimit:
     """The number of calls to have in flight, from 1 to `ceiling`."""
@@ -62,10 +78,12 @@ class AdaptiveLimit:
     era: int = 0
     """Counts changes of the limit: a reply says something about the limit only if its call began under it."""
     _growing_fast: bool = True
-    _best_pace: dict[str, float] = field(default_factory=dict)
-    _best_throughput: float = 0.0
-    _stretches: list[float] = field(default_factory=list)
+    _reference: dict[str, float] = field(default_factory=dict)
+    """A usual pace of each kind of call, so that rounds with other kinds of calls can be compared."""
+    _paces: list[tuple[str, float]] = field(default_factory=list)
     _busiest: int = 0
+    _last: _Round | None = None
+    _rest: int = 0
 
     def __post_init__(self) -> None:
         self.limit = min(self.limit, float(self.ceiling))
@@ -77,45 +95,78 @@ class AdaptiveLimit:
 
     def on_reply(self, slot: Slot, now: float, in_flight: int) -> None:
         """A call was answered; `in_flight` counts it too."""
-        kind = slot.kind or ""
-        pace = max(now - slot.started, 1e-9) / (slot.output_tokens + SETTLING_TOKENS)
-        best = self._best_pace[kind] = min(pace, self._best_pace.get(kind, pace))
         if slot.era != self.era:
             return
+        pace = max(now - slot.started, 1e-9) / (slot.output_tokens + SETTLING_TOKENS)
         self._busiest = max(self._busiest, in_flight)
-        self._stretches.append(pace / best)
-        if len(self._stretches) >= max(4, self.whole):
+        self._paces.append((slot.kind or "", pace))
+        enough = self.whole if self._growing_fast else max(SMALLEST_ROUND, self.whole)
+        if len(self._paces) >= enough:
             self._end_round()
 
     def on_overload(self, slot: Slot) -> None:
         """A call was refused or not answered: halve, once for all calls that set out under the same limit."""
         if slot.era == self.era:
             self._growing_fast = False
+            self._last = None
             self._set(self.limit * CUT)
 
     def _end_round(self) -> None:
-        stretch = sorted(self._stretches)[len(self._stretches) // 2]
+        stretch = self._stretch()
         used = self._busiest >= 0.8 * self.whole
-        self._stretches, self._busiest = [], 0
-        throughput = self.whole / stretch
-        healthy = stretch <= HEALTHY_STRETCH
-        worthwhile = throughput >= WORTHWHILE_GAIN * self._best_throughput
-        self._best_pace = {kind: pace / MEMORY for kind, pace in self._best_pace.items()}
-        if used:
-            self._best_throughput = max(throughput, self._best_throughput * MEMORY)
-        if healthy or worthwhile:
-            if used:  # with fewer calls than allowed in flight, nothing was learnt about more
-                self._set(self.limit * 2 if self._growing_fast else self.limit + math.sqrt(self.limit))
-        else:
+        self._paces, self._busiest = [], 0
+        if not used:
+            return  # with fewer calls in flight than allowed, nothing was learnt about the limit
+        before, self._last = self._last, _Round(self.whole, stretch)
+        if before is None:
+            self._grow()
+        elif self.whole > before.limit:
+            self._judge_growth(before, self._last)
+        elif self.whole < before.limit:
+            self._judge_shrinking(before, self._last)
+        elif stretch > RISING * before.stretch:
             self._growing_fast = False
             self._set(self.limit * SHRINK)
+        elif self._rest:
+            self._rest -= 1
+        else:
+            self._grow()
+
+    def _stretch(self) -> float:
+        """How slow this round's replies were, against each kind's reference pace."""
+        known = [pace / self._reference[kind] for kind, pace in self._paces if kind in self._reference]
+        stretch = statistics.median(known) if known else 1.0
+        for kind in {kind for kind, _ in self._paces} - set(self._reference):
+            # A kind that is new is taken to be as stretched now as the others are.
+            self._reference[kind] = statistics.median(p for k, p in self._paces if k == kind) / stretch
+        return stretch
+
+    def _judge_growth(self, before: _Round, now: _Round) -> None:
+        gained = (now.work / before.work - 1) / (now.limit / before.limit - 1)
+        if gained >= WORTHWHILE:
+            self._grow()
+        else:
+            self._growing_fast, self._rest = False, REST
+            self._set(before.limit)
+
+    def _judge_shrinking(self, before: _Round, now: _Round) -> None:
+        lost = (1 - now.work / before.work) / (1 - now.limit / before.limit)
+        if lost > 1 - WORTHWHILE:  # as much less work as calls: they had not been waiting for each other
+            self._set(before.limit)
+        elif lost < WORTHWHILE:
+            self._set(self.limit * SHRINK)
+        else:
+            self._rest = REST
+
+    def _grow(self) -> None:
+        self._set(self.limit * 2 if self._growing_fast else self.limit + math.sqrt(self.limit))
 
     def _set(self, limit: float) -> None:
         before = self.whole
         self.limit = min(max(limit, 1.0), float(self.ceiling))
         if self.whole != before:
             self.era += 1
-            self._stretches, self._busiest = [], 0
+            self._paces, self._busiest = [], 0
 
 
 Order = tuple[str | int, ...]
@@ -139,6 +190,7 @@ class Gate:
         if self._waiting or not self._open():
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             heapq.heappush(self._waiting, (order, next(self._count), turn))
+            self._let_in()
             try:
                 await turn
             except asyncio.CancelledError:

@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx2
 import openai
 
 from judge_pipeline.calls import Call, Reply
@@ -219,10 +218,10 @@ class EndpointEngine:
         """
         # The client's timeout restarts with every byte; this one bounds the whole exchange.
         async with asyncio.timeout(self.timeout_s):
-            response = await lane.client.post(
-                "/chat/completions", body={**body, **self.extra_body}, cast_to=httpx2.Response
+            text: str = await lane.client.post(
+                "/chat/completions", body={**body, **self.extra_body}, cast_to=str
             )
-            return str(response.text)
+            return text
 
     def _refusal(self, lane: Lane, error: openai.APIStatusError) -> Reply | Setback:
         status, message = error.status_code, _message(error)

@@ -153,6 +153,7 @@ class JudgeServer(ThreadingHTTPServer):
         self.attempts: Counter[str] = Counter()
         self.succeeded: Counter[str] = Counter()
         self.bodies: list[dict[str, Any]] = []
+        self.met: Counter[str] = Counter()
         self.requests = self.in_flight = self.most_in_flight = 0
 
     def authorized(self, handler: Handler) -> bool:
