@@ -1,0 +1,178 @@
+"""Which prompts to label next: the ensemble's choice against chance, at the same number of labels.
+
+Answers with known defects (`degrade`), frozen features of a base model, heads fitted on the labelled prompts. From a few
+labelled prompts on, each round adds as many again: once those `reward_model.active` proposes, once random ones. Measured
+on stories of their own: within-prompt Spearman of the mean of the dimensions, over several starts.
+
+    python scripts/bench/active_choice.py --data DIR [--prompts 120] [--starts 10]
+
+Writes active_choice.json beside this file. Heads on frozen features stand in for training at every step, which would
+take days on a small machine; the order of choosing is what is compared, not the level.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np
+
+from judge_pipeline.agreement import within_correlation
+from judge_pipeline.agreement_render import markdown
+from judge_pipeline.progress import Progress
+from judge_pipeline.records import DIMENSIONS, Label, Prompt
+from reward_model.active import Floats, Labelled, choose, fit_head, rank_prompts
+from reward_model.active_features import answer_features
+from reward_model.model import load_backbone_for_rm
+from reward_model.scorer import RewardModel
+from scripts.bench import known_defects
+from scripts.bench.evidence_common import environment, write_result
+
+
+def arguments() -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder of squality_stories.jsonl.gz")
+    parser.add_argument("--base-model", default="smollm2")
+    parser.add_argument("--prompts", type=int, default=90, help="prompts to choose from")
+    parser.add_argument("--test-prompts", type=int, default=30)
+    parser.add_argument("--answers", type=int, default=5, help="answers a prompt")
+    parser.add_argument(
+        "--first", type=int, default=10, help="prompts labelled at the start, and added a round"
+    )
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--starts", type=int, default=10, help="random starts")
+    parser.add_argument("--budget", type=int, default=350, help="words of a story's extract")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def read_features(model: RewardModel, prompts: list[Prompt]) -> list[Floats]:
+    """Features (N, H) of every prompt's answers."""
+    found = []
+    with Progress(len(prompts), "features", "prompts") as progress:
+        for prompt in prompts:
+            texts = [response.text for response in prompt.responses]
+            found.append(answer_features(model, prompt.context, prompt.query, texts))
+            progress.update()
+    return found
+
+
+def targets_of(prompts: list[Prompt], labels: dict[tuple[str, str], Label]) -> list[Floats]:
+    """Points (N, D) of every prompt's answers."""
+    return [
+        np.array(
+            [
+                [labels[prompt.id, response.id].scores[name] for name in DIMENSIONS]
+                for response in prompt.responses
+            ],
+            dtype=float,
+        )
+        for prompt in prompts
+    ]
+
+
+def labelled(
+    chosen: list[int], features: list[Floats], targets: list[Floats], documents: list[str]
+) -> Labelled:
+    """The chosen prompts' answers as one set."""
+    rows = [documents[i] for i in chosen for _ in features[i]]
+    return Labelled(
+        np.concatenate([features[i] for i in chosen]), np.concatenate([targets[i] for i in chosen]), rows
+    )
+
+
+def fidelity(known: Labelled, features: list[Floats], targets: list[Floats]) -> float:
+    """Mean over test prompts and dimensions of the within-prompt Spearman of heads fitted on `known`."""
+    heads = [fit_head(known.features_A_H, column) for column in known.targets_A_D.T]
+    values = []
+    for own, wanted in zip(features, targets, strict=True):
+        for head, column in zip(heads, wanted.T, strict=True):
+            if np.ptp(column) > 0:
+                values.append(within_correlation(column, head.predict(own), "spearman"))
+    return float(np.mean(values))
+
+
+def grow(
+    args: argparse.Namespace,
+    start: list[int],
+    active: bool,
+    pool: tuple[list[Floats], list[Floats], list[str]],
+    test: tuple[list[Floats], list[Floats]],
+    rng: random.Random,
+) -> list[float]:
+    """Fidelity after every round."""
+    features, _, documents = pool
+    chosen = list(start)
+    curve = [fidelity(labelled(chosen, *pool), *test)]
+    for turn in range(args.rounds - 1):
+        rest = [i for i in range(len(features)) if i not in set(chosen)]
+        if active:
+            scores = rank_prompts(labelled(chosen, *pool), [features[i] for i in rest], seed=turn)
+            picked = choose(scores, [documents[i] for i in rest], args.first)
+            chosen += [rest[i] for i in picked]
+        else:
+            chosen += rng.sample(rest, args.first)
+        curve.append(fidelity(labelled(chosen, *pool), *test))
+    return curve
+
+
+def main() -> None:
+    """Compare and write."""
+    args = arguments()
+    training, test, labels = known_defects.build(args)
+    pool_prompts = training[: args.prompts]
+    test = [known_defects.thin(prompt, args.answers, args.seed) for prompt in test]
+    model = RewardModel(load_backbone_for_rm(args.base_model))
+    pool = (
+        read_features(model, pool_prompts),
+        targets_of(pool_prompts, labels),
+        [prompt.document_id for prompt in pool_prompts],
+    )
+    held = (read_features(model, test), targets_of(test, labels))
+    curves: dict[str, list[list[float]]] = {"active": [], "random": []}
+    for number in range(args.starts):
+        rng = random.Random(f"{args.seed}:{number}")
+        start = rng.sample(range(len(pool_prompts)), args.first)
+        curves["active"].append(grow(args, start, True, pool, held, rng))
+        curves["random"].append(grow(args, start, False, pool, held, rng))
+    sizes = [args.first * (turn + 1) for turn in range(args.rounds)]
+    gaps = np.array(curves["active"]) - np.array(curves["random"])
+    rows: list[dict[str, Any]] = [
+        {
+            "labelled": size,
+            "active": float(np.mean([curve[turn] for curve in curves["active"]])),
+            "random": float(np.mean([curve[turn] for curve in curves["random"]])),
+            "gap": float(gaps[:, turn].mean()),
+            "gap_standard_error": float(gaps[:, turn].std(ddof=1) / np.sqrt(len(gaps))),
+            "active_wins": int((gaps[:, turn] > 0).sum()),
+        }
+        for turn, size in enumerate(sizes)
+    ]
+    cells = [
+        [
+            str(row["labelled"]),
+            f"{row['active']:.3f}",
+            f"{row['random']:.3f}",
+            f"{row['gap']:+.3f} ± {row['gap_standard_error']:.3f}",
+            f"{row['active_wins']}/{args.starts}",
+        ]
+        for row in rows
+    ]
+    print(markdown(["labelled prompts", "active", "random", "gap ± standard error", "active ahead"], cells))
+    settings = {name: str(value) for name, value in vars(args).items() if name != "data"}
+    write_result(
+        Path(__file__).with_suffix(".json"),
+        {"settings": settings, "pool": len(pool_prompts), "test": len(test), "rows": rows, **environment()},
+    )
+
+
+if __name__ == "__main__":
+    main()
