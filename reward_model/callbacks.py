@@ -135,3 +135,11 @@ class StopOnInterrupt(TrainerCallback):
             control.should_save = True
             control.should_training_stop = True
             control.should_evaluate = False
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The Trainer takes a stop for the end of an epoch: in the middle of one, nothing is measured or saved
+        again, so that the run that goes on finds the random numbers as they were."""
+        if self.interrupted and not float(state.epoch or 0.0).is_integer():
+            control.should_save = control.should_evaluate = control.should_log = False

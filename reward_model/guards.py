@@ -1,8 +1,12 @@
-"""Turning the machine's refusals into advice: out of memory names the settings that help, in order of effect."""
+"""Turning the machine's refusals into advice: out of memory names the settings that help, in order of effect.
+
+Also here: keeping a log file free of other libraries' progress bars.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -44,3 +48,11 @@ def explain_out_of_memory(doing: str, knobs: Sequence[str]) -> Iterator[None]:
         raise UserError(
             f"out of memory while {doing} ({first})", "turn one of these:\n    - " + "\n    - ".join(knobs)
         ) from error
+
+
+def quiet_loading() -> None:
+    """Turn off transformers' bars for loading and saving where nobody watches them."""
+    from transformers.utils import logging
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()

@@ -50,7 +50,7 @@ class Objective:
     """Pairs whose targets differ by this much or less, in points, are ties."""
     switch: float = 0.5
     """`sequence`: share of the run that regression alone has."""
-    anchor: float = 0.1
+    anchor: float = 1.0
     """`sequence`: weight of the regression in the second phase."""
 
     def shares(self, progress: float) -> dict[str, float]:

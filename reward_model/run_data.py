@@ -48,6 +48,8 @@ def read_data(config: TrainConfig) -> TrainingData:
             f"--weights names '{min(unknown)}', which is no dimension of these labels",
             f"they have: {', '.join(found.dimensions)}",
         )
+    if all(config.weights.get(name, 1.0) == 0 for name in found.dimensions):
+        raise UserError("--weights: all weights are 0", "give at least one dimension a weight above 0")
     items = list(usable(found.items))
     sources = found.sources
     if config.eval_labels is None:

@@ -22,16 +22,18 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.config import JsonDict
+from transformers import AutoTokenizer
 
 from judge_pipeline.config import Config
 from judge_pipeline.errors import UserError, disk_error
 from judge_pipeline.progress import Progress
 from judge_pipeline.record_files import JsonlAppender, read_prompts, write_records, write_text
-from judge_pipeline.records import Prompt, Response, weighted_reward
+from judge_pipeline.records import SCORE_RANGE, Prompt, Response, weighted_reward
 from judge_pipeline.run_dir import EXISTING_HELP, Existing, prepare_run_file
 from reward_model.batches import Overflow
-from reward_model.guards import SCORING_KNOBS, explain_out_of_memory
+from reward_model.guards import SCORING_KNOBS, explain_out_of_memory, quiet_loading
 from reward_model.model import MANIFEST, Manifest, read_manifest
+from reward_model.prompt_format import PromptRenderer
 from reward_model.scorer import TOKEN_BUDGET, EncodedPrompt, RewardModel
 
 Array = NDArray[np.floating[Any]]
@@ -160,10 +162,14 @@ def score_file(config: ScoreConfig) -> Summary:
     Raises:
         UserError, DataError: bad input; what was scored is kept.
     """
+    quiet_loading()
     manifest = read_manifest(config.model)
     weights = _weights(config, manifest)
+    run_file = Path(f"{config.output}.run.yaml")
+    if config.overflow == "error" and (not run_file.is_file() or config.existing == "replace"):
+        _refuse_overflow(config, manifest)  # before anything is written; a resumed run has been through it
     resuming = prepare_run_file(
-        Path(f"{config.output}.run.yaml"),
+        run_file,
         config.output,
         config,
         "reward-model score",
@@ -180,8 +186,6 @@ def score_file(config: ScoreConfig) -> Summary:
         print(f"{config.output} holds all {len(wanted)} prompts scored: nothing to do")
         return summary
     engine = make_engine(config)
-    if config.overflow == "error":
-        _refuse_overflow(config, engine, manifest, done)
     started, seconds, tokens = time.monotonic(), summary.seconds, summary.tokens_read
     try:
         with explain_out_of_memory("scoring", SCORING_KNOBS), JsonlAppender(part) as file:
@@ -241,16 +245,18 @@ def _texts(prompt: Prompt) -> list[str]:
     return [item.text for item in prompt.responses if not _is_empty(item)]
 
 
-def _refuse_overflow(config: ScoreConfig, engine: Engine, manifest: Manifest, done: set[str]) -> None:
+def _refuse_overflow(config: ScoreConfig, manifest: Manifest) -> None:
     """Look at every prompt before the first is scored, so that a run does not end in an error after hours."""
+    renderer = PromptRenderer(AutoTokenizer.from_pretrained(config.model), manifest.prompt_format)
     over, longest, name = 0, 0, ""
     for prompt in read_prompts(config.prompts):
         texts = _texts(prompt)
         # A token is at least one byte long, so short texts need not be tokenised to be known to fit.
         size = len(prompt.context.encode()) + len(prompt.query.encode()) + max(map(_size, texts), default=0)
-        if prompt.id in done or not texts or size + FORMAT_TOKENS < manifest.max_length:
+        if not texts or size + FORMAT_TOKENS < manifest.max_length:
             continue
-        length = engine.encode(prompt.context, prompt.query, texts).shape.longest
+        answers = [len(renderer.answer_ids(text)) for text in texts]
+        length = len(renderer.prefix_ids(prompt.context, prompt.query)) + max(answers)
         if length > manifest.max_length:
             over += 1
             if length > longest:
@@ -338,14 +344,20 @@ def _encode(prompt: Prompt, engine: Engine, window: int) -> EncodedPrompt | None
 def fill(
     prompt: Prompt, points_N_D: Iterable[Array], dimensions: Sequence[str], weights: dict[str, float]
 ) -> None:
-    """Write scores and rewards into a prompt's responses; those that were not scored get nulls."""
-    rows = iter(points_N_D)
+    """Write scores and rewards into a prompt's responses; those that were not scored get nulls.
+
+    Scores are kept within 0–10, as records demand; the reward is the mean of what the model said, so that two
+    answers beyond the end of the scale keep their order.
+    """
+    rows, (low, high) = iter(points_N_D), SCORE_RANGE
     for response in prompt.responses:
         if _scorable(response):
             row = next(rows)
             # fp32 carries about 1e-6 points; more digits would only make files longer.
-            response.scores = {n: round(float(value), 6) for n, value in zip(dimensions, row, strict=True)}
-            response.reward = weighted_reward(response.scores, weights)
+            points = {name: round(float(value), 6) for name, value in zip(dimensions, row, strict=True)}
+            response.scores = {name: min(max(value, low), high) for name, value in points.items()}
+            reward = weighted_reward(dict(points), weights)
+            response.reward = None if reward is None else round(reward, 6)
         else:
             response.scores = dict.fromkeys(dimensions)
             response.reward = None

@@ -52,8 +52,8 @@ def split_by_document(
     held = {name for name in ranked if hash_fraction(name, seed) < fraction}
     if fraction > 0 and len(ranked) > 1:
         held = held or {ranked[0]}
-        if len(held) == len(ranked):
-            held.discard(ranked[-1])
+    if len(held) == len(ranked):
+        held.discard(ranked[-1])  # also where there is one document only: it is for training
     train = [item for item, name in zip(items, groups, strict=True) if name not in held]
     return train, [item for item, name in zip(items, groups, strict=True) if name in held]
 

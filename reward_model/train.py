@@ -10,6 +10,7 @@ Deviation from the paper: LongReward asks the judge for every reward; this room 
 from __future__ import annotations
 
 import importlib.util
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArgumen
 
 from judge_pipeline.errors import UserError
 from judge_pipeline.run_dir import prepare_run_dir
+from reward_model.attention import unwrap
+from reward_model.batches import token_batches
 from reward_model.callbacks import MetricsFile, ProgressLine, StopOnInterrupt
 from reward_model.finish import CHECKPOINTS, finish
-from reward_model.guards import TRAINING_KNOBS, explain_out_of_memory
+from reward_model.guards import TRAINING_KNOBS, explain_out_of_memory, quiet_loading
 from reward_model.model import MANIFEST, Backbone
 from reward_model.objective import Objective
 from reward_model.run_data import EncodedData, TrainingData, encode_data, make_objective, read_data
@@ -30,7 +33,14 @@ from reward_model.trainable import build_backbone, share_prefix, start_head
 from reward_model.trainer import RewardTrainer
 
 
-def training_arguments(config: TrainConfig, has_held_out: bool) -> TrainingArguments:
+def warmup_steps(config: TrainConfig, batches: int) -> int:
+    """Whole warm-up steps in the share asked for. The Trainer would round up, and the first step of a warm-up
+    has a learning rate of 0: of a run of three steps one would be lost."""
+    steps = math.ceil(batches / (PartialState().num_processes * config.accumulation))
+    return int(config.warmup * steps * config.epochs)
+
+
+def training_arguments(config: TrainConfig, has_held_out: bool, warmup: int) -> TrainingArguments:
     """Our settings as the Trainer's."""
     every = "steps" if config.eval_steps else "epoch"
     return TrainingArguments(
@@ -41,13 +51,11 @@ def training_arguments(config: TrainConfig, has_held_out: bool) -> TrainingArgum
         num_train_epochs=config.epochs,
         learning_rate=config.resolved_learning_rate(),
         lr_scheduler_type="cosine",
-        warmup_steps=config.warmup,
+        warmup_steps=warmup,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         bf16=config.resolved_bf16(),
         use_cpu=config.device == "cpu",
-        gradient_checkpointing=config.resolved_checkpointing(),
-        gradient_checkpointing_kwargs={"use_reentrant": False},
         eval_strategy=every if has_held_out else "no",
         save_strategy=every,
         eval_steps=config.eval_steps,
@@ -96,22 +104,20 @@ def train(config: TrainConfig) -> Path:
         KeyboardInterrupt: stopped by the user, after a checkpoint.
     """
     check_tracker(config.report_to)
+    quiet_loading()
     state = PartialState(cpu=config.device == "cpu")
     data = read_data(config)
-    if state.is_main_process:
-        prepare_run_dir(config.output, config, "reward-model train", config.existing, inputs=data.sources)
+    if (config.output / MANIFEST).is_file():
+        _open_run(config, data, state)
         if (config.output / MANIFEST).is_file():
             say(f"{config.output} is a finished model of this configuration: nothing to do")
-    state.wait_for_everyone()
-    if (config.output / MANIFEST).is_file():
-        return config.output
+            return config.output
     set_seed(config.seed)
     weights = {name: config.weights.get(name, 1.0) for name in data.dimensions}
-    if sum(weights.values()) == 0:
-        raise UserError("--weights: all weights are 0")
     backbone = build_backbone(config, data.dimensions, weights)
     objective = make_objective(config, data, backbone.manifest.weight_list())
     encoded = encode_data(config, data, backbone)
+    _open_run(config, data, state)  # only now: what was refused above leaves no run behind
     with StopOnInterrupt() as stop, explain_out_of_memory("training", TRAINING_KNOBS):
         trainer = fit(config, data, backbone, objective, encoded, stop)
         if stop.interrupted:
@@ -119,6 +125,13 @@ def train(config: TrainConfig) -> Path:
         finish(config, data, backbone, objective, trainer, encoded)
     say(f"saved {config.output}")
     return config.output
+
+
+def _open_run(config: TrainConfig, data: TrainingData, state: PartialState) -> None:
+    """Write run.yaml, or meet the run that is there, on the first process."""
+    if state.is_main_process:
+        prepare_run_dir(config.output, config, "reward-model train", config.existing, inputs=data.sources)
+    state.wait_for_everyone()
 
 
 def fit(
@@ -149,12 +162,16 @@ def fit(
         + (f"; {encoded.skipped} over the window left out" if encoded.skipped else "")
         + f"; {trainable / 1e6:.1f}M trainable weights; {start}"
     )
+    if config.resolved_checkpointing():
+        unwrap(backbone.model).gradient_checkpointing_enable({"use_reentrant": False})
     callbacks: list[Any] = [MetricsFile(config.output / "metrics.jsonl"), ProgressLine(), stop]
     if config.early_stopping and held_out:
         callbacks.append(EarlyStoppingCallback(config.early_stopping))
     trainer = RewardTrainer(
         backbone.model,
-        training_arguments(config, bool(held_out)),
+        training_arguments(
+            config, bool(held_out), warmup_steps(config, len(token_batches(train_items, budget)))
+        ),
         train=train_items,
         held_out=held_out,
         objective=objective,

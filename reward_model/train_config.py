@@ -53,7 +53,7 @@ class LossSettings(Config):
         default=0.5, gt=0, lt=1, description="sequence: share of the run for regression alone"
     )
     anchor: float = Field(
-        default=0.1,
+        default=1.0,
         ge=0,
         description="sequence: weight of the regression in the pairwise phase; keeps points points",
     )

@@ -79,9 +79,7 @@ def _with_adapter(model: nn.Module, config: TrainConfig) -> nn.Module:
     from peft import LoraConfig, TaskType, get_peft_model, prepare_model_for_kbit_training
 
     if config.method == "qlora":
-        model = prepare_model_for_kbit_training(
-            model, use_gradient_checkpointing=config.resolved_checkpointing()
-        )
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # `fit` does that
     targets: Any = "all-linear" if config.lora.targets == ["all-linear"] else config.lora.targets
     adapted = get_peft_model(
         model,

@@ -78,7 +78,10 @@ class RewardTrainer(Trainer):
             rank=self.args.process_index,
             world=self.args.world_size,
         )
-        return EpochDataLoader(dataset, batch_sampler=order, collate_fn=collate)
+        # A generator of its own: the global one belongs to dropout, whose draws must not depend on evaluations.
+        return EpochDataLoader(
+            dataset, batch_sampler=order, collate_fn=collate, generator=torch.Generator().manual_seed(0)
+        )
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device

@@ -1,0 +1,71 @@
+"""Two processes train to the same weights as one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from reward_model.callbacks import read_metrics
+from reward_model.model import load_reward_model
+from reward_model.train import train
+from reward_model.train_config import TrainConfig
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(label_run, tiny_base, tmp_path):
+    """Prompts with missing scores and uneven batches: means must be taken over all processes, not of means.
+
+    Where the batches do not divide by two, the second process has a filler in the last step.
+    """
+    run = label_run(count=9, answers=4)
+    file = run / "labels.jsonl"
+    labels = [json.loads(line) for line in file.read_text().splitlines()]
+    for label in labels[::3]:
+        label["scores"]["logicality"] = None
+    file.write_text("".join(json.dumps(label) + "\n" for label in labels))
+    common = {
+        "labels": run,
+        "base_model": str(tiny_base),
+        "method": "full",
+        "dimensions": ["helpfulness", "logicality", "faithfulness"],
+        "loss": "regression+pairwise",
+        "epochs": 2,
+        "learning_rate": 1e-3,
+        "token_budget": 260,
+        "eval_fraction": 0.2,
+        "device": "cpu",
+    }
+    one = train(TrainConfig(output=tmp_path / "one", accumulation=2, **common))
+    flags = [
+        word
+        for name, value in common.items()
+        if name != "labels"
+        for word in ("--" + name.replace("_", "-"), *(value if isinstance(value, list) else [str(value)]))
+    ]
+    two = tmp_path / "two"
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+        + ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+        + ["--module", "reward_model.cli", "train", str(run), "--output", str(two), *flags],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("saved ") == 1  # one process speaks
+    first, second = (load_reward_model(path).model.state_dict() for path in (one, two))
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, atol=1e-5, rtol=1e-5)
+    logs = [read_metrics(path / "metrics.jsonl") for path in (one, two)]
+    for key in ("loss", "regression", "pair_accuracy", "eval_loss", "eval_reward_mae"):
+        values = [[row[key] for row in log if key in row] for log in logs]
+        assert values[0]
+        assert values[1] == pytest.approx(values[0], abs=1e-4)
