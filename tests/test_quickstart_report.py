@@ -192,3 +192,25 @@ def test_a_broken_file_is_named(finished, capsys):
     (finished / "scored.jsonl.summary.json").write_text("{")
     assert quickstart_report.main([str(finished)]) == 2
     assert "scored.jsonl.summary.json" in capsys.readouterr().err
+
+
+def test_figures_of_the_evaluation_are_taken_over(finished, tmp_path, capsys):
+    """What `reward-model evaluate` really writes fits in, with its baselines and intervals."""
+    from reward_model.fidelity_cli import EvaluateConfig
+    from reward_model.fidelity_cli import run as evaluate
+
+    config = EvaluateConfig(
+        model=finished / "reward_model",
+        labels=finished / "labels",
+        prompts=[finished / "answers.jsonl"],
+        scores=finished / "fidelity" / "scored.jsonl",
+        output=tmp_path / "evaluated",
+        embedding_model="none",
+        bootstrap=20,
+    )
+    assert evaluate(config) == 0
+    (tmp_path / "evaluated" / "fidelity.json").rename(finished / "fidelity" / "fidelity.json")
+    page, _ = write(finished, capsys)
+    part = page[page.index('<section id="agreement"') : page.index('<section id="spent"')]
+    assert "All figures for the reward, beside baselines" in part
+    assert "best of N" in part
