@@ -199,6 +199,9 @@ def scale_rope(config: Any, changes: dict[str, Any]) -> None:
 def save_reward_model(model: nn.Module, tokenizer: Any, directory: str | Path, manifest: Manifest) -> None:
     """Write model (or adapter with head), tokenizer and, last, the manifest.
 
+    A full model needs none of our code to load. An adapter is completed by ``load_reward_model`` (base model,
+    labels, pad token); give other programs the merged model (``merge_adapter``).
+
     Raises:
         UserError: the disk is full or not writable.
     """

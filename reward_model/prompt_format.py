@@ -15,6 +15,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from jinja2 import TemplateError
 from pydantic import BaseModel, ConfigDict
 
 from judge_pipeline.errors import UserError
@@ -52,7 +53,13 @@ class PromptFormat(BaseModel):
             head = tokenizer.bos_token or ""
             return cls(head=f"{head}Document and question:\n", middle="\n\nAnswer:\n", end=end, user=user)
         messages = [{"role": "user", "content": _USER}, {"role": "assistant", "content": _ANSWER}]
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        try:
+            text = tokenizer.apply_chat_template(messages, tokenize=False)
+        except TemplateError as error:
+            raise UserError(
+                f"the chat template refuses a user and an assistant message: {error}",
+                hint="use a base model whose template takes them, or remove tokenizer.chat_template",
+            ) from error
         if text.count(_USER) != 1 or text.count(_ANSWER) != 1:
             raise UserError(
                 "the chat template does not show each message once, so a prompt cannot be laid out with it",

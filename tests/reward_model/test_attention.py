@@ -252,6 +252,17 @@ def test_outside_a_layout_the_model_is_ordinary() -> None:
     )
 
 
+def test_a_copy_of_the_model_is_a_model_of_its_own() -> None:
+    """Reference models are made by deepcopy: the copy's forward must not run the original."""
+    model, _ = build("llama")
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        twin.score.weight.zero_()
+    input_ids, layout = join_ids(random_prompts([(5, (2, 3))]))
+    assert model(input_ids=input_ids, layout=layout).logits.abs().min() > 0
+    assert twin(input_ids=input_ids, layout=layout).logits.abs().max() == 0
+
+
 def test_wrong_positions_are_refused() -> None:
     model, _ = build("llama")
     input_ids, layout = join_ids(random_prompts([(5, (2, 3))]))

@@ -109,3 +109,21 @@ def test_what_cannot_be_laid_out_is_refused() -> None:
     tokenizer.chat_template = "{{ messages[0].content }}"
     with pytest.raises(UserError, match="each message once"):
         PromptFormat.from_tokenizer(tokenizer)
+    tokenizer.chat_template = "{{ raise_exception('only system messages') }}"
+    with pytest.raises(UserError, match="only system messages"):
+        PromptFormat.from_tokenizer(tokenizer)
+
+
+def test_a_tokenizer_that_cannot_be_sent_text_is_known() -> None:
+    """SentencePiece-style tokenizers mark the first piece of a text, so runs cut at control tokens differ."""
+    vocabulary = {char: i for i, char in enumerate("▁abcdefghijklmnopqrstuvwxyzSAQY?.,:1\n")}
+    raw = Tokenizer(models.BPE(vocabulary, []))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="</s>")
+    tokenizer.chat_template = "{% for m in messages %}</s>{{ m.content }}{% endfor %}</s>"
+    renderer = PromptRenderer(tokenizer, PromptFormat.from_tokenizer(tokenizer))
+    assert not renderer.text_exact
+    assert renderer.answer_ids("a") == [
+        *tokenizer("a", add_special_tokens=False)["input_ids"],
+        tokenizer.eos_token_id,
+    ]
