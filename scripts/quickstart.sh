@@ -36,6 +36,7 @@ done
 . scripts/environment.sh
 make_environment demo
 export PATH="$VENV/bin:$PATH" TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_TELEMETRY=1
+[ -t 2 ] || export TQDM_DISABLE=1 # bars of libraries are noise in a log; our own progress prints plain lines there
 case "$model$judge_model" in # only a model the user named may be looked up on a hub
 smollm2smollm2) export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 ;;
 esac
@@ -60,26 +61,42 @@ stage() {
     printf '%s\n%s\n' "$line" "$((SECONDS - begun))" >"$stamp"
 }
 
+# The stages' seconds, as the report reads them.
+stage_times() { # RUN
+    python - "$1" <<'PYTHON'
+import json, pathlib, sys
+stamps = sorted(pathlib.Path(sys.argv[1], ".stages").iterdir(), key=lambda path: path.stat().st_mtime)
+print(json.dumps({stamp.name: {"seconds": float(stamp.read_text().split("\n")[1])} for stamp in stamps}))
+PYTHON
+}
+
 judge=(--judge.model "$judge_model")
 if [ -n "$judge_url" ]; then
     judge+=(--judge.base-url "$judge_url" --judge.api-key-env "$judge_key_env")
+elif [ "$judge_model" = smollm2 ]; then
+    # A 135M judge on two cores: short analyses, one example a prompt and few statements, so that it takes minutes.
+    judge+=(--statements-per-call 6 --few-shot 1 --analysis-chars 160 --max-statements 6 --max-key-points 3
+        --item-chars 160 --max-tokens 640)
 fi
 
 stage prompts "ten questions about the documentation Python carries" \
     python scripts/quickstart_prompts.py build "$run/prompts.jsonl"
 stage sample "$answers answers a prompt" \
-    dpo sample "$run/prompts.jsonl" --model "$model" --output "$run/answers.jsonl" --n "$answers" --max-new-tokens 96
+    dpo sample "$run/prompts.jsonl" --model "$model" --output "$run/answers.jsonl" --n "$answers" --max-new-tokens 128
 stage split "one half for the judge, one for the reward model" \
     python scripts/quickstart_prompts.py split "$run/answers.jsonl" "$run/to_label.jsonl" "$run/to_score.jsonl"
 stage label "the judge labels its half" \
     judge-pipeline label "$run/to_label.jsonl" --output "$run/labels" "${judge[@]}"
 stage train "a reward model learns from the labels" \
-    reward-model train "$run/labels" --base-model "$model" --output "$run/reward_model"
+    reward-model train "$run/labels" --base-model "$model" --output "$run/reward_model" \
+    --eval-fraction 0.2 --epochs 3 --allow-constant
 stage score "the reward model scores the other half, without the judge" \
     reward-model score "$run/reward_model" "$run/to_score.jsonl" --output "$run/scored.jsonl"
 stage pairs "best against worst" \
-    dpo pairs "$run/scored.jsonl" --output "$run/pairs.jsonl" --min-responses 2
+    dpo pairs "$run/scored.jsonl" --output "$run/pairs.jsonl" --min-responses 2 --keep-flagged truncated
 stage dpo "a short DPO run" \
-    dpo train "$run/pairs.jsonl" --model "$model" --output "$run/dpo"
-stage report "one page for the whole run" \
-    python scripts/quickstart_report.py "$run"
+    dpo train "$run/pairs.jsonl" --model "$model" --output "$run/dpo" \
+    --eval-fraction 0 --max-steps 6 --gradient-accumulation-steps 1
+stage_times "$run" >"$run/stages.json"
+say "[report] one page for the whole run"
+python scripts/quickstart_report.py "$run"

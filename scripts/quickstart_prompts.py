@@ -92,6 +92,10 @@ QUESTIONS: tuple[tuple[str, tuple[str, ...], str, bool], ...] = (
 )
 
 
+BREVITY = "Answer in two or three sentences."
+"""A 135M model rambles when it may; short answers keep the run short too."""
+
+
 class BuildConfig(Config):
     """Settings of `build`."""
 
@@ -119,7 +123,9 @@ def build_prompts() -> list[Prompt]:
                 "run with a standard CPython, 3.11 or later",
             )
         context = "\n\n".join(topics[part].strip() for part in parts)
-        prompts.append(Prompt(id=name, document_id=f"python-{name}", context=context, query=question))
+        prompts.append(
+            Prompt(id=name, document_id=f"python-{name}", context=context, query=f"{question} {BREVITY}")
+        )
     return prompts
 
 
