@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from dpo import pairs, sample, train_config
+from dpo import evaluate, pairs, sample, score_short, train_config
 from judge_pipeline.config import Command
 from judge_pipeline.config import main as run_main
 
@@ -37,6 +37,20 @@ COMMANDS = (
         train_config.TrainConfig,
         _train,
         "dpo train pairs.jsonl --model smollm2 --output runs/dpo --method lora",
+    ),
+    Command(
+        "evaluate",
+        "Compare two models' answers to the same prompts: win, tie, loss, rewards, lengths, supported facts.",
+        evaluate.EvaluateConfig,
+        evaluate.run,
+        "dpo evaluate after.jsonl before.jsonl --reward-model runs/rm --output runs/compare",
+    ),
+    Command(
+        "score-short",
+        "Score answers with a reward model that never sees the document (the paper's short-context arm).",
+        score_short.ScoreShortConfig,
+        score_short.run,
+        "dpo score-short answered.jsonl --reward-model short-rm --output scored-short.jsonl",
     ),
 )
 

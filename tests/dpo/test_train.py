@@ -290,7 +290,7 @@ def test_stock_trl_trains_on_what_pairs_writes(tmp_path: Path, tiny_model: Path)
 
 @pytest.mark.slow
 def test_two_processes_train_to_the_weights_of_one(tmp_path: Path, tiny_model: Path):
-    # Equal lengths: TRL's sft term is a mean over a micro-batch's tokens, and two micro-batches are not one.
+    # Sigmoid alone: the sft term is a mean over a micro-batch, and two micro-batches are not one (in TRL too).
     pairs = write_jsonl(tmp_path / "pairs.jsonl", pair_rows(8, same_length=True))
     flags = [
         "--eval-fraction",
@@ -305,6 +305,10 @@ def test_two_processes_train_to_the_weights_of_one(tmp_path: Path, tiny_model: P
         "0.1",
         "--warmup-steps",
         "0",
+        "--loss-type",
+        "sigmoid",
+        "--loss-weights",
+        "1",
     ]
     assert train(pairs, tiny_model, tmp_path / "one", *flags, "--per-device-train-batch-size", "2") == 0
     argv = ["train", str(pairs), "--model", str(tiny_model), "--output", str(tmp_path / "two"), *FAST, *flags]
