@@ -25,10 +25,19 @@ def _identifier(value: object) -> object:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def _whole_characters(value: str) -> str:
+    r"""Refuse half characters: JSON may hold `"\\ud83d"` alone, and no tokenizer or file can."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"holds half a character (a lone surrogate) at position {error.start}") from error
+    return value
+
+
 def _not_blank(value: str) -> str:
     if not value.strip():
         raise ValueError("is empty or only white space")
-    return value
+    return _whole_characters(value)
 
 
 def _in_range(scores: Scores | None) -> Scores | None:
@@ -54,6 +63,7 @@ class Response(BaseModel):
 
     _id = field_validator("id", mode="before")(_identifier)
     _id_text = field_validator("id")(_not_blank)
+    _text = field_validator("text")(_whole_characters)
     _ranges = field_validator("human", "scores")(_in_range)
 
     @model_validator(mode="after")

@@ -89,7 +89,9 @@ stage label "the judge labels its half" \
     judge-pipeline label "$run/to_label.jsonl" --output "$run/labels" "${judge[@]}"
 stage train "a reward model learns from the labels" \
     reward-model train "$run/labels" --base-model "$model" --output "$run/reward_model" \
-    --eval-fraction 0.2 --epochs 3 --allow-constant
+    --eval-fraction 0.4 --epochs 3 --allow-constant
+stage evaluate "the reward model beside the judge, on documents it never saw" \
+    reward-model evaluate "$run/reward_model" "$run/labels" --output "$run/fidelity"
 stage score "the reward model scores the other half, without the judge" \
     reward-model score "$run/reward_model" "$run/to_score.jsonl" --output "$run/scored.jsonl"
 stage pairs "best against worst" \

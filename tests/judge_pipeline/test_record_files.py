@@ -61,6 +61,7 @@ def test_gzip_is_read_and_a_cut_gzip_is_named(tmp_path):
             "missing",
         ),
         (b'{"id": "p1", "context": "x", "query": "q"}\n', 2, "id", "line 1"),
+        (b'{"id": "p2", "context": "x\\ud83d", "query": "q"}\n', 2, "context", "half a character"),
     ],
 )
 def test_bad_rows_are_named_by_line_and_field(tmp_path, tail, line, field, word):
