@@ -15,9 +15,13 @@ from functools import cached_property
 
 from judge_pipeline.chunking import FastTokenizer, Offsets, Tokenizes, cut
 from judge_pipeline.dimensions.base import Span
+from judge_pipeline.errors import UserError
 from judge_pipeline.retrieval import Embeds, Index, Retrieval, SentenceEmbedder, build_index, top_k
 
 log = logging.getLogger(__name__)
+
+SPECIAL_TOKENS = 2
+"""That an embedding model puts around a text."""
 
 
 class DocumentEvidence:
@@ -59,6 +63,7 @@ class DocumentEvidence:
             return []
         with self._lock:
             if self._index is None:
+                self._builder.check_window()
                 texts = [self._text[segment.start : segment.end] for segment in self.segments]
                 self._index = build_index(self._builder.retrieval, texts, self._builder.embedder)
                 self._builder.warn_if_unreadable(self._text)
@@ -121,6 +126,18 @@ class EvidenceBuilder:
     def embedded_texts(self) -> int:
         """Texts embedded so far: segments and statements."""
         return int(getattr(self.embedder, "texts", 0))
+
+    def check_window(self) -> None:
+        """Refuse segments longer than what the embedding model reads of a text: their ends would be lost."""
+        if self.retrieval == "bm25" or not isinstance(self.embedder, SentenceEmbedder):
+            return
+        window = self.embedder.window
+        if window is not None and self.segment_tokens + SPECIAL_TOKENS > window:
+            raise UserError(
+                f"segments of {self.segment_tokens} tokens do not fit the embedding model '{self.embedder.name}', "
+                f"which reads {window - SPECIAL_TOKENS}",
+                f"use --segment-tokens {window - SPECIAL_TOKENS} or less, or --retrieval bm25",
+            )
 
     def warn_if_unreadable(self, text: str) -> None:
         """Say once when the embedding model does not know the document's script."""

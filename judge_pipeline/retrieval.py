@@ -63,11 +63,10 @@ class SentenceEmbedder:
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Unit vectors of `texts`, shape (len(texts), dimension)."""
         with self._lock:
-            if self._model is None:
-                self._model = self._load()
+            model = self._loaded()
             self.requests += 1
             self.texts += len(texts)
-            vectors = self._model.encode(
+            vectors = model.encode(
                 list(texts),
                 batch_size=self._batch_size,
                 normalize_embeddings=True,
@@ -75,6 +74,17 @@ class SentenceEmbedder:
                 show_progress_bar=False,
             )
         return np.asarray(vectors, dtype=np.float32)
+
+    @property
+    def window(self) -> int | None:
+        """Tokens of a text that the model reads, special ones included; what is longer loses its end."""
+        with self._lock:
+            return self._loaded().max_seq_length
+
+    def _loaded(self) -> Any:
+        if self._model is None:
+            self._model = self._load()
+        return self._model
 
     def _load(self) -> Any:
         from sentence_transformers import SentenceTransformer  # seconds to import

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from judge_pipeline.errors import UserError
 from judge_pipeline.evidence import EvidenceBuilder
 from judge_pipeline.retrieval import Bm25Index, HybridIndex, SentenceEmbedder, terms, top_k
 
@@ -165,3 +166,18 @@ def test_a_script_the_model_cannot_read_is_said_once(caplog, embedder):
         builder.build("甲骨文的发现推动了考古学的发展。" * 20).search(["考古学"])
         builder.build("灯塔由莫英设计，于那一年建成。" * 20).search(["灯塔"])
     assert len([r for r in caplog.records if "--retrieval bm25" in r.getMessage()]) == 1
+
+
+def test_segments_longer_than_the_models_window_are_refused(embedder):
+    with pytest.raises(UserError, match="--segment-tokens 510"):
+        EvidenceBuilder(embedder=embedder, segment_tokens=511).build(document()).search(["letters"])
+    assert EvidenceBuilder(embedder=embedder, segment_tokens=510).build(document()).search(["letters"])
+    lexical = EvidenceBuilder(embedder=embedder, segment_tokens=2000, retrieval="bm25")
+    assert lexical.build(document()).search(["letters"])
+
+
+def test_the_end_of_a_segment_counts(embedder):
+    """Model folders may set a shorter window than the network has; the last words of a segment must not be lost."""
+    words = "word " * 300
+    same, other = embedder.embed([words + "The lighthouse keeper.", words + "Bread prices in winter."])
+    assert float(same @ other) < 0.9999
