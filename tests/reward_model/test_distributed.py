@@ -50,9 +50,11 @@ def test_two_processes_equal_one(label_run, tiny_base, tmp_path):
     ]
     two = tmp_path / "two"
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-        + ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-        + ["--module", "reward_model.cli", "train", str(run), "--output", str(two), *flags],
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+            *("--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"),
+            *("--module", "reward_model.cli", "train", str(run), "--output", str(two), *flags),
+        ],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         cwd=Path(__file__).parents[2],
         capture_output=True,

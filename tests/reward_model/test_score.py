@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -199,7 +200,9 @@ def test_bad_input_is_named(model, tmp_path):
     with pytest.raises(UserError, match="not a finished reward model"):
         score_file(config.model_copy(update={"model": tmp_path}))
     prompts_file(source)
-    with pytest.raises(UserError, match="vLLM is not installed|vllm"):
+    if importlib.util.find_spec("vllm") is not None:
+        return
+    with pytest.raises(UserError, match="vLLM is not installed"):
         score_file(config.model_copy(update={"engine": "vllm", "output": tmp_path / "v.jsonl"}))
 
 
