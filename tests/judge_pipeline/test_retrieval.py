@@ -21,7 +21,7 @@ FACTS = [
 ]
 
 
-def document(gap=30):
+def document(gap=8):
     filler = "Nothing of note happened on that day, and the next one was much the same. "
     return "".join(fact + " " + filler * gap for fact in FACTS)
 
@@ -47,7 +47,13 @@ class CountingEmbedder:
 
 @pytest.fixture(scope="module")
 def embedder():
-    return SentenceEmbedder()
+    """The real model, on one thread: on a busy machine several wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield SentenceEmbedder()
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("kind", ["dense", "bm25", "hybrid"])
