@@ -63,7 +63,7 @@ class ListShape(Shape[Items]):
             content = line[bullet.end() :].strip() if bullet else line
             if _NOTHING.fullmatch(fold(content)):
                 said_nothing = True
-            elif bullet and content:
+            elif bullet and _WORD.search(content):
                 items.append(content)
             elif items and content and raw[:1] in " \t":
                 items[-1] += " " + content  # an indented line goes on with the item above it
@@ -77,7 +77,7 @@ class ListShape(Shape[Items]):
         if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
             return wrong_schema(data, self.field)
         items = [value.strip() for value in values if not _NOTHING.fullmatch(fold(value.strip()))]
-        kept = self._kept([item for item in items if item], bounded=reply.structured)
+        kept = self._kept([item for item in items if _WORD.search(item)], bounded=reply.structured)
         if not reply.structured or isinstance(kept, Problem):
             return kept
         return replace(kept, cut=sum(len(item) >= self.item_chars for item in kept.texts))
@@ -91,7 +91,11 @@ class ListShape(Shape[Items]):
         return Items(tuple(items[: self.limit]), max(0, len(items) - self.limit), capped)
 
 
-_BULLET = regex.compile(r"(?:[-*•·–—]|\(?\d{1,3}\s*[.)、．:：]|[SKＳＫ]\d{1,3}\s*[:：.])\s*")
+# Not the beginning of "3.5 million", "12:30", "-5 degrees" or "**Heading**".
+_BULLET = regex.compile(
+    r"(?:[•·]|\*(?!\*)|[-–—](?![\d-])|\(?\d{1,3}\s*[.)、．:：](?!\d)|[SKＳＫ]\d{1,3}\s*[:：.](?!\d))\s*"
+)
+_WORD = regex.compile(r"[\p{L}\p{N}]")
 _NOTHING = regex.compile(
     r"[\s*_\"'\[(]*(?:none|n/a|nothing|no relevant information(?: (?:is )?(?:found|here|in this (?:part|chunk|passage|section)))?"
     r"|no factual statements?|no key points?|无|没有|无相关信息|没有相关信息|无事实陈述|无要点)[\s*_\"'.。!\])]*",

@@ -247,7 +247,7 @@ def test_verdicts_read_the_same_from_both_protocols(pairs, language):
 
 
 @given(
-    st.lists(words.filter(lambda w: w.casefold().strip(" .!?'") not in ("", "none")), max_size=6),
+    st.lists(words.filter(lambda word: any(char in word for char in "abcdé文")), max_size=6),
     st.sampled_from(["en", "zh"]),
 )
 def test_lists_read_the_same_from_both_protocols(items, language):
@@ -335,6 +335,30 @@ def test_list_items_and_their_bounds():
     assert ListShape().read(Reply(text="无。")).texts == ()
     assert ListShape().read(Reply(text="There is a lot to say.")).reason == "unparsable"
     assert ListShape().read(Reply(text='{"statements": "one"}')).reason == "unparsable"
+
+
+@pytest.mark.parametrize(
+    ("text", "items"),
+    [
+        ("- 3.5 million people came.", ["3.5 million people came."]),
+        ("1. 3.5 million people came.\n2. It rained.", ["3.5 million people came.", "It rained."]),
+        ("**Facts:**\n- One.\n---\n- Two.", ["One.", "Two."]),
+        ("* One.\n* **Two** is bold.", ["One.", "**Two** is bold."]),
+        ("S1: One.\nS2：Two.", ["One.", "Two."]),
+        ("1、灯塔建成。\n2、港口淤塞。", ["灯塔建成。", "港口淤塞。"]),
+        ("- One.\n- NONE\n- Two.", ["One.", "Two."]),
+    ],
+)
+def test_list_items_keep_their_own_numbers(text, items):
+    assert list(ListShape().read(Reply(text=text)).texts) == items
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["3.5 million people came.", "12:30 was the time.", "-5 degrees was the minimum.", "**Heading**", "---"],
+)
+def test_what_is_no_list_item(text):
+    assert ListShape().read(Reply(text=text)).reason == "unparsable"
 
 
 def test_schemas_are_bounded_and_closed():
