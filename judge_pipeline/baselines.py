@@ -116,14 +116,15 @@ def embedding_similarity(table: AnswerTable, embed: Embed) -> dict[str, Floats]:
             if prompt.context not in documents:
                 documents = {prompt.context: embed(pieces(prompt.context) or [prompt.context])}
             vectors_S = documents[prompt.context]
-            texts = [response.text or " " for response in prompt.responses]
-            if texts:
-                vectors = embed([prompt.query, *texts])
-                question[rows] = vectors[1:] @ vectors[0]
-                evidence[rows] = [
-                    float((embed(sentences(text) or [text]) @ vectors_S.T).max(axis=1).mean())
-                    for text in texts
-                ]
+            parts = [sentences(response.text) or [response.text or " "] for response in prompt.responses]
+            if parts:
+                texts = [response.text or " " for response in prompt.responses]
+                # One call a prompt: many small ones cost far more than their tokens.
+                vectors = embed([prompt.query, *texts, *(part for own in parts for part in own)])
+                question[rows] = vectors[1 : 1 + len(texts)] @ vectors[0]
+                closest = (vectors[1 + len(texts) :] @ vectors_S.T).max(axis=1)
+                owner = np.repeat(np.arange(len(parts)), [len(own) for own in parts])
+                evidence[rows] = np.bincount(owner, closest) / np.bincount(owner)
             progress.update()
     return {"question similarity": question, "evidence similarity": evidence}
 

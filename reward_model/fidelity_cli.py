@@ -21,6 +21,7 @@ from judge_pipeline.record_files import write_records, write_text
 from judge_pipeline.run_dir import EXISTING_HELP, Existing, prepare_run_dir
 from reward_model.active_cli import PROPOSE
 from reward_model.fidelity import evaluate_scores
+from reward_model.fidelity_card import update_card
 from reward_model.fidelity_inputs import (
     Documents,
     Overflow,
@@ -59,6 +60,11 @@ class EvaluateConfig(Config):
     )
     overflow: Overflow = Field("error", description="prompts over the window: error, or skip and count them")
     embedding_model: str = Field("minilm", description="model of the similarity baselines, or `none`")
+    card: bool = Field(
+        True,
+        description="put the tables into the model's README.md as well",
+        json_schema_extra={"identity": False},
+    )
     token_budget: int = Field(
         TOKEN_BUDGET, ge=1, description="tokens read at once", json_schema_extra={"identity": False}
     )
@@ -128,6 +134,9 @@ def run(config: EvaluateConfig) -> int:
     write_text(config.output / "fidelity.md", markdown_report(found))
     page = fidelity_page(found, targets, predicted, f"Fidelity of {config.model.name}")
     write_text(config.output / "report.html", encode_page(page).decode())
+    if config.card:
+        source = f"{found['prompts']} prompts over {found['documents']} documents of {config.labels.name}"
+        update_card(config.model, markdown_report(found), source)
     print(terminal_report(found))
     print(
         f"\nwritten: {config.output / 'fidelity.json'}, fidelity.md, scored.jsonl and report.html beside it"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +127,20 @@ def test_the_command_scores_with_the_model_and_writes_everything(run_dir, tiny_m
     assert "output \\ target" in capsys.readouterr().out
 
 
+def test_the_card_gets_the_tables_once(run_dir, tiny_model, tmp_path):
+    copy = tmp_path / "model"
+    shutil.copytree(tiny_model, copy)
+    (copy / "README.md").write_text("# A model\n\nIts own words.\n")
+    for number in (1, 2):
+        assert evaluate(copy, run_dir / "labels", "--output", run_dir / f"o{number}") == 0
+    card = (copy / "README.md").read_text()
+    assert card.startswith("# A model\n\nIts own words.\n")
+    assert card.count("## Fidelity") == 1
+    assert (run_dir / "o2" / "fidelity.md").read_text().strip() in card
+    assert evaluate(copy, run_dir / "labels", "--output", run_dir / "o3", "--no-card", "--seed", "5") == 0
+    assert (copy / "README.md").read_text() == card
+
+
 def test_training_documents_are_left_out(run_dir, tiny_model, tmp_path):
     labels = run_dir / "labels"
     trained = tmp_path / "trained"
@@ -147,9 +162,7 @@ def test_training_documents_are_left_out(run_dir, tiny_model, tmp_path):
 def test_nothing_held_out_is_refused(run_dir, tiny_model, tmp_path, capsys):
     labels = run_dir / "labels"
     copy = tmp_path / "model"
-    copy.mkdir()
-    for file in tiny_model.iterdir():
-        (copy / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(tiny_model, copy)
     digest = {"x": file_digest(labels / "labels.jsonl")}
     config = {"labels": str(labels), "eval_fraction": 0.0}
     (copy / "run.yaml").write_text(yaml.safe_dump({"config": config, "inputs": digest}))

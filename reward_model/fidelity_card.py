@@ -1,0 +1,33 @@
+"""The fidelity tables inside a model's README.md, between two marks, so that a second evaluation replaces the first.
+
+In: a model directory, Markdown tables, where they were measured. Out: its README.md with one section of that name.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from judge_pipeline.record_files import write_text
+
+BEGIN, END = "<!-- fidelity: begin -->", "<!-- fidelity: end -->"
+_SECTION = re.compile(rf"\n*{re.escape(BEGIN)}.*?{re.escape(END)}\n*", re.DOTALL)
+
+
+def card_with_fidelity(card: str, tables: str, source: str) -> str:
+    """The card's text with its fidelity section replaced, or added at the end."""
+    section = (
+        f"{BEGIN}\n## Fidelity\n\nMeasured by `reward-model evaluate` on {source}, with 95% intervals over documents, "
+        f"beside baselines.\n\n{tables.strip()}\n{END}"
+    )
+    rest = _SECTION.sub("\n", card).rstrip()
+    return f"{rest}\n\n{section}\n" if rest else f"{section}\n"
+
+
+def update_card(model: Path, tables: str, source: str) -> bool:
+    """Write the tables into the model's README.md; False when it has none (a model of others is left alone)."""
+    path = model / "README.md"
+    if not path.is_file():
+        return False
+    write_text(path, card_with_fidelity(path.read_text(encoding="utf-8"), tables, source))
+    return True
