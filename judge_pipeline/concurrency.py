@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 
 WORTHWHILE = 0.3
 """Growing by 10% must do at least this share of 10% more work a second; shrinking may cost no more than it."""
-RISING = 1.3
+RISING = 1.5
 """Latency that rises by this factor under an unchanged limit means that the server has less to give."""
 SHRINK, CUT = 0.8, 0.5
 """Factors on rising latency and on refusals or timeouts."""
@@ -74,7 +74,7 @@ class AdaptiveLimit:
     """The number of calls to have in flight, from 1 to `ceiling`."""
 
     ceiling: int
-    limit: float = 4.0
+    limit: float = 8.0
     era: int = 0
     """Counts changes of the limit: a reply says something about the limit only if its call began under it."""
     _growing_fast: bool = True

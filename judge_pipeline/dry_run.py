@@ -73,7 +73,7 @@ def stand_in(schema: dict[str, Any], items: Sequence[str]) -> Any:
     return "stand-in"
 
 
-class _Driver:
+class PlanDriver:
     """Drives plans with stand-in replies and counts."""
 
     def __init__(self, builder: EvidenceBuilder, forecast: Forecast) -> None:
@@ -91,6 +91,7 @@ class _Driver:
             return
 
     def _reply(self, call: Call, answers: tuple[int, ...], prompt: Prompt) -> Reply:
+        self.saw(call, answers)
         items = self._items(call, answers, prompt)
         text = json.dumps(stand_in(call.json_schema or {}, items), ensure_ascii=False)
         key = call.key("")
@@ -98,6 +99,9 @@ class _Driver:
             self.forecast.keys.add(key)
             self._count(call, text)
         return Reply(text=text, structured=True)
+
+    def saw(self, call: Call, answers: tuple[int, ...]) -> None:
+        """Hook for those who want the calls themselves; here they are only counted."""
 
     def _items(self, call: Call, answers: tuple[int, ...], prompt: Prompt) -> list[str]:
         """What a list in the reply would hold: an answer's sentences, or key points."""
@@ -119,7 +123,7 @@ class _Driver:
         forecast.examples.setdefault(call.template, call)
 
 
-class _Unsearched:
+class Unsearched:
     """A document whose first segments stand in for those a search would find: nothing is embedded."""
 
     def __init__(self, evidence: DocumentEvidence, top_k: int) -> None:
@@ -136,13 +140,13 @@ def forecast_run(config: LabelConfig, prompts: Iterable[Prompt], builder: Eviden
     options = config.judge_options(structured=True)
     dimensions: list[Dimension] = build_dimensions(config.dimensions, options)
     forecast = Forecast()
-    driver = _Driver(builder, forecast)
+    driver = PlanDriver(builder, forecast)
     for prompt in prompts:
         evidence = builder.build(prompt.context)
         forecast.document_tokens.append(evidence.tokens)
         forecast.answers += len(prompt.responses)
         for dimension in dimensions:
-            driver.drive(dimension.plan(prompt, _Unsearched(evidence, builder.top_k)), prompt)
+            driver.drive(dimension.plan(prompt, Unsearched(evidence, builder.top_k)), prompt)
     return forecast
 
 

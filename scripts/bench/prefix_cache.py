@@ -1,0 +1,276 @@
+"""How much of the possible prefix caching the order of our calls gets out of a real vLLM server.
+
+The calls of a labelling run (documents that Python carries, plans driven with stand-in replies) go to a vLLM server whose
+cache holds less than the run reads, once in our order and once shuffled, through the same engine. The hit rate is the
+server's own (`vllm:prefix_cache_hits` over `…_queries`, in tokens). The ideal is computed from the token lists: every
+block of tokens that some earlier call began with too is a hit, as in a cache without bounds.
+
+    python scripts/bench/prefix_cache.py [--documents 3] [--answers 4]     (vLLM's Python: $VLLM_PYTHON or .venv-vllm)
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import datetime
+import json
+import os
+import platform
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from pydoc_data.topics import topics  # type: ignore[import-untyped, unused-ignore]
+from typing import Any
+
+from judge_pipeline.calls import Call
+from judge_pipeline.concurrency import Order
+from judge_pipeline.dimensions.base import Plan
+from judge_pipeline.dimensions.registry import build_dimensions
+from judge_pipeline.dry_run import Forecast, PlanDriver, Unsearched
+from judge_pipeline.embedded import resolve_model
+from judge_pipeline.engines.base import Place
+from judge_pipeline.engines.endpoint import EndpointEngine
+from judge_pipeline.evidence import EvidenceBuilder
+from judge_pipeline.options import JudgeOptions
+from judge_pipeline.records import Prompt, Response
+
+HERE = Path(__file__)
+BLOCK, BLOCKS = 16, 1024
+DOCUMENTS = (
+    "calls",
+    "context-managers",
+    "exprlists",
+    "imaginary",
+    "import",
+    "function",
+    "class",
+    "sequences",
+)
+
+
+class Recorder(PlanDriver):
+    """Drives plans and keeps every call with its place in the order."""
+
+    def __init__(self, builder: EvidenceBuilder) -> None:
+        super().__init__(builder, Forecast())
+        self.calls: dict[str, tuple[Order, Call]] = {}
+        self.position = 0
+
+    def saw(self, call: Call, answers: tuple[int, ...]) -> None:
+        """One call of the prompt at `position`."""
+        order: Order = (call.template, self.position, min(answers, default=0))
+        short = call.model_copy(update={"sampling": call.sampling.model_copy(update={"max_tokens": 4})})
+        self.calls.setdefault(call.key(""), (order, short.model_copy(update={"json_schema": None})))
+
+
+def workload(documents: int, answers: int) -> list[tuple[Order, Call]]:
+    """The calls of labelling `answers` answers to each of some documents of 1k–3k tokens."""
+    builder = EvidenceBuilder(retrieval="bm25")
+    dimensions = build_dimensions(["paper"], JudgeOptions(structured=True))
+    recorder = Recorder(builder)
+    for position, name in enumerate(DOCUMENTS[:documents]):
+        text = topics[name][:9000]
+        sentences = [part for part in re.split(r"(?<=[.])\s+", text) if 40 < len(part) < 200]
+        dice = random.Random(position)
+        prompt = Prompt(
+            id=name,
+            context=text,
+            query=f"What are the rules of '{name}'?",
+            responses=[
+                Response(id=str(n), text=" ".join(dice.sample(sentences, min(4, len(sentences)))))
+                for n in range(answers)
+            ],
+        )
+        recorder.position = position
+        evidence = builder.build(text)
+        for dimension in dimensions:
+            plan: Plan = dimension.plan(prompt, Unsearched(evidence, builder.top_k))
+            recorder.drive(plan, prompt)
+    return list(recorder.calls.values())
+
+
+def ideal(calls: list[tuple[Order, Call]]) -> dict[str, float]:
+    """Share of the tokens that an unbounded cache of whole blocks would have."""
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(resolve_model("smollm2"))
+    seen: set[tuple[int, ...]] = set()
+    hits = total = 0
+    for _, call in sorted(calls, key=lambda row: row[0]):
+        messages = [message.model_dump() for message in call.messages]
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+        total += len(tokens)
+        # The last token is always computed: its logits are the answer.
+        whole = (len(tokens) - 1) // BLOCK * BLOCK
+        known = True
+        for end in range(BLOCK, len(tokens) + 1, BLOCK):
+            prefix = tuple(tokens[:end])
+            known = known and prefix in seen
+            hits += BLOCK if known and end <= whole else 0
+            seen.add(prefix)
+    return {"tokens": total, "hit_tokens": hits, "rate": hits / total}
+
+
+class Server:
+    """A vLLM server of our own, with a small cache that can be emptied."""
+
+    def __init__(self, python: Path, log: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        command = [
+            *(str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", resolve_model("smollm2")),
+            *("--served-model-name", "smollm2", "--host", "127.0.0.1", "--port", str(port)),
+            *("--dtype", "bfloat16", "--enforce-eager", "--enable-prompt-tokens-details"),
+            *(
+                "--max-model-len",
+                "8192",
+                "--block-size",
+                str(BLOCK),
+                "--num-gpu-blocks-override",
+                str(BLOCKS),
+            ),
+        ]
+        more = {
+            "VLLM_CPU_KVCACHE_SPACE": "2",
+            "VLLM_SERVER_DEV_MODE": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        }
+        self._process = subprocess.Popen(
+            command,
+            stdout=log.open("w"),
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **more},
+            start_new_session=True,
+        )
+        self._log = log
+
+    def wait(self, seconds: float = 480) -> None:
+        """Until the server answers."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                break
+            try:
+                urllib.request.urlopen(self.url + "/health", timeout=2).close()
+                return
+            except (urllib.error.URLError, OSError):
+                time.sleep(1)
+        raise SystemExit(f"vLLM did not start:\n{self._log.read_text()[-2000:]}")
+
+    def counters(self) -> tuple[float, float]:
+        """Tokens looked up in the prefix cache, and tokens found."""
+        text = urllib.request.urlopen(self.url + "/metrics", timeout=30).read().decode()
+
+        def value(name: str) -> float:
+            found = re.findall(rf"^vllm:{name}_total{{.*}} (\S+)$", text, re.MULTILINE)
+            return sum(map(float, found))
+
+        return value("prefix_cache_queries"), value("prefix_cache_hits")
+
+    def empty_cache(self) -> None:
+        """Forget everything cached."""
+        request = urllib.request.Request(self.url + "/reset_prefix_cache", method="POST")
+        urllib.request.urlopen(request, timeout=30).close()
+
+    def stop(self) -> None:
+        """End the server and its engine process."""
+        os.killpg(self._process.pid, signal.SIGTERM)
+        try:
+            self._process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+
+async def issue(server: Server, calls: list[tuple[Order, Call]]) -> None:
+    """All calls through the endpoint engine, as the scheduler hands them over."""
+    engine = EndpointEngine([server.url + "/v1"], "smollm2", "none", timeout_s=1800, max_concurrency=16)
+    replies = await asyncio.gather(*(engine.answer(call, Place(order)) for order, call in calls))
+    await engine.close()
+    bad = [reply for reply in replies if reply.failure not in (None, "truncated")]
+    if bad:
+        raise SystemExit(f"{len(bad)} calls failed: {bad[0].detail}")
+
+
+def measure(server: Server, calls: list[tuple[Order, Call]]) -> dict[str, float]:
+    """One run from an empty cache."""
+    server.empty_cache()
+    before = server.counters()
+    started = time.monotonic()
+    asyncio.run(issue(server, calls))
+    seconds = time.monotonic() - started
+    queries, hits = (after - start for after, start in zip(server.counters(), before, strict=True))
+    return {
+        "queried_tokens": queries,
+        "hit_tokens": hits,
+        "rate": hits / queries,
+        "seconds": round(seconds, 1),
+    }
+
+
+def main() -> int:
+    """Run, print, and write the results beside this file."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--documents", type=int, default=3)
+    parser.add_argument("--answers", type=int, default=4)
+    options = parser.parse_args()
+    python = Path(os.environ.get("VLLM_PYTHON", HERE.parents[2] / ".venv-vllm" / "bin" / "python"))
+    calls = workload(options.documents, options.answers)
+    best = ideal(calls)
+    shuffled: list[tuple[Order, Call]] = [
+        ((n,), call) for n, (_, call) in enumerate(random.Random(0).sample(calls, len(calls)))
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        server = Server(python, Path(folder) / "server.log")
+        try:
+            server.wait()
+            ordered, unordered = measure(server, calls), measure(server, shuffled)
+        finally:
+            server.stop()
+    version = subprocess.run(
+        [
+            str(python),
+            "-c",
+            "import importlib.metadata as m; print(next(m.version(n) for n in ('vllm', 'vllm-cpu') "
+            "if any(d.name == n for d in m.distributions())))",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    result = {
+        "what": "prefix-cache hit rate of a labelling run's calls, by the server's own counters",
+        "workload": {"documents": options.documents, "answers": options.answers, "calls": len(calls)},
+        "cache_tokens": BLOCK * BLOCKS,
+        "ideal": best,
+        "ordered": ordered,
+        "unordered": unordered,
+        "ordered_of_ideal": ordered["rate"] / best["rate"],
+        "unordered_of_ideal": unordered["rate"] / best["rate"],
+        "versions": {"vllm": version.stdout.strip(), "python": platform.python_version()},
+        "hardware": f"{os.cpu_count()} CPU cores ({platform.machine()}), shared with other jobs",
+        "model": "SmolLM2-135M-Instruct, bf16",
+        "date": datetime.date.today().isoformat(),
+    }
+    HERE.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
+    print(f"{len(calls)} calls, {best['tokens']:,.0f} tokens; cache of {BLOCK * BLOCKS:,} tokens")
+    for name in ("ideal", "ordered", "unordered"):
+        row: Any = result[name]
+        print(f"{name:<10} {100 * row['rate']:5.1f}%  {100 * row['rate'] / best['rate']:5.1f}% of the ideal")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
