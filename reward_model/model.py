@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -170,8 +171,12 @@ def set_pad_token(config: Any, tokenizer: Any, prompt_format: PromptFormat) -> N
         UserError: every special token of the tokenizer ends an answer.
     """
     end = tokenizer(prompt_format.end, add_special_tokens=False)["input_ids"][-1]
+    special = {str(token): i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    spare = re.compile(r"pad|reserved|unused|endoftext", re.IGNORECASE)
     candidates = [tokenizer.pad_token_id, tokenizer.unk_token_id]
-    candidates += sorted(index for index, token in tokenizer.added_tokens_decoder.items() if token.special)
+    candidates += sorted(
+        special.values(), key=lambda i: spare.search(tokenizer.convert_ids_to_tokens(i)) is None
+    )
     for candidate in candidates:
         if candidate is not None and candidate != end:
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(candidate)

@@ -35,7 +35,7 @@ from reward_model.attention import enable_shared_prefix
 from reward_model.attention_backends import choose_kernel
 from reward_model.chunked import chunked_hidden
 from reward_model.head import apply_head
-from reward_model.layout import PromptShape, join_ids
+from reward_model.layout import Layout, PromptShape, join_ids
 from reward_model.model import Backbone, load_backbone_for_rm, save_reward_model
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -48,23 +48,26 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 VLLM_CHILD = """
-import json, os, sys, time
+import json, sys, time
 from vllm import LLM
-job = json.load(open(sys.argv[1]))
-llm = LLM(model=job["model"], runner="pooling", convert="classify", dtype=job["dtype"], enforce_eager=True,
-          enable_prefix_caching=True, max_model_len=job["window"])
-rows = []
-for case in job["cases"]:
-    requests = [{"prompt_token_ids": case["prefix"] + answer} for answer in case["answers"]]
-    def run(groups):
-        llm.llm_engine.reset_prefix_cache()
-        start = time.perf_counter()
-        outputs = [out for group in groups for out in llm.classify(group, use_tqdm=False)]
-        return time.perf_counter() - start, [list(out.outputs.probs) for out in outputs]
-    together, scores = run([requests])
-    first_then_rest, _ = run([requests[:1], requests[1:]])
-    rows.append({"together": together, "first_then_rest": first_then_rest, "scores": scores})
-json.dump(rows, open(sys.argv[2], "w"))
+
+def run(llm, groups):
+    llm.llm_engine.reset_prefix_cache()
+    start = time.perf_counter()
+    outputs = [out for group in groups for out in llm.classify(group, use_tqdm=False)]
+    return time.perf_counter() - start, [list(out.outputs.probs) for out in outputs]
+
+if __name__ == "__main__":
+    job = json.load(open(sys.argv[1]))
+    llm = LLM(model=job["model"], runner="pooling", convert="classify", dtype=job["dtype"], enforce_eager=True,
+              enable_prefix_caching=True, max_model_len=job["window"])
+    rows = []
+    for case in job["cases"]:
+        requests = [{"prompt_token_ids": case["prefix"] + answer} for answer in case["answers"]]
+        together, scores = run(llm, [requests])
+        first_then_rest, _ = run(llm, [requests[:1], requests[1:]])
+        rows.append({"together": together, "first_then_rest": first_then_rest, "scores": scores})
+    json.dump(rows, open(sys.argv[2], "w"))
 """
 
 
@@ -171,6 +174,11 @@ class Bench:
             logits.float().square().sum().backward()
             self.model.zero_grad(set_to_none=False)
 
+    @torch.no_grad()
+    def scores(self, ids: torch.Tensor, layout: Layout) -> torch.Tensor:
+        """Scores of a packed sequence, fp32 on CPU."""
+        return self.model.eval()(input_ids=ids, layout=layout).logits.float().cpu()
+
     def length(self, length: int, train: bool) -> None:
         """All N at one document length: one by one on two answers, then the shared sequence."""
         device, counts = self.args.device, self.args.answers
@@ -223,7 +231,8 @@ class Bench:
                 "speedup_cpu_time": round(in_cpu_time, 2),
                 "share_of_bound_cpu_time": round(in_cpu_time / bound, 3),
             }
-        self.rows.append(row)
+        key = ("task", "document_tokens", "answers")
+        self.rows = [old for old in self.rows if any(old[name] != row[name] for name in key)] + [row]
         print(
             f"{task:6} {shape.prefix_length:7} tokens  N={n:2}  one by one {one_seconds:8.2f} s {one['peak_gib']:6.2f} GiB"
             f"   shared {shared['seconds']:8.2f} s {shared['peak_gib']:6.2f} GiB   {speedup:5.2f}x of {bound:5.2f}x"
@@ -234,20 +243,18 @@ class Bench:
     def chunked(self, length: int) -> dict[str, Any]:
         """The longest document in chunks: memory against the whole prefix at once, and the same scores."""
         prefix, answers = self.prompt(length, max(self.args.answers))
-        self.model.eval()
         out: dict[str, torch.Tensor] = {}
+        ids, layout = join_ids([(prefix, answers)], self.args.device)
 
         def run() -> None:
-            hidden = chunked_hidden(self.model, prefix, answers, self.preset["chunk"])
-            out["chunked"] = apply_head(self.model, hidden)
+            out["chunked"] = apply_head(
+                self.model, chunked_hidden(self.model, prefix, answers, self.preset["chunk"])
+            )
 
-        ids, layout = join_ids([(prefix, answers)], self.args.device)
-        whole = measure(lambda: self.forward(False, input_ids=ids, layout=layout), self.args.device, 1)
+        whole = measure(lambda: out.update(whole=self.scores(ids, layout)), self.args.device, 1)
         row: dict[str, Any] = {"document_tokens": length, "chunk": self.preset["chunk"], "whole": whole}
-        row["chunked"] = measure(run, self.args.device, 1)
-        with torch.no_grad():
-            reference = self.model(input_ids=ids, layout=layout).logits
-        row["largest_score_difference"] = float((out["chunked"] - reference.float()).abs().max())
+        row |= {"chunked": measure(run, self.args.device, 1)}
+        row |= {"largest_score_difference": float((out["chunked"].cpu() - out["whole"]).abs().max())}
         print(f"chunked prefix: {row}", flush=True)
         return row
 
@@ -270,12 +277,10 @@ class Bench:
         rows = []
         for case, result in zip(self.cases, results, strict=True):
             ids, layout = join_ids([(case["prefix"], case["answers"])], self.args.device)
-            with torch.no_grad():
-                ours = self.model.eval()(input_ids=ids, layout=layout).logits.float().cpu()
-            difference = float((ours - torch.tensor(result.pop("scores"))).abs().max())
+            difference = float((self.scores(ids, layout) - torch.tensor(result.pop("scores"))).abs().max())
             length, n = case["length"], len(case["answers"])
-            key = ("score", length, n)
-            shared = next(r for r in self.rows if (r["task"], r["document_tokens"], r["answers"]) == key)
+            same = [r for r in self.rows if (r["document_tokens"], r["answers"]) == (length, n)]
+            shared = next(r for r in same if r["task"] == "score")
             best = min(result.values())
             row = {
                 "document_tokens": length,
@@ -304,32 +309,22 @@ def hardware(device: str) -> str:
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--shape", default="smollm2", choices=sorted(PRESETS))
-    parser.add_argument("--answers", type=int, nargs="+", default=[2, 4, 10])
-    parser.add_argument("--score-lengths", type=int, nargs="*", help="document tokens (default: by shape)")
-    parser.add_argument("--train-lengths", type=int, nargs="*", help="document tokens (default: by shape)")
-    parser.add_argument(
-        "--full-up-to", type=int, default=4096, help="longer documents run the largest N only"
-    )
-    parser.add_argument(
-        "--vllm-lengths", type=int, nargs="+", default=[2048], help="documents for the classify peer"
-    )
-    parser.add_argument(
-        "--answers-timed", type=int, default=2, help="one-by-one answers measured, then multiplied"
-    )
-    parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
-    parser.add_argument("--repeats", type=int, default=1, help="runs of each measurement; the best counts")
-    parser.add_argument(
-        "--checkpointing", action="store_true", help="gradient checkpointing (always with 8b)"
-    )
-    parser.add_argument(
-        "--vllm-python", help="interpreter of an environment with vLLM: adds the classify peer"
-    )
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    add = parser.add_argument
+    add("--device", default="cpu", choices=["cpu", "cuda"])
+    add("--shape", default="smollm2", choices=sorted(PRESETS))
+    add("--answers", type=int, nargs="+", default=[2, 4, 10])
+    add("--score-lengths", type=int, nargs="*", help="document tokens (default: by shape)")
+    add("--train-lengths", type=int, nargs="*", help="document tokens (default: by shape)")
+    add("--full-up-to", type=int, default=4096, help="longer documents run the largest N only")
+    add("--vllm-lengths", type=int, nargs="+", default=[2048], help="documents for the classify peer")
+    add("--answers-timed", type=int, default=2, help="one-by-one answers measured, then multiplied")
+    add("--threads", type=int, help="CPU threads (default: all cores)")
+    add("--keep", action="store_true", help="add to the rows already in --output")
+    add("--repeats", type=int, default=1, help="runs of each measurement; the best counts")
+    add("--checkpointing", action="store_true", help="gradient checkpointing (always with 8b)")
+    add("--vllm-python", help="interpreter of an environment with vLLM: adds the classify peer")
+    add("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
     args.checkpointing = args.checkpointing or args.shape == "8b"
     for task in ("score", "train"):
@@ -374,8 +369,10 @@ def main() -> None:
     if args.checkpointing:
         bench.model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     bench.length(256, train=False)  # first calls choose the kernel and warm the allocator
-    bench.rows, bench.cases = [], []
-    extra: dict[str, Any] = {}
+    bench.cases = []
+    extra: dict[str, Any] = json.loads(args.output.read_text()) if args.keep and args.output.exists() else {}
+    bench.rows = extra.get("rows", [])
+    extra = {name: extra[name] for name in ("chunked_prefix", "vllm_classify") if name in extra}
 
     def write() -> None:
         args.output.write_text(json.dumps(report(bench, load_average, extra), indent=1) + "\n")
