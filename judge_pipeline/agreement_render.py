@@ -5,7 +5,7 @@ In: the dictionaries of `agreement_compare`. Out: strings and `Section`s; no fig
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -38,12 +38,25 @@ def interval(figure: Figure | None, digits: int = 3) -> str:
     return f"{text} [{figure['low']:.{digits}f}, {figure['high']:.{digits}f}]"
 
 
+def interval_cell(figure: Figure | None) -> Markup:
+    """The same for a page: the figure, and its interval small below it."""
+    if not figure or figure.get("value") is None:
+        return Markup("–")
+    value = Markup("{:.2f}").format(figure["value"])
+    if figure.get("low") is None or figure.get("high") is None:
+        return value
+    span = Markup('<br><small style="white-space:nowrap">{:.2f} to {:.2f}</small>')
+    return value + span.format(figure["low"], figure["high"])
+
+
 def _metrics(result: dict[str, Any]) -> list[str]:
     return [name for name in HEADS if any(name in row["within"] for row in result["rows"])]
 
 
-def result_rows(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Heads and cells of one target's table; the first row of each kind is the thing measured."""
+def result_rows(
+    result: dict[str, Any], cell: Callable[[Figure | None], str] = interval
+) -> tuple[list[str], list[list[str]]]:
+    """Heads and cells of one target's table, a row a scorer; `cell` writes a figure."""
     metrics = _metrics(result)
     over_set = any("over_set" in row for row in result["rows"])
     heads = ["scored by", "kind", *(HEADS[name] for name in metrics)]
@@ -51,11 +64,11 @@ def result_rows(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     heads += ["ahead in pairs"]
     lines = []
     for row in result["rows"]:
-        cells = [row["name"], row["kind"], *(interval(row["within"].get(name)) for name in metrics)]
+        cells = [row["name"], row["kind"], *(cell(row["within"].get(name)) for name in metrics)]
         if over_set:
             over = row.get("over_set", {})
-            cells += [interval(over.get("spearman")), interval(over.get("mae"))]
-        lines.append([*cells, interval(row["ahead"].get("pairs"))])
+            cells += [cell(over.get("spearman")), cell(over.get("mae"))]
+        lines.append([*cells, cell(row["ahead"].get("pairs"))])
     return heads, lines
 
 
@@ -108,10 +121,10 @@ def markdown_table(result: dict[str, Any]) -> str:
 def _part_table(parts: dict[str, Any], first: str, metric: str) -> Markup:
     names = list(dict.fromkeys(name for figures in parts.values() for name in figures))
     rows = [
-        [part, *(interval(figures.get(name, {}).get(metric), 2) for name in names)]
+        [part, *(interval_cell(figures.get(name, {}).get(metric)) for name in names)]
         for part, figures in parts.items()
     ]
-    return table([first, *names], rows, caption=f"{HEADS[metric]}, by {first}")
+    return table([first, *names], rows, sortable=False, caption=f"{HEADS[metric]}, by {first}")
 
 
 def _chart(result: dict[str, Any], metric: str) -> Markup:
@@ -126,8 +139,11 @@ def _chart(result: dict[str, Any], metric: str) -> Markup:
 def target_section(result: dict[str, Any]) -> Section:
     """One target as a section of a report: chart, table, parts, calibration."""
     metric = "pairs" if result["target"] == PREFERENCES else "spearman"
-    heads, rows = result_rows(result)
-    parts: list[Markup | str] = [_chart(result, metric), table(heads, rows, caption=caption(result))]
+    heads, rows = result_rows(result, interval_cell)
+    parts: list[Markup | str] = [
+        _chart(result, metric),
+        table(heads, rows, sortable=False, caption=caption(result)),
+    ]
     if result["by_group"]:
         parts.append(_part_table(result["by_group"], "data set", metric))
     if result["by_length"]:

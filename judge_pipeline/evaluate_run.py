@@ -172,7 +172,7 @@ def run_evaluation(config: EvaluateConfig) -> int:
     baselines = all_baselines(inputs.table, embed, config.seed)
     found = evaluate_human(inputs, config.name, more, baselines, config.bootstrap, config.seed)
     found["judge_baselines"] = summary
-    write_evaluation(config.output, found, config.name)
+    write_evaluation(config.output, found, config.name if inputs.columns else "baselines")
     print(terminal_report(found))
     print(f"\nwritten: {config.output / 'agreement.json'}, agreement.md and report.html beside it")
     return 0
