@@ -172,7 +172,11 @@ async def _ask_and_label(
         runner = CallRunner(engine, writer, budget, retry_failed=config.retry_failed, lasting=lasting)
         planner = PromptPlanner(dimensions, runner, labels.rule.weighting, threads)
         todo = (prompt for prompt in prompts_of(config) if prompt.id not in labels.kept)
-        check_overflow(engine, dimensions, builder, todo, skip=config.overflow == "skip")
+        if engine.context_window is not None:
+            with Progress(len(inputs.keys) - len(labels.kept), "checking lengths", "prompts") as progress:
+                check_overflow(
+                    engine, dimensions, builder, todo, skip=config.overflow == "skip", progress=progress
+                )
         with Progress(inputs.responses, "labelling", "answers") as progress:
             scheduler = Scheduler(planner, builder, labels, window=config.window, progress=progress)
             await scheduler.run(prompts_of(config))

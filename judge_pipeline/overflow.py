@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from judge_pipeline.calls import Call
 from judge_pipeline.dimensions.base import Dimension
@@ -16,6 +16,7 @@ from judge_pipeline.engines.base import Engine
 from judge_pipeline.engines.local import LocalEngine
 from judge_pipeline.errors import UserError
 from judge_pipeline.evidence import EvidenceBuilder
+from judge_pipeline.progress import Progress
 from judge_pipeline.records import Prompt
 
 log = logging.getLogger(__name__)
@@ -25,11 +26,21 @@ class _Counts(Protocol):
     def __call__(self, call: Call) -> int: ...
 
 
+@runtime_checkable
+class Encodes(Protocol):
+    """A judge in this process: it can count."""
+
+    def encode(self, call: Call) -> list[int]:
+        """The prompt's tokens."""
+        ...
+
+
 def call_tokens(engine: Engine, builder: EvidenceBuilder) -> _Counts:
     """A function that counts a call's input tokens, exactly where the engine lets us."""
-    if isinstance(engine, LocalEngine):
-        judge = engine.judge
-        return lambda call: len(judge.encode(call))
+    encoder = engine.judge if isinstance(engine, LocalEngine) else engine
+    if isinstance(encoder, Encodes):
+        encode = encoder.encode
+        return lambda call: len(encode(call))
     return lambda call: sum(len(builder.tokenizer.offsets(message.content)) + 4 for message in call.messages)
 
 
@@ -40,6 +51,7 @@ def check_overflow(
     prompts: Iterable[Prompt],
     *,
     skip: bool,
+    progress: Progress,
 ) -> None:
     """Raise UserError naming how many prompts have calls over the window, and the longest; with `skip`, warn."""
     window = engine.context_window
@@ -50,6 +62,7 @@ def check_overflow(
     total = 0
     for prompt in prompts:
         total += 1
+        progress.update()
         longest = max(
             (
                 (_needed(call, window, count), prompt.id, call.template)

@@ -43,7 +43,7 @@ from judge_pipeline.options import JudgeOptions
 from judge_pipeline.records import Prompt, Response
 
 HERE = Path(__file__)
-BLOCK, BLOCKS = 16, 1024
+BLOCK, BLOCKS = 32, 512
 DOCUMENTS = (
     "calls",
     "context-managers",
@@ -121,9 +121,14 @@ def ideal(calls: list[tuple[Order, Call]]) -> dict[str, float]:
 
 
 class Server:
-    """A vLLM server of our own, with a small cache that can be emptied."""
+    """A vLLM server of our own, with a small cache that can be emptied; or one that runs already."""
 
-    def __init__(self, python: Path, log: Path) -> None:
+    def __init__(self, python: Path, log: Path, url: str | None = None) -> None:
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+        if url:
+            self.url = url
+            return
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -153,13 +158,12 @@ class Server:
             env={**os.environ, **more},
             start_new_session=True,
         )
-        self._log = log
 
     def wait(self, seconds: float = 480) -> None:
         """Until the server answers."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            if self._process.poll() is not None:
+            if self._process is not None and self._process.poll() is not None:
                 break
             try:
                 urllib.request.urlopen(self.url + "/health", timeout=2).close()
@@ -185,6 +189,8 @@ class Server:
 
     def stop(self) -> None:
         """End the server and its engine process."""
+        if self._process is None:
+            return
         os.killpg(self._process.pid, signal.SIGTERM)
         try:
             self._process.wait(timeout=30)
@@ -225,6 +231,11 @@ def main() -> int:
     )
     parser.add_argument("--documents", type=int, default=3)
     parser.add_argument("--answers", type=int, default=4)
+    parser.add_argument(
+        "--url",
+        help="a server that runs already, started with VLLM_SERVER_DEV_MODE=1, "
+        f"--block-size {BLOCK} --num-gpu-blocks-override {BLOCKS}",
+    )
     options = parser.parse_args()
     python = Path(os.environ.get("VLLM_PYTHON", HERE.parents[2] / ".venv-vllm" / "bin" / "python"))
     calls = workload(options.documents, options.answers)
@@ -233,7 +244,7 @@ def main() -> int:
         ((n,), call) for n, (_, call) in enumerate(random.Random(0).sample(calls, len(calls)))
     ]
     with tempfile.TemporaryDirectory() as folder:
-        server = Server(python, Path(folder) / "server.log")
+        server = Server(python, Path(folder) / "server.log", options.url)
         try:
             server.wait()
             ordered, unordered = measure(server, calls), measure(server, shuffled)
