@@ -53,23 +53,38 @@ def expected_rating(text: str, rating: Rating, logprobs: list[TokenLogprob] | No
     return Expectation(min(10.0, total / mass), min(1.0, mass))
 
 
-def _first_token(text: str, rating: Rating, logprobs: list[TokenLogprob]) -> tuple[int, str] | None:
-    """Index of the token the rating begins in, and what that token holds before the number.
+# Characters before and after the number that are looked up among the tokens, the widest first.
+_WINDOWS = ((10**9, 10**9), (40, 8), (20, 8), (12, 6), (10, 2), (6, 2), (4, 2))
 
-    The engine may have stripped the reply (white space, a reasoning block), so the two are aligned at the end.
-    """
-    joined = "".join(token.token for token in logprobs)
-    at = joined.rfind(text)
-    if at < 0:
-        at = joined.rfind(text.strip())
-        if at < 0:
-            return None
-        at -= len(text) - len(text.lstrip())
-    target, reached = at + rating.start, 0
+
+def _first_token(text: str, rating: Rating, logprobs: list[TokenLogprob]) -> tuple[int, str] | None:
+    """Index of the token the rating begins in, and what that token holds before the number."""
+    target = _place(text, rating, "".join(token.token for token in logprobs))
+    if target is None:
+        return None
+    reached = 0
     for index, token in enumerate(logprobs):
         if reached <= target < reached + len(token.token):
             return index, token.token[: target - reached]
         reached += len(token.token)
+    return None
+
+
+def _place(text: str, rating: Rating, joined: str) -> int | None:
+    """Where the rating stands in the joined tokens.
+
+    They need not equal the reply: the engine may have stripped a reasoning block, and a token that holds half a
+    character reads as a replacement mark. So the number is looked up with as much around it as both agree on.
+    """
+    for before, after in _WINDOWS:
+        start = max(0, rating.start - before)
+        window = text[start : rating.end + after]
+        if window not in joined or text.count(window) != joined.count(window):
+            continue
+        at = -1
+        for _ in range(text[:start].count(window) + 1):
+            at = joined.find(window, at + 1)
+        return at + rating.start - start if at >= 0 else None
     return None
 
 

@@ -529,6 +529,29 @@ def test_a_stripped_reasoning_block_is_aligned():
     assert expected_rating(text, read_rating(text), logprobs).points == pytest.approx(7.5)
 
 
+def test_tokens_that_hold_half_a_character_do_not_hide_the_rating():
+    """Byte-level tokenizers split Chinese characters: engines then report replacement marks."""
+    text = "这个回答很好。\n评分: [[8]]"
+    parts = [
+        "这个",
+        "\ufffd",
+        "\ufffd",
+        "\ufffd",
+        "答很好。\n评",
+        "分: [[",
+        ("8", {"8": 0.5, "7": 0.5}),
+        "]]",
+    ]
+    assert expected_rating(text, read_rating(text), tokens(*parts)).points == pytest.approx(7.5)
+    joint = "## helpfulness\n好。\n评分: [[8]]\n\n## logicality\n好。\n评分: [[8]]"
+    head = "\n\ufffd\ufffd。\n评分: [["
+    first, second = ("8", {"8": 0.5, "7": 0.5}), ("8", {"8": 0.5, "6": 0.5})
+    logprobs = tokens("## helpfulness", head, first, "]]\n\n## logicality", head, second, "]]")
+    read = JointShape("zh").read(Reply(text=joint, logprobs=logprobs))
+    assert read["helpfulness"].expectation.points == pytest.approx(7.5)
+    assert read["logicality"].expectation.points == pytest.approx(7)
+
+
 @given(st.dictionaries(st.integers(0, 10), st.floats(0.01, 1), min_size=1))
 def test_the_expectation_equals_the_definition(weights):
     total = sum(weights.values())
