@@ -343,7 +343,9 @@ def report(bench: Bench, load_average: float, extra: dict[str, Any]) -> dict[str
         for name in ("share_of_bound", "share_of_bound_cpu_time")
         if largest and name in largest[0]
     }
+    busy = load_average > torch.get_num_threads() and args.device == "cpu"
     return {
+        "note": "a busy machine: compare processor time, not wall time" if busy else "a quiet machine",
         "what": "N answers in one sequence with their document against one forward pass an answer",
         "model": "SmolLM2-135M, fp32" if args.shape == "smollm2" else "8B-shaped Llama, random weights, bf16",
         "attention": kernel.name if kernel else "sdpa",
