@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from judge_pipeline.agreement_table import AnswerTable, build_table
 from judge_pipeline.baselines import (
@@ -14,7 +20,9 @@ from judge_pipeline.baselines import (
     sentences,
     words,
 )
+from judge_pipeline.errors import UserError
 from judge_pipeline.records import Prompt, Response
+from judge_pipeline.short_context_rm import ShortContextRM
 
 
 def table(context: str, *answers: str, query: str = "Where do otters sleep?") -> AnswerTable:
@@ -60,3 +68,44 @@ def test_embedding_similarity_with_minilm_prefers_the_answer_on_the_subject():
     for name in ("question similarity", "evidence similarity"):
         assert found[name][0] > found[name][1] + 0.2
         assert np.abs(found[name]).max() <= 1.0 + 1e-6
+
+
+def tiny_classifier(folder: Path, window: int = 256) -> Path:
+    """A random one-output classifier over bytes, as any short-context reward model is saved."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>", pad_token="<pad>")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=window,
+        num_labels=1,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    return folder
+
+
+def test_short_context_rm_equals_one_forward_an_answer_and_never_reads_the_document(tmp_path):
+    folder = tiny_classifier(tmp_path)
+    answers = table("A document about otters.", "In water.", "On land, in a den of leaves and reeds.", "Yes.")
+    found = ShortContextRM(str(folder), batch_size=2).score_table(answers)
+    model = LlamaForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    for position, text in enumerate(answers.texts()):
+        line = f"user: {answers.prompts[0].query}\nassistant: {text}\n"
+        with torch.no_grad():
+            alone = model(**tokenizer(line, return_tensors="pt")).logits.item()
+        assert found[position] == pytest.approx(alone, abs=1e-5)
+    other = table("Something else entirely.", *answers.texts())
+    assert np.allclose(ShortContextRM(str(folder)).score_table(other), found, atol=1e-5)
+    with pytest.raises(UserError, match="window is 256"):
+        ShortContextRM(str(folder)).score(["Why?"], ["because " * 100])
