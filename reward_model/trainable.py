@@ -27,7 +27,7 @@ from reward_model.train_config import TrainConfig
 MIDDLE = 5.0
 """Where outputs start when nothing but preferences is known: the middle of the scale."""
 
-MEAN_PROMPTS = 4
+MEAN_PROMPTS = 2
 """Prompts whose features set a head that starts at the mean: the constant part of the features needs no more."""
 
 

@@ -161,7 +161,8 @@ def server(model: Path, tmp_path: Path) -> Iterator[str]:
             pytest.fail("the server did not start: " + log.read_text()[-4000:])
         yield f"http://127.0.0.1:{port}"
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
         try:
             process.wait(timeout=30)
         except subprocess.TimeoutExpired:
