@@ -72,8 +72,6 @@ def run_label(config: LabelConfig) -> int:
     store = CallStore(config.output / "calls.sqlite")
     try:
         result = asyncio.run(_label(config, names, weighting, inputs, store))
-        if result is None:
-            return 0
         summary = summarize(
             result.tally,
             result.budget.spent,
@@ -84,15 +82,17 @@ def run_label(config: LabelConfig) -> int:
         )
     finally:
         store.close()
-    return finish(config.output, summary, complete=result.tally.complete)
+    return finish(config.output, summary, complete=result.tally.complete, changed=result.changed)
 
 
-def finish(output: Path, summary: dict[str, Any], *, complete: bool) -> int:
-    """Write the report and, last, the summary; say what came out."""
+def finish(output: Path, summary: dict[str, Any], *, complete: bool, changed: bool) -> int:
+    """Write summary and report (unless it shows these rows already); say what came out."""
     from judge_pipeline.report import write_report
 
     write_summary(output / "summary.json", summary)
-    report = write_report(output)
+    report = output / "report.html"
+    if changed or not report.is_file():
+        report = write_report(output)
     print("\n".join(summary_lines(summary)))
     print(f"labels: {output / 'labels.jsonl'}\nreport: {report}")
     if not complete:
@@ -137,11 +137,12 @@ class Result:
 
     tally: Tally
     budget: Budget
+    changed: bool
 
 
 async def _label(
     config: LabelConfig, names: list[str], weighting: Weighting, inputs: Inputs, store: CallStore
-) -> Result | None:
+) -> Result:
     tally = Tally(names)
     rule = KeepRule(names, weighting, config.retry_failed)
     labels = LabelFile(config.output / "labels.jsonl", rule, inputs.keys, tally)
@@ -151,9 +152,9 @@ async def _label(
             for position, prompt in enumerate(prompts_of(config)):
                 labels.keep(position, prompt)
             labels.finish()
-            return Result(tally, budget)
+            return Result(tally, budget, labels.changed)
         await _ask_and_label(config, inputs, store, labels, budget)
-        return Result(tally, budget)
+        return Result(tally, budget, labels.changed)
     finally:
         labels.close()
 
@@ -177,7 +178,8 @@ async def _ask_and_label(
                 check_overflow(
                     engine, dimensions, builder, todo, skip=config.overflow == "skip", progress=progress
                 )
-        with Progress(inputs.responses, "labelling", "answers") as progress:
+        kept = sum(len(key.response_ids) for key in inputs.keys if key.id in labels.kept)
+        with Progress(inputs.responses, "labelling", "answers", done=kept) as progress:
             scheduler = Scheduler(planner, builder, labels, window=config.window, progress=progress)
             await scheduler.run(prompts_of(config))
         if batch is not None:

@@ -72,6 +72,8 @@ class LabelFile:
     def __init__(self, path: Path, rule: KeepRule, prompts: Iterable[PromptKey], tally: Tally) -> None:
         self.path, self.rule, self.tally = path, rule, tally
         self.kept: set[str] = set()
+        self.changed = False
+        """Rows were written that an earlier run had not left as they are."""
         self.next_position = 0
         self._waiting: dict[int, list[Label] | str] = {}
         """Rows by position; for a prompt whose old rows stay, its id."""
@@ -113,11 +115,11 @@ class LabelFile:
         return goes_on and group is None
 
     def keep(self, position: int, prompt: Prompt) -> int:
-        """Take over the rows of an earlier run (see `kept`); returns how many answers were written now."""
+        """Take over the rows of an earlier run (see `kept`); returns how many new answers were written now."""
         return self._put(position, prompt.id)
 
     def put(self, position: int, rows: list[Label]) -> int:
-        """Hand in a prompt's rows; returns how many answers were written because of it."""
+        """Hand in a prompt's rows; returns how many new answers were written because of it."""
         return self._put(position, rows)
 
     def _put(self, position: int, rows: list[Label] | str) -> int:
@@ -130,6 +132,7 @@ class LabelFile:
 
     def _write(self, rows: list[Label] | str) -> int:
         old = isinstance(rows, str)
+        self.changed = self.changed or not old or self._new is not None
         if isinstance(rows, str):
             wanted = rows
             found = next(group for prompt_id, group in self._old if prompt_id == wanted)
@@ -143,7 +146,7 @@ class LabelFile:
         elif self._appender is not None and not old:
             for row in rows:
                 self._appender.append(row)
-        return len(rows)
+        return 0 if old else len(rows)
 
     def finish(self) -> None:
         """All rows are in: a file that was written anew takes the old one's place."""

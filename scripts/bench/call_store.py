@@ -2,7 +2,7 @@
 
 Writes a run directory as a killed run leaves it (every call stored, rows of all prompts but the last few), then times
 the whole command that goes on with it: reading input and rows, replaying the open prompts from the store, writing what
-is missing. The endpoint that answers would refuse any call, and is never asked for one.
+is missing (`resume_s`); then the report. The endpoint that answers would refuse any call, and is never asked for one.
 
     python scripts/bench/call_store.py [--calls 200000]
 """
@@ -106,6 +106,7 @@ def main() -> int:
         whole = time.monotonic() - started
         if done.returncode:
             raise SystemExit(done.stderr[-2000:])
+        resume = json.loads((folder / "run" / "summary.json").read_text())["seconds"]
         keys = [call(n).key("judge") for n in range(0, options.calls, 10)]
         store = CallStore(folder / "run" / "calls.sqlite")
         started = time.monotonic()
@@ -118,14 +119,15 @@ def main() -> int:
         "calls": options.calls,
         "prompts": prompts,
         "answers": prompts * ANSWERS,
-        "resume_whole_command_s": whole,
+        "resume_s": resume,
+        "whole_command_with_report_s": whole,
         "stored_per_s": options.calls / stored,
         "lookups_per_s": found / lookups,
         "store_bytes_per_call": size / options.calls,
         **environment(),
     }
     print(
-        f"{options.calls:,} calls: the command goes on in {whole:.1f} s (report included); "
+        f"{options.calls:,} calls: all is read again in {resume:.1f} s, the report written in {whole - resume:.1f} s more; "
         f"{result['stored_per_s']:,.0f} stored and {result['lookups_per_s']:,.0f} found a second"
     )
     write_result(HERE.with_suffix(".json"), result)
