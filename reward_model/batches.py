@@ -100,17 +100,18 @@ class PromptDataset(Dataset[Encoded]):
 def token_batches(items: Sequence[Encoded], token_budget: int) -> list[list[int]]:
     """Prompts packed into sequences of at most `token_budget` tokens, longest first.
 
-    Raises:
-        UserError: one prompt with its answers is over the budget.
+    A prompt is never cut in two, so one that is over the budget gets a sequence of its own.
     """
-    for item in items:
-        if item.shape.total > token_budget:
-            raise UserError(
-                f"prompt '{item.prompt_id}' with its {len(item.answers)} answers has {item.shape.total} tokens, "
-                f"over the token budget of {token_budget}",
-                f"set --token-budget {item.shape.total} or more",
-            )
-    return pack([item.shape for item in items], token_budget, sort=True)
+    shapes = [item.shape for item in items]
+    alone = sorted(over_budget(items, token_budget), key=lambda index: -shapes[index].total)
+    rest = [index for index in range(len(items)) if shapes[index].total <= token_budget]
+    packed = pack([shapes[index] for index in rest], token_budget, sort=True)
+    return [[index] for index in alone] + [[rest[place] for place in group] for group in packed]
+
+
+def over_budget(items: Sequence[Encoded], token_budget: int) -> list[int]:
+    """Places of the prompts that are larger than a sequence should be."""
+    return [index for index, item in enumerate(items) if item.shape.total > token_budget]
 
 
 class BatchOrder(Sampler[list[int]]):

@@ -38,6 +38,8 @@ from reward_model.scorer import TOKEN_BUDGET, EncodedPrompt, RewardModel
 
 Array = NDArray[np.floating[Any]]
 OVER_WINDOW = "over_window"
+VLLM_PASSES = 32
+"""Token budgets handed to vLLM at a time; what a killed run scores again is at most this much."""
 HOW: JsonDict = {"identity": False}
 
 
@@ -291,7 +293,9 @@ def _score_all(
     started = time.monotonic()
     with Progress(total, "scoring", "prompts", done=len(done)) as progress:
         todo = (prompt for prompt in read_prompts(config.prompts) if prompt.id not in done)
-        for group in _groups(todo, engine, manifest.max_length, config.token_budget):
+        # vLLM makes its own batches and wants many prompts to make them from.
+        at_a_time = config.token_budget * (VLLM_PASSES if config.engine == "vllm" else 1)
+        for group in _groups(todo, engine, manifest.max_length, at_a_time):
             encoded = [item for _, item in group if item is not None]
             points = iter(engine.score_encoded(encoded, config.token_budget))
             for prompt, item in group:

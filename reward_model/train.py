@@ -21,7 +21,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArgumen
 from judge_pipeline.errors import UserError
 from judge_pipeline.run_dir import prepare_run_dir
 from reward_model.attention import unwrap
-from reward_model.batches import token_batches
+from reward_model.batches import over_budget, token_batches
 from reward_model.callbacks import MetricsFile, ProgressLine, StopOnInterrupt
 from reward_model.finish import CHECKPOINTS, finish
 from reward_model.guards import TRAINING_KNOBS, explain_out_of_memory, quiet_loading
@@ -144,9 +144,7 @@ def fit(
 ) -> RewardTrainer:
     """Run the Trainer from the start or from the last checkpoint; the best weights are in the model afterwards."""
     train_items, held_out = encoded.train, encoded.held_out
-    budget = config.token_budget or max(
-        DEFAULT_BUDGET, *(item.shape.total for item in train_items + held_out)
-    )
+    budget = config.token_budget or DEFAULT_BUDGET
     checkpoint = last_checkpoint(config.output / CHECKPOINTS)
     if config.shared_prefix == "on":
         share_prefix(backbone.model)
@@ -164,6 +162,11 @@ def fit(
     )
     if config.resolved_checkpointing():
         unwrap(backbone.model).gradient_checkpointing_enable({"use_reentrant": False})
+    if big := over_budget(train_items, budget):
+        longest = max(train_items[index].shape.total for index in big)
+        say(
+            f"{len(big)} prompts over the token budget of {budget} are sequences of their own, up to {longest}"
+        )
     callbacks: list[Any] = [MetricsFile(config.output / "metrics.jsonl"), ProgressLine(), stop]
     if config.early_stopping and held_out:
         callbacks.append(EarlyStoppingCallback(config.early_stopping))

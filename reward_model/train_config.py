@@ -122,7 +122,7 @@ class TrainConfig(Config):
     token_budget: int | None = Field(
         None,
         ge=1,
-        description="tokens in a packed sequence; by default 8192, or the longest prompt if longer",
+        description="tokens in a packed sequence, by default 8192; a longer prompt is a sequence of its own",
     )
     accumulation: int = Field(1, ge=1, description="packed sequences a process adds up before a step")
     seed: int = Field(0, description="of the split, the order of batches and fresh weights")

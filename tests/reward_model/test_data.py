@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 
 from judge_pipeline.errors import DataError, UserError
 from judge_pipeline.records import DIMENSIONS
-from reward_model.batches import BatchOrder, Encoded, PromptDataset, collate, fit_window, token_batches
+from reward_model.batches import (
+    BatchOrder,
+    Encoded,
+    PromptDataset,
+    collate,
+    fit_window,
+    over_budget,
+    token_batches,
+)
 from reward_model.data import Example, check_learnable, load_examples, usable
 from reward_model.splits import document_groups, hash_fraction, refuse_leak, split_by_document
 
@@ -180,9 +188,11 @@ def test_over_the_window_is_an_error_or_a_counted_skip():
     assert fit_window(items, 120, "error")[1] == 0
 
 
-def test_a_prompt_over_the_budget_is_named():
-    with pytest.raises(UserError, match=r"'big' with its 2 answers has 30 tokens.*\n.*--token-budget 30"):
-        token_batches([encoded("big", 10, (10, 10))], 29)
+def test_a_prompt_over_the_budget_has_a_sequence_of_its_own():
+    items = [encoded("small", 4, (2,)), encoded("big", 10, (10, 10)), encoded("other", 5, (1,))]
+    assert token_batches(items, 29) == [[1], [0, 2]]
+    assert over_budget(items, 29) == [1]
+    assert over_budget(items, 30) == []
 
 
 @given(
