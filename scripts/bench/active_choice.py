@@ -4,7 +4,7 @@ Answers with known defects (`degrade`), frozen features of a base model, heads f
 labelled prompts on, each round adds as many again: once those `reward_model.active` proposes, once random ones. Measured
 on stories of their own: within-prompt Spearman of the mean of the dimensions, over several starts.
 
-    python scripts/bench/active_choice.py --data DIR [--prompts 120] [--starts 10]
+    python scripts/bench/active_choice.py --data DIR [--prompts 60] [--starts 10]
 
 Writes active_choice.json beside this file. Heads on frozen features stand in for training at every step, which would
 take days on a small machine; the order of choosing is what is compared, not the level.
@@ -41,8 +41,8 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--data", type=Path, required=True, help="folder of squality_stories.jsonl.gz")
     parser.add_argument("--base-model", default="smollm2")
-    parser.add_argument("--prompts", type=int, default=90, help="prompts to choose from")
-    parser.add_argument("--test-prompts", type=int, default=30)
+    parser.add_argument("--prompts", type=int, default=60, help="prompts to choose from")
+    parser.add_argument("--test-prompts", type=int, default=20)
     parser.add_argument("--answers", type=int, default=5, help="answers a prompt")
     parser.add_argument(
         "--first", type=int, default=10, help="prompts labelled at the start, and added a round"

@@ -8,7 +8,7 @@ In these data the lower-numbered sample wins 60% of the comparisons, an effect o
 the number: models see texts only, answers are in the order of a hash of their text, and rows are shuffled. "Lower
 sample number" stands in the table as what a model would reach that found it out.
 
-    python scripts/bench/human_preferences.py --data DIR [--prompts 30] [--pairs 2] [--test-prompts 60]
+    python scripts/bench/human_preferences.py --data DIR [--prompts 16] [--pairs 2] [--test-prompts 40]
 
 Sizes are small because TRL reads each document twice a pair. Writes human_preferences.json beside this file.
 """
@@ -57,10 +57,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--base-model", default="smollm2")
     parser.add_argument("--work", type=Path, default=Path("runs/human-preferences"))
     parser.add_argument(
-        "--prompts", type=int, default=30, help="training prompts, each over its own document"
+        "--prompts", type=int, default=16, help="training prompts, each over its own document"
     )
     parser.add_argument("--pairs", type=int, default=2, help="people's choices used of each prompt")
-    parser.add_argument("--test-prompts", type=int, default=60)
+    parser.add_argument("--test-prompts", type=int, default=40)
     parser.add_argument("--epochs", type=float, default=1)
     parser.add_argument("--learning-rate", type=float, default=2e-5)
     parser.add_argument("--freeze-layers", type=int, default=20)

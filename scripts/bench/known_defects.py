@@ -5,7 +5,7 @@ strengths, at nearly the same length. A reward model is trained on some stories 
 Spearman per dimension with intervals over stories, beside every baseline both ways round, and a table of which output
 answers to which defect. Several sizes of the training set give the learning curve.
 
-    python scripts/bench/known_defects.py --data DIR [--base-model smollm2] [--sizes 30 120] [--work runs/known-defects]
+    python scripts/bench/known_defects.py --data DIR [--base-model smollm2] [--sizes 20 80] [--work runs/known-defects]
 
 `DIR` holds `squality_stories.jsonl.gz` (SQuALITY v1.3 in prompt records). Writes known_defects.json beside this file.
 """
@@ -51,15 +51,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--base-model", default="smollm2")
     parser.add_argument("--work", type=Path, default=Path("runs/known-defects"))
     parser.add_argument(
-        "--sizes", type=int, nargs="+", default=[30, 120], help="training prompts, nested sets"
+        "--sizes", type=int, nargs="+", default=[20, 80], help="training prompts, nested sets"
     )
-    parser.add_argument("--test-prompts", type=int, default=30)
+    parser.add_argument("--test-prompts", type=int, default=20)
     parser.add_argument(
         "--answers", type=int, default=5, help="answers a training prompt, the undamaged one included"
     )
     parser.add_argument("--budget", type=int, default=350, help="words of a story's extract")
     parser.add_argument("--epochs", type=float, default=1)
-    parser.add_argument("--learning-rate", type=float, default=5e-5)
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--freeze-layers", type=int, default=15)
     parser.add_argument("--precision", default="fp32", choices=["bf16", "fp32", "auto"])
     parser.add_argument("--token-budget", type=int, default=2500)
@@ -241,17 +241,20 @@ def main() -> None:
         step = measure(args, model_dir, table, labels, baselines)
         steps.append({"size": size, "seconds": time.time() - begun, **step})
         print(f"size {size}: {time.time() - begun:.0f} s\n{tables(steps)}", flush=True)
-    result = {
-        "settings": {name: str(value) for name, value in vars(args).items() if name not in ("data", "work")},
-        "training_prompts_available": len(training),
-        "test": {"prompts": len(test), "answers": table.rows, "stories": table.documents},
-        "length_ratio": length_ratio(test),
-        "steps": steps,
-        "seconds": time.time() - started,
-        **environment(),
-    }
-    write_result(Path(__file__).with_suffix(".json"), result)
-    (args.work / "tables.md").write_text(tables(steps) + "\n", encoding="utf-8")
+        result = {
+            "settings": {
+                name: str(value) for name, value in vars(args).items() if name not in ("data", "work")
+            },
+            "training_prompts_available": len(training),
+            "test": {"prompts": len(test), "answers": table.rows, "stories": table.documents},
+            "length_ratio": length_ratio(test),
+            "steps": steps,
+            "seconds": time.time() - started,
+            **environment(),
+        }
+        # After every size: a long run that is stopped leaves what it has measured.
+        write_result(Path(__file__).with_suffix(".json"), result)
+        (args.work / "tables.md").write_text(tables(steps) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
