@@ -64,12 +64,15 @@ def gathered_model(config: TrainConfig, backbone: Backbone, trainer: RewardTrain
     trainer.save_model(str(folder))
     if not PartialState().is_main_process:
         return backbone.model
+    dimensions = backbone.manifest.dimensions
     if config.method == "full":
-        return load_backbone_for_rm(str(folder), backbone.manifest.dimensions, torch.float32).model
+        backbone.tokenizer.save_pretrained(folder)
+        return load_backbone_for_rm(str(folder), dimensions, torch.float32).model
     from peft import PeftModel
 
+    dtype = torch.bfloat16 if config.resolved_bf16() else torch.float32
     base = load_backbone_for_rm(
-        config.base_model, backbone.manifest.dimensions, rope_parameters=config.rope_parameters()
+        config.base_model, dimensions, dtype, rope_parameters=config.rope_parameters()
     )
     return PeftModel.from_pretrained(base.model, folder)
 

@@ -170,7 +170,7 @@ class RewardTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Held-out loss (of the run's last phase) and metrics in points, over all processes."""
-        model = self.model_wrapped if self.is_in_train else self.model
+        model = self.model_wrapped
         was_training = model.training
         model.eval()
         rows: list[dict[str, Any]] = []

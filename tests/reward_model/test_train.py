@@ -195,6 +195,17 @@ def test_gradient_checkpointing_changes_nothing(label_run, tiny_base, tmp_path):
     np.testing.assert_allclose(all_points(again, run), all_points(plain, run), atol=1e-5)
 
 
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_sharded_weights_are_saved_by_way_of_a_file(label_run, tiny_base, tmp_path, monkeypatch, method):
+    """The path that FSDP and ZeRO-3 take at the end of a run, walked here by one process."""
+    run = label_run(count=4)
+    common = {"method": method, "epochs": 1}
+    plain = train(settings(run, tiny_base, tmp_path / "plain", **common))
+    monkeypatch.setattr("reward_model.finish.weights_are_sharded", lambda: True)
+    gathered = train(settings(run, tiny_base, tmp_path / "gathered", **common))
+    np.testing.assert_array_equal(all_points(gathered, run), all_points(plain, run))
+
+
 def test_bf16_trains_on_fp32_weights(label_run, tiny_base, tmp_path):
     run = label_run(count=4)
     out = train(settings(run, tiny_base, tmp_path / "out", method="full", epochs=1, precision="bf16"))
