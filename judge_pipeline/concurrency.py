@@ -76,7 +76,7 @@ class AdaptiveLimit:
     """The number of calls to have in flight, from 1 to `ceiling`."""
 
     ceiling: int
-    limit: float = 8.0
+    limit: float = 16.0
     era: int = 0
     """Counts changes of the limit: a reply says something about the limit only if its call began under it."""
     _growing_fast: bool = True

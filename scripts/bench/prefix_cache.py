@@ -43,7 +43,7 @@ from judge_pipeline.options import JudgeOptions
 from judge_pipeline.records import Prompt, Response
 
 HERE = Path(__file__)
-BLOCK, BLOCKS = 32, 512
+BLOCK = 32
 CONCURRENCY = 8
 DOCUMENTS = (
     "calls",
@@ -124,7 +124,7 @@ def ideal(calls: list[tuple[Order, Call]]) -> dict[str, float]:
 class Server:
     """A vLLM server of our own, with a small cache that can be emptied; or one that runs already."""
 
-    def __init__(self, python: Path, log: Path, url: str | None = None) -> None:
+    def __init__(self, python: Path, log: Path, blocks: int, url: str | None = None) -> None:
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
         if url:
@@ -140,11 +140,11 @@ class Server:
             *("--dtype", "bfloat16", "--enforce-eager", "--enable-prompt-tokens-details"),
             *(
                 "--max-model-len",
-                "8192",
+                "4096",
                 "--block-size",
                 str(BLOCK),
                 "--num-gpu-blocks-override",
-                str(BLOCKS),
+                str(blocks),
             ),
         ]
         more = {
@@ -235,9 +235,12 @@ def main() -> int:
     parser.add_argument("--documents", type=int, default=5)
     parser.add_argument("--answers", type=int, default=3)
     parser.add_argument(
+        "--cache-blocks", type=int, default=512, help=f"cache size in blocks of {BLOCK} tokens"
+    )
+    parser.add_argument(
         "--url",
         help="a server that runs already, started with VLLM_SERVER_DEV_MODE=1, "
-        f"--block-size {BLOCK} --num-gpu-blocks-override {BLOCKS}",
+        f"--block-size {BLOCK} --num-gpu-blocks-override BLOCKS",
     )
     options = parser.parse_args()
     python = Path(os.environ.get("VLLM_PYTHON", HERE.parents[2] / ".venv-vllm" / "bin" / "python"))
@@ -247,7 +250,7 @@ def main() -> int:
         ((n,), call) for n, (_, call) in enumerate(random.Random(0).sample(calls, len(calls)))
     ]
     with tempfile.TemporaryDirectory() as folder:
-        server = Server(python, Path(folder) / "server.log", options.url)
+        server = Server(python, Path(folder) / "server.log", options.cache_blocks, options.url)
         try:
             server.wait()
             version = json.load(urllib.request.urlopen(server.url + "/version", timeout=30))["version"]
@@ -257,7 +260,7 @@ def main() -> int:
     result = {
         "what": "prefix-cache hit rate of a labelling run's calls, by the server's own counters",
         "workload": {"documents": options.documents, "answers": options.answers, "calls": len(calls)},
-        "cache_tokens": BLOCK * BLOCKS,
+        "cache_tokens": BLOCK * options.cache_blocks,
         "most_calls_at_a_time": CONCURRENCY,
         "ideal": best,
         "ordered": ordered,
@@ -269,8 +272,13 @@ def main() -> int:
         "model": "SmolLM2-135M-Instruct, bf16",
         "date": datetime.date.today().isoformat(),
     }
-    HERE.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
-    print(f"{len(calls)} calls, {best['tokens']:,.0f} tokens; cache of {BLOCK * BLOCKS:,} tokens")
+    file = HERE.with_suffix(".json")
+    runs = json.loads(file.read_text()) if file.is_file() else {}
+    runs[f"cache of {BLOCK * options.cache_blocks} tokens"] = result  # one entry a cache size; others stay
+    file.write_text(json.dumps(runs, indent=2) + "\n")
+    print(
+        f"{len(calls)} calls, {best['tokens']:,.0f} tokens; cache of {BLOCK * options.cache_blocks:,} tokens"
+    )
     for name in ("ideal", "ordered", "unordered"):
         row: Any = result[name]
         print(f"{name:<10} {100 * row['rate']:5.1f}%  {100 * row['rate'] / best['rate']:5.1f}% of the ideal")

@@ -107,7 +107,7 @@ def test_an_idle_limit_learns_nothing():
         slot = Slot(0.0, limit.era)
         slot.succeeded("t", 10)
         limit.on_reply(slot, 0.1, in_flight=1)
-    assert limit.whole == 8
+    assert limit.whole == 16
 
 
 @pytest.mark.parametrize("limit", [1, 3])
