@@ -13,6 +13,7 @@ share can exceed 1. Peak memory is what the step adds to the process (CPU) or th
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import platform
@@ -94,6 +95,8 @@ def peak_memory(device: str) -> Iterator[list[float]]:
     """Fills the list with the bytes that the block added at its peak."""
     found: list[float] = []
     gc.collect()
+    if device == "cpu" and sys.platform == "linux":
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what earlier steps freed would hide what this one needs
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
