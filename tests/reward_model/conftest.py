@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,20 @@ TEMPLATE = (
     "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
 )
-WORDS = "river stone lantern garden copper winter ladder market signal harbour velvet engine".split()
+WORDS = [
+    "river",
+    "stone",
+    "lantern",
+    "garden",
+    "copper",
+    "winter",
+    "ladder",
+    "market",
+    "signal",
+    "harbour",
+    "velvet",
+    "engine",
+]
 
 LabelRun = Callable[..., Path]
 
@@ -123,3 +136,12 @@ def label_run(tmp_path: Path) -> LabelRun:
         return write_label_run(tmp_path / "data", **kwargs)
 
     return build
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Models this small are slower on several threads, and far slower where processors are shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

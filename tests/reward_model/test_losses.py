@@ -115,7 +115,9 @@ def test_standardizer_is_scikit_learns_with_missing_scores():
     expected = StandardScaler().fit(targets.numpy())
     np.testing.assert_allclose(found.mean_D, expected.mean_, rtol=1e-12)
     np.testing.assert_allclose(found.std_D, expected.scale_, rtol=1e-12)
-    np.testing.assert_allclose(found.apply(targets), expected.transform(targets.numpy()), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        found.apply(targets), expected.transform(targets.numpy()), rtol=1e-9, atol=1e-12
+    )
 
 
 def test_a_constant_dimension_is_not_blown_up():
@@ -164,7 +166,9 @@ def test_parts_of_a_step_add_up_to_the_whole(name):
 
 
 def test_sequence_changes_its_loss_at_the_switch():
-    objective = Objective("sequence", Standardizer.fit(scores(9, 4, 1), torch.ones(4)), switch=0.5)
+    objective = Objective(
+        "sequence", Standardizer.fit(scores(9, 4, 1), torch.ones(4)), switch=0.5, anchor=0.1
+    )
     assert objective.shares(0.49) == {"regression": 1.0}
     assert objective.shares(0.5) == {"regression": 0.1, "pairwise": 1.0}
 

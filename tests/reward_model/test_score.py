@@ -19,6 +19,8 @@ from reward_model.model import load_backbone_for_rm, save_reward_model
 from reward_model.score import ScoreConfig, score_file
 from reward_model.scorer import RewardModel
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(scope="module")
 def model(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

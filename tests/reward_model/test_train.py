@@ -24,6 +24,8 @@ from reward_model.train import train
 from reward_model.train_config import TrainConfig
 from reward_model.trainer import RewardTrainer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def settings(run: Path, base: Path, output: Path, **changes) -> TrainConfig:
     values = {"epochs": 2, "learning_rate": 3e-3, "token_budget": 800, "device": "cpu", "eval_fraction": 0.25}
