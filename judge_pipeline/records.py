@@ -26,7 +26,7 @@ def _identifier(value: object) -> object:
 
 
 def _whole_characters(value: str) -> str:
-    r"""Refuse half characters: JSON may hold `"\\ud83d"` alone, and no tokenizer or file can."""
+    r"""Refuse half characters: JSON may hold `"\ud83d"` alone, and no tokenizer or file can."""
     try:
         value.encode()
     except UnicodeEncodeError as error:

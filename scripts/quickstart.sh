@@ -89,7 +89,7 @@ stage label "the judge labels its half" \
     judge-pipeline label "$run/to_label.jsonl" --output "$run/labels" "${judge[@]}"
 stage train "a reward model learns from the labels" \
     reward-model train "$run/labels" --base-model "$model" --output "$run/reward_model" \
-    --eval-fraction 0.4 --epochs 3 --allow-constant
+    --eval-fraction 0.2 --epochs 2 --method full --freeze-layers 20 --learning-rate 5e-5 --token-budget 4096 --allow-constant
 stage evaluate "the reward model beside the judge, on documents it never saw" \
     reward-model evaluate "$run/reward_model" "$run/labels" --output "$run/fidelity"
 stage score "the reward model scores the other half, without the judge" \
@@ -98,7 +98,7 @@ stage pairs "best against worst" \
     dpo pairs "$run/scored.jsonl" --output "$run/pairs.jsonl" --min-responses 2 --keep-flagged truncated
 stage dpo "a short DPO run" \
     dpo train "$run/pairs.jsonl" --model "$model" --output "$run/dpo" \
-    --eval-fraction 0 --max-steps 6 --gradient-accumulation-steps 1
+    --eval-fraction 0 --max-steps 5 --gradient-accumulation-steps 1 --gradient-checkpointing
 stage_times "$run" >"$run/stages.json"
 say "[report] one page for the whole run"
 python scripts/quickstart_report.py "$run"

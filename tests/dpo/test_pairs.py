@@ -214,7 +214,8 @@ def test_no_pair_breaks_its_own_rules(rewards: list[float | None], every: bool, 
         assert pair.margin > 0
         assert pair.margin >= least
         assert pair.chosen.reward == pair.chosen_reward
-    if len(known) >= 2 and max(known) - min(known) > max(least, 1e-9):
+    margin = max(known) - min(known) if len(known) >= 2 else 0.0
+    if margin > 1e-9 and margin >= least:
         assert pairs[0].chosen_reward == max(known)
         assert min(pair.rejected_reward for pair in pairs) == min(known)
     else:

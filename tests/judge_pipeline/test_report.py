@@ -217,11 +217,12 @@ def test_missing_or_broken_inputs_are_named(run, tmp_path):
 
 
 def test_hostile_text_stays_text(run, tmp_path):
-    evil = "</script><script>alert(1)</script><!-- \u2028 \ud800 "
+    evil = "</script><script>alert(1)</script><!-- \u2028 "
     prompts = rows(tmp_path / "prompts.jsonl")
     prompts[0]["context"] = evil + prompts[0]["context"]
     prompts[0]["query"] = prompts[0]["responses"][0]["text"] = evil
     labels = rows(run / "labels.jsonl")
+    evil += "\ud800"  # prompts are refused with half a character; a judge may still write one
     labels[0]["evidence"]["helpfulness"]["analysis"] = evil
     labels[0]["failures"] = [{"dimension": evil, "reason": evil, "detail": evil}]
     for path, content in ((tmp_path / "prompts.jsonl", prompts), (run / "labels.jsonl", labels)):

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -471,3 +472,17 @@ def test_a_kernel_that_is_wrong_is_not_used(
         assert "not used" in caplog.text
     finally:
         choose_kernel.cache_clear()
+
+
+def test_a_kernel_may_be_proven_inside_a_checkpointed_layer():
+    """The first layer of the first forward pass proves the kernel; under checkpointing its tensors are counted."""
+    plan = AttentionPlan.of_layout(Layout.of(5, [3, 4]))
+    q, k, v = (torch.randn(plan.q_length, 2, 8, requires_grad=True) for _ in range(3))
+
+    def layer(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return attend(q, k, v, plan, choose_kernel(q.device, q.dtype, head_dim=8), 0.3).sin()
+
+    wanted = torch.autograd.grad(layer(q, k, v).sum(), (q, k, v))
+    choose_kernel.cache_clear()
+    found = torch.autograd.grad(checkpoint(layer, q, k, v, use_reentrant=False).sum(), (q, k, v))
+    torch.testing.assert_close(found, wanted)
