@@ -108,6 +108,10 @@ class Engine(Protocol):
         """Points (N, D) of each prompt, in order."""
         ...
 
+    def close(self) -> None:
+        """Let go of processes and memory."""
+        ...
+
 
 @dataclass
 class Summary:
@@ -196,6 +200,7 @@ def score_file(config: ScoreConfig) -> Summary:
         summary.seconds = round(seconds + time.monotonic() - started, 3)
         summary.tokens_read = tokens + engine.tokens_read
         write_text(_summary_file(config), json.dumps(asdict(summary), indent=2) + "\n")
+        engine.close()
     _finalise(part, config.output)
     return summary
 

@@ -140,6 +140,9 @@ class RewardModel:
         yield from self.score_encoded([self.encode(*prompt) for prompt in prompts], token_budget)
 
     @torch.no_grad()
+    def close(self) -> None:
+        """Part of the engines' protocol; weights in this process go with the object."""
+
     def score_encoded(
         self, prompts: Sequence[EncodedPrompt], token_budget: int = TOKEN_BUDGET
     ) -> Iterator[np.ndarray]:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
+from judge_pipeline.engines.vllm_stop import stop_vllm
 from judge_pipeline.errors import UserError
 from reward_model.model import read_manifest
 from reward_model.prompt_format import PromptRenderer
@@ -102,3 +103,7 @@ class VllmEngine:
                 "this version of vLLM does not read the saved head: use --engine torch",
             )
         return points
+
+    def close(self) -> None:
+        """Stop vLLM's processes."""
+        stop_vllm(self._llm)

@@ -9,6 +9,7 @@ from dpo.prompting import ChatMessages
 from dpo.samplers.base import Decoding, Draw, Failed, Finish, Request
 from dpo.samplers.transformers_sampler import load_tokenizer
 from judge_pipeline.embedded import resolve_model
+from judge_pipeline.engines.vllm_stop import stop_vllm
 from judge_pipeline.errors import UserError
 
 
@@ -61,7 +62,7 @@ class VllmSampler:
 
     def close(self) -> None:
         """Stop the engine."""
-        del self._llm
+        stop_vllm(self._llm)
 
 
 def _to_draw(part: Any, seed: int) -> Draw:

@@ -14,6 +14,7 @@ from judge_pipeline.calls import Call, CallUsage, Reply, TokenLogprob
 from judge_pipeline.concurrency import AdaptiveLimit, Gate
 from judge_pipeline.embedded import resolve_model
 from judge_pipeline.engines.base import ANYWHERE, Place
+from judge_pipeline.engines.vllm_stop import stop_vllm
 from judge_pipeline.errors import UserError
 
 
@@ -122,7 +123,7 @@ class VllmEngine:
 
     async def close(self) -> None:
         """Stop vLLM's processes."""
-        self._llm.shutdown()
+        stop_vllm(self._llm)
 
 
 def _logprobs(output: Any) -> list[TokenLogprob] | None:
