@@ -40,7 +40,7 @@ def trl_config(config: TrainConfig, evaluates: bool) -> DPOConfig:
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
         "seed": config.seed,
         "bf16": config.resolved_bf16(),
-        "use_cpu": config.device == "cpu" or not torch.cuda.is_available(),
+        "use_cpu": config.device == "cpu" or not torch.accelerator.is_available(),
         "gradient_checkpointing": config.resolved_checkpointing(),
         "logging_steps": config.logging_steps,
         "eval_strategy": strategy,

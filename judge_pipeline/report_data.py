@@ -15,6 +15,7 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ class Labels:
     torn: bool
     """The file ends in the middle of a row: the run was stopped there, or goes on right now."""
 
-    @property
+    @cached_property
     def dimensions(self) -> list[str]:
         """The paper's four in their order, then others in the order they first appear."""
         seen = dict.fromkeys(name for verdict in self.all() for name in verdict.scores)

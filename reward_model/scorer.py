@@ -139,10 +139,10 @@ class RewardModel:
         """Points ``(N, D)`` for each ``(context, query, responses)``, in order; see ``score_encoded``."""
         yield from self.score_encoded([self.encode(*prompt) for prompt in prompts], token_budget)
 
-    @torch.no_grad()
     def close(self) -> None:
         """Part of the engines' protocol; weights in this process go with the object."""
 
+    @torch.no_grad()
     def score_encoded(
         self, prompts: Sequence[EncodedPrompt], token_budget: int = TOKEN_BUDGET
     ) -> Iterator[np.ndarray]:

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments, set_seed
 
@@ -55,7 +56,7 @@ def training_arguments(config: TrainConfig, has_held_out: bool, warmup: int) -> 
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         bf16=config.resolved_bf16(),
-        use_cpu=config.device == "cpu",
+        use_cpu=config.device == "cpu" or not torch.accelerator.is_available(),  # bf16 runs on CPU when it is named
         eval_strategy=every if has_held_out else "no",
         save_strategy=every,
         eval_steps=config.eval_steps,

@@ -208,9 +208,11 @@ def test_sharded_weights_are_saved_by_way_of_a_file(label_run, tiny_base, tmp_pa
     np.testing.assert_array_equal(all_points(gathered, run), all_points(plain, run))
 
 
-def test_bf16_trains_on_fp32_weights(label_run, tiny_base, tmp_path):
+@pytest.mark.parametrize("device", ["cpu", "auto"])
+def test_bf16_trains_on_fp32_weights(label_run, tiny_base, tmp_path, device):
     run = label_run(count=4)
-    out = train(settings(run, tiny_base, tmp_path / "out", method="full", epochs=1, precision="bf16"))
+    out = tmp_path / "out"
+    train(settings(run, tiny_base, out, method="full", epochs=1, precision="bf16", device=device))
     assert load_reward_model(out).model.dtype == torch.float32
 
 
