@@ -105,8 +105,8 @@ def score_with(model_dir: Path, matches: Sequence[Match]) -> None:
 async def _ask(judge: JudgeConfig, matches: Sequence[Match], store_path: Path) -> dict[str, Any]:
     from judge_pipeline.ask_calls import ask_all
     from judge_pipeline.call_store import CallStore
+    from judge_pipeline.evaluation.pairwise import judge_pair, pair_calls, vote_summary
     from judge_pipeline.judge_engines import open_engine
-    from judge_pipeline.pairwise import judge_pair, pair_calls, vote_summary
 
     store = CallStore(store_path)
     try:

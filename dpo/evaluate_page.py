@@ -9,8 +9,8 @@ from typing import Any
 from markupsafe import Markup
 
 from dpo.evaluate_match import Match
-from judge_pipeline.charts import bars, histogram, stat_tiles, table
-from judge_pipeline.page import Section, code_block, columns, details, join, prose, render_page
+from judge_pipeline.html.charts import bars, histogram, stat_tiles, table
+from judge_pipeline.html.page import Section, code_block, columns, details, join, prose, render_page
 from judge_pipeline.records import Response
 
 Estimate = dict[str, Any]

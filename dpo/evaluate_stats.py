@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dpo.evaluate_match import Match, facts_of
-from judge_pipeline.agreement_bootstrap import DocumentBootstrap, Ratio
+from judge_pipeline.evaluation.agreement_bootstrap import DocumentBootstrap, Ratio
 
 Value = Callable[[Match], float | None]
 

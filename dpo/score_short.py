@@ -29,7 +29,7 @@ class ScoreShortConfig(Config):
 
 def run(config: ScoreShortConfig) -> int:
     """Score every answer that has text; empty ones get no reward."""
-    from judge_pipeline.short_context_rm import ShortContextRM  # torch is slow to import
+    from judge_pipeline.evaluation.short_context_rm import ShortContextRM  # torch is slow to import
 
     quiet_libraries()
     prompts = list(read_prompts(config.prompts, need_responses=True))

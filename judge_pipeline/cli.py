@@ -9,8 +9,9 @@ from pathlib import Path
 from pydantic import Field
 
 from judge_pipeline import config as configuration
-from judge_pipeline import evaluate, label
+from judge_pipeline import label
 from judge_pipeline.config import Command, Config
+from judge_pipeline.evaluation import evaluate
 
 
 class ReportConfig(Config):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import regex
 
-from judge_pipeline.reply_shapes import Language
+from judge_pipeline.replies.reply_shapes import Language
 
 _HAN = regex.compile(r"\p{Han}")
 _KANA_OR_HANGUL = regex.compile(r"[\p{Hiragana}\p{Katakana}\p{Hangul}]")

@@ -31,7 +31,7 @@ import regex
 from judge_pipeline.calls import Call, Message, Sampling
 from judge_pipeline.errors import UserError
 from judge_pipeline.fences import fence, numbered
-from judge_pipeline.reply_shapes import Language, Shape
+from judge_pipeline.replies.reply_shapes import Language, Shape
 
 PROMPTS = Path(__file__).with_name("prompts")
 

@@ -16,12 +16,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from judge_pipeline import report_sections as sections
 from judge_pipeline.errors import DataError, UserError
-from judge_pipeline.page import Section, encode_page, join, notice, render_fragment, render_page
+from judge_pipeline.html import report_sections as sections
+from judge_pipeline.html.page import Section, encode_page, join, notice, render_fragment, render_page
+from judge_pipeline.html.report_data import Labels, Page, load_labels, pages, subjects
 from judge_pipeline.record_files import read_prompts, write_text
 from judge_pipeline.records import Prompt
-from judge_pipeline.report_data import Labels, Page, load_labels, pages, subjects
 from judge_pipeline.run_dir import read_run_yaml
 
 PAGES_FOLDER = "report"

@@ -18,7 +18,7 @@ from typing import Literal
 import regex
 
 from judge_pipeline.calls import Reply
-from judge_pipeline.marks import Mark, Problem, choose, find_marks, fold, label_pattern, own_words
+from judge_pipeline.replies.marks import Mark, Problem, choose, find_marks, fold, label_pattern, own_words
 
 Verdict = Literal["full", "partial", "none"]
 

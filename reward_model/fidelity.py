@@ -2,7 +2,7 @@
 
 In: answers with targets (judge labels or people's values) and a model's scores. Out: plain data, the same for the
 `evaluate` command, the model card and the learning curve. The statistics, intervals and baselines are those of
-`judge_pipeline.agreement*`, so a model and a judge are measured with one ruler.
+`judge_pipeline.evaluation.agreement*`, so a model and a judge are measured with one ruler.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from judge_pipeline.agreement import prompt_metrics
-from judge_pipeline.agreement_bootstrap import DocumentBootstrap
-from judge_pipeline.agreement_compare import Comparison, Predictor
-from judge_pipeline.agreement_raters import self_agreement, vote_values
-from judge_pipeline.agreement_table import REWARD, AnswerTable, Floats, Pair
+from judge_pipeline.evaluation.agreement import prompt_metrics
+from judge_pipeline.evaluation.agreement_bootstrap import DocumentBootstrap
+from judge_pipeline.evaluation.agreement_compare import Comparison, Predictor
+from judge_pipeline.evaluation.agreement_raters import self_agreement, vote_values
+from judge_pipeline.evaluation.agreement_table import REWARD, AnswerTable, Floats, Pair
 from judge_pipeline.records import Label
 
 MODEL = "reward model"

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
-from judge_pipeline.agreement_table import REWARD, AnswerTable, Floats
-from judge_pipeline.baselines import all_baselines, minilm_embed
 from judge_pipeline.config import Command, Config
 from judge_pipeline.errors import UserError
-from judge_pipeline.page import encode_page
+from judge_pipeline.evaluation.agreement_table import REWARD, AnswerTable, Floats
+from judge_pipeline.evaluation.baselines import all_baselines, minilm_embed
+from judge_pipeline.html.page import encode_page
 from judge_pipeline.record_files import write_records, write_text
 from judge_pipeline.run_dir import EXISTING_HELP, Existing, prepare_run_dir
 from reward_model.active_cli import PROPOSE

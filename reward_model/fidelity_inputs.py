@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from judge_pipeline.agreement_table import (
+from judge_pipeline.errors import UserError
+from judge_pipeline.evaluation.agreement_table import (
     REWARD,
     AnswerTable,
     Floats,
@@ -21,8 +22,7 @@ from judge_pipeline.agreement_table import (
     score_columns,
     score_names,
 )
-from judge_pipeline.errors import UserError
-from judge_pipeline.evaluate_inputs import group_name, holds_labels, labelled_prompts, read_table
+from judge_pipeline.evaluation.evaluate_inputs import group_name, holds_labels, labelled_prompts, read_table
 from judge_pipeline.progress import Progress
 from judge_pipeline.record_files import read_labels, read_prompts
 from judge_pipeline.records import Label, Prompt

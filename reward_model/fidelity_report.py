@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from judge_pipeline import agreement_render as render
-from judge_pipeline.agreement_table import Floats
-from judge_pipeline.charts import histogram, scatter, stat_tiles, table
-from judge_pipeline.page import Section, join, prose, render_page
+from judge_pipeline.evaluation import agreement_render as render
+from judge_pipeline.evaluation.agreement_table import Floats
+from judge_pipeline.html.charts import histogram, scatter, stat_tiles, table
+from judge_pipeline.html.page import Section, join, prose, render_page
 
 
 def head_rows(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

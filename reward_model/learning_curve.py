@@ -16,14 +16,14 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
-from judge_pipeline import agreement_render as render
-from judge_pipeline.agreement_compare import PREFERENCES
-from judge_pipeline.agreement_table import OVERALL, REWARD
-from judge_pipeline.baselines import all_baselines
-from judge_pipeline.charts import line, table
 from judge_pipeline.config import Command, Config
 from judge_pipeline.errors import UserError
-from judge_pipeline.page import Section, encode_page, join, prose, render_page
+from judge_pipeline.evaluation import agreement_render as render
+from judge_pipeline.evaluation.agreement_compare import PREFERENCES
+from judge_pipeline.evaluation.agreement_table import OVERALL, REWARD
+from judge_pipeline.evaluation.baselines import all_baselines
+from judge_pipeline.html.charts import line, table
+from judge_pipeline.html.page import Section, encode_page, join, prose, render_page
 from judge_pipeline.record_files import write_records, write_text
 from judge_pipeline.run_dir import EXISTING_HELP, Existing, prepare_run_dir
 from reward_model.data import load_examples, usable

@@ -56,7 +56,8 @@ def training_arguments(config: TrainConfig, has_held_out: bool, warmup: int) -> 
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         bf16=config.resolved_bf16(),
-        use_cpu=config.device == "cpu" or not torch.accelerator.is_available(),  # bf16 runs on CPU when it is named
+        use_cpu=config.device == "cpu"
+        or not torch.accelerator.is_available(),  # bf16 runs on CPU when it is named
         eval_strategy=every if has_held_out else "no",
         save_strategy=every,
         eval_steps=config.eval_steps,

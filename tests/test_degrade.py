@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from judge_pipeline.baselines import sentences, words
+from judge_pipeline.evaluation.baselines import sentences, words
 from judge_pipeline.records import DIMENSIONS, Prompt, Response
 
 _SPEC = importlib.util.spec_from_file_location(

@@ -15,11 +15,11 @@ from typing import Any, Generic, TypeVar
 from judge_pipeline.calls import Call, Reply, Sampling
 from judge_pipeline.dimensions.base import Outcome, Request
 from judge_pipeline.language import detect_language
-from judge_pipeline.marks import Problem
 from judge_pipeline.options import JudgeOptions
-from judge_pipeline.rating_shapes import Rated
 from judge_pipeline.records import Prompt
-from judge_pipeline.reply_shapes import Language
+from judge_pipeline.replies.marks import Problem
+from judge_pipeline.replies.rating_shapes import Rated
+from judge_pipeline.replies.reply_shapes import Language
 
 Read = TypeVar("Read")
 

@@ -26,13 +26,13 @@ from judge_pipeline.dimensions.asking import (
 )
 from judge_pipeline.dimensions.base import Evidence, Outcome, Plan, Span
 from judge_pipeline.fences import one_line
-from judge_pipeline.list_shape import Items, ListShape
-from judge_pipeline.marks import Problem
 from judge_pipeline.options import JudgeOptions, rule_points
 from judge_pipeline.prompt_files import CaseFields, build_call, load_template
-from judge_pipeline.rating_shapes import Rated, RatingShape
 from judge_pipeline.records import Prompt
-from judge_pipeline.reply_shapes import Language
+from judge_pipeline.replies.list_shape import Items, ListShape
+from judge_pipeline.replies.marks import Problem
+from judge_pipeline.replies.rating_shapes import Rated, RatingShape
+from judge_pipeline.replies.reply_shapes import Language
 
 
 @dataclass(frozen=True)

@@ -30,13 +30,13 @@ from judge_pipeline.dimensions.asking import (
 from judge_pipeline.dimensions.base import Evidence, Outcome, Plan
 from judge_pipeline.dimensions.verification import Claim, Verifier
 from judge_pipeline.fences import one_line
-from judge_pipeline.list_shape import Items, ListShape
-from judge_pipeline.marks import Problem
 from judge_pipeline.options import JudgeOptions, rule_points
 from judge_pipeline.prompt_files import build_call, load_template
 from judge_pipeline.records import Prompt
-from judge_pipeline.reply_shapes import Language
-from judge_pipeline.verdict_shapes import Judged
+from judge_pipeline.replies.list_shape import Items, ListShape
+from judge_pipeline.replies.marks import Problem
+from judge_pipeline.replies.reply_shapes import Language
+from judge_pipeline.replies.verdict_shapes import Judged
 from judge_pipeline.verdicts import VERDICT_POINTS, Verdict
 
 

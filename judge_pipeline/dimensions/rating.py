@@ -12,11 +12,11 @@ from pathlib import Path
 from judge_pipeline.calls import Reply, Sampling
 from judge_pipeline.dimensions.asking import Ask, RateAsk, answered, in_place, prompt_language, rate
 from judge_pipeline.dimensions.base import Evidence, Plan
-from judge_pipeline.marks import Problem
 from judge_pipeline.options import JudgeOptions
 from judge_pipeline.prompt_files import PROMPTS, build_call, load_template
-from judge_pipeline.rating_shapes import JointShape, Rated, RatingShape
 from judge_pipeline.records import Prompt
+from judge_pipeline.replies.marks import Problem
+from judge_pipeline.replies.rating_shapes import JointShape, Rated, RatingShape
 
 JOINT = ("helpfulness", "logicality")
 JOINT_TEMPLATE = "joint.rate"

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from judge_pipeline.calls import Reply
 from judge_pipeline.dimensions.asking import Ask, ask, vote_sampling
 from judge_pipeline.dimensions.base import Evidence, Request, Span
-from judge_pipeline.marks import Problem
 from judge_pipeline.options import JudgeOptions
 from judge_pipeline.prompt_files import build_call, load_template
-from judge_pipeline.reply_shapes import Language
-from judge_pipeline.verdict_shapes import Judged, VerdictShape, VerdictsShape
+from judge_pipeline.replies.marks import Problem
+from judge_pipeline.replies.reply_shapes import Language
+from judge_pipeline.replies.verdict_shapes import Judged, VerdictShape, VerdictsShape
 
 NOT_CURED_ALONE = frozenset({"http", "timeout", "stopped", "batch_error"})
 

@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
-from judge_pipeline.agreement import within_correlation
-from judge_pipeline.agreement_render import markdown
+from judge_pipeline.evaluation.agreement import within_correlation
+from judge_pipeline.evaluation.agreement_render import markdown
 from judge_pipeline.progress import Progress
 from judge_pipeline.records import DIMENSIONS, Label, Prompt
 from reward_model.active import Floats, Labelled, choose, fit_head, rank_prompts

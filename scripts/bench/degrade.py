@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from judge_pipeline.baselines import sentences, words
+from judge_pipeline.evaluation.baselines import sentences, words
 from judge_pipeline.records import DIMENSIONS, Label, Prompt, Response
 
 POINTS = (10.0, 7.0, 4.0, 1.0)

@@ -25,11 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 import torch
 
-from judge_pipeline.agreement import prompt_metrics
-from judge_pipeline.agreement_bootstrap import DocumentBootstrap
-from judge_pipeline.agreement_render import interval, markdown
-from judge_pipeline.agreement_table import REWARD, AnswerTable, Floats, build_table
-from judge_pipeline.baselines import all_baselines, minilm_embed
+from judge_pipeline.evaluation.agreement import prompt_metrics
+from judge_pipeline.evaluation.agreement_bootstrap import DocumentBootstrap
+from judge_pipeline.evaluation.agreement_render import interval, markdown
+from judge_pipeline.evaluation.agreement_table import REWARD, AnswerTable, Floats, build_table
+from judge_pipeline.evaluation.baselines import all_baselines, minilm_embed
 from judge_pipeline.record_files import read_prompts, write_records
 from judge_pipeline.records import DIMENSIONS, Label, Prompt
 from reward_model.fidelity import evaluate_scores

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import mean_absolute_error
 
-from judge_pipeline.agreement import (
+from judge_pipeline.evaluation.agreement import (
     PROMPT_METRICS,
     decided_pairs,
     pair_accuracy,
@@ -19,10 +19,10 @@ from judge_pipeline.agreement import (
     prompt_metrics,
     tie_counts,
 )
-from judge_pipeline.agreement_bootstrap import DocumentBootstrap, Ratio
-from judge_pipeline.agreement_compare import PREFERENCES, Comparison, Predictor, length_bins
-from judge_pipeline.agreement_set import calibration, set_metrics
-from judge_pipeline.agreement_table import AnswerTable, build_table, score_columns, score_names
+from judge_pipeline.evaluation.agreement_bootstrap import DocumentBootstrap, Ratio
+from judge_pipeline.evaluation.agreement_compare import PREFERENCES, Comparison, Predictor, length_bins
+from judge_pipeline.evaluation.agreement_set import calibration, set_metrics
+from judge_pipeline.evaluation.agreement_table import AnswerTable, build_table, score_columns, score_names
 from judge_pipeline.records import Label, Preference, Prompt, Response
 
 points = st.lists(st.integers(0, 4), min_size=2, max_size=6)

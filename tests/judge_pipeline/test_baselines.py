@@ -10,8 +10,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
-from judge_pipeline.agreement_table import AnswerTable, build_table
-from judge_pipeline.baselines import (
+from judge_pipeline.errors import UserError
+from judge_pipeline.evaluation.agreement_table import AnswerTable, build_table
+from judge_pipeline.evaluation.baselines import (
     all_baselines,
     answer_length,
     bigram_support,
@@ -20,9 +21,8 @@ from judge_pipeline.baselines import (
     sentences,
     words,
 )
-from judge_pipeline.errors import UserError
+from judge_pipeline.evaluation.short_context_rm import ShortContextRM
 from judge_pipeline.records import Prompt, Response
-from judge_pipeline.short_context_rm import ShortContextRM
 
 
 def table(context: str, *answers: str, query: str = "Where do otters sleep?") -> AnswerTable:

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from judge_pipeline.charts import MAX_POINTS, bars, histogram, line, scatter, stat_tiles, table
-from judge_pipeline.page import Markup
-from judge_pipeline.svg import ticks
+from judge_pipeline.html.charts import MAX_POINTS, bars, histogram, line, scatter, stat_tiles, table
+from judge_pipeline.html.page import Markup
+from judge_pipeline.html.svg import ticks
 
 EVIL = '</svg><script>alert("1")</script>\'"&'
 numbers = st.floats(allow_nan=True, allow_infinity=True, width=32)

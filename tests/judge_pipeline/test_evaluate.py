@@ -8,16 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from judge_pipeline.agreement_bootstrap import DocumentBootstrap
-from judge_pipeline.agreement_raters import rater_values, repeated_preferences, self_agreement, vote_values
-from judge_pipeline.agreement_table import build_table
 from judge_pipeline.calls import Call, Reply
 from judge_pipeline.config import main
 from judge_pipeline.engines.base import ANYWHERE, Place
 from judge_pipeline.errors import UserError
-from judge_pipeline.evaluate import COMMAND
-from judge_pipeline.evaluate_inputs import read_inputs
-from judge_pipeline.evaluate_run import evaluate_human, reweigh
+from judge_pipeline.evaluation.agreement_bootstrap import DocumentBootstrap
+from judge_pipeline.evaluation.agreement_raters import (
+    rater_values,
+    repeated_preferences,
+    self_agreement,
+    vote_values,
+)
+from judge_pipeline.evaluation.agreement_table import build_table
+from judge_pipeline.evaluation.evaluate import COMMAND
+from judge_pipeline.evaluation.evaluate_inputs import read_inputs
+from judge_pipeline.evaluation.evaluate_run import evaluate_human, reweigh
 from judge_pipeline.record_files import write_records
 from judge_pipeline.records import DIMENSIONS, Prompt
 
@@ -197,7 +202,7 @@ def test_judge_baselines_stand_in_the_table(tmp_path, monkeypatch, capsys):
     async def opened(config, store=None, **more):
         return RuleEngine(worth, asked)
 
-    monkeypatch.setattr("judge_pipeline.evaluate_judges.open_engine", opened)
+    monkeypatch.setattr("judge_pipeline.evaluation.evaluate_judges.open_engine", opened)
     words = [tmp_path / "people.jsonl", "--output", tmp_path / "out", "--bootstrap", "20"]
     words += ["--pairwise-judge", "--holistic"]
     assert run(*words) == 0

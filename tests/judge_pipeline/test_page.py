@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from judge_pipeline.page import (
+from judge_pipeline.html.page import (
     Markup,
     Section,
     code_block,

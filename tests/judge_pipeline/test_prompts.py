@@ -13,13 +13,13 @@ from judge_pipeline.dimensions.registry import REGISTRY, build_dimensions
 from judge_pipeline.errors import UserError
 from judge_pipeline.fences import defuse, fence, numbered, one_line
 from judge_pipeline.language import detect_language
-from judge_pipeline.list_shape import Items, ListShape
-from judge_pipeline.marks import Problem
 from judge_pipeline.options import JudgeOptions
 from judge_pipeline.prompt_files import PROMPTS, build_call, load_template, parse_template
-from judge_pipeline.rating_shapes import JointShape, RatingShape
 from judge_pipeline.records import Prompt
-from judge_pipeline.verdict_shapes import VerdictShape, VerdictsShape
+from judge_pipeline.replies.list_shape import Items, ListShape
+from judge_pipeline.replies.marks import Problem
+from judge_pipeline.replies.rating_shapes import JointShape, RatingShape
+from judge_pipeline.replies.verdict_shapes import VerdictShape, VerdictsShape
 
 FILES = sorted(PROMPTS.glob("*/*.txt"))
 

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from label_runs import make_label_run, write_lines
 
-from judge_pipeline import report_data
 from judge_pipeline.errors import DataError, UserError
+from judge_pipeline.html import report_data
+from judge_pipeline.html.report_data import convert_offsets, load_labels, utf16_offset
 from judge_pipeline.report import page_name, write_report
-from judge_pipeline.report_data import convert_offsets, load_labels, utf16_offset
 
 
 def island(path: Path, name: str) -> Any:

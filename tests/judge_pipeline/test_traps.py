@@ -10,9 +10,9 @@ from test_retrieval import CountingEmbedder, document
 from judge_pipeline.calls import Reply
 from judge_pipeline.dimensions.registry import build_dimensions
 from judge_pipeline.evidence import EvidenceBuilder
-from judge_pipeline.marks import Problem
 from judge_pipeline.options import JudgeOptions
 from judge_pipeline.records import Prompt
+from judge_pipeline.replies.marks import Problem
 from judge_pipeline.verdicts import read_rating, read_verdict
 
 

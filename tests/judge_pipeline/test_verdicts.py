@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from judge_pipeline.calls import Reply, TokenLogprob
-from judge_pipeline.expected import expected_rating
-from judge_pipeline.list_shape import Items, ListShape
-from judge_pipeline.marks import Problem, find_marks, fold, label_pattern
-from judge_pipeline.rating_shapes import JointShape, Rated, RatingShape
-from judge_pipeline.verdict_shapes import VERDICT_WORDS, Judged, VerdictShape, VerdictsShape
+from judge_pipeline.replies.expected import expected_rating
+from judge_pipeline.replies.list_shape import Items, ListShape
+from judge_pipeline.replies.marks import Problem, find_marks, fold, label_pattern
+from judge_pipeline.replies.rating_shapes import JointShape, Rated, RatingShape
+from judge_pipeline.replies.verdict_shapes import VERDICT_WORDS, Judged, VerdictShape, VerdictsShape
 from judge_pipeline.verdicts import Rating, read_rating, read_verdict, read_verdicts
 
 ACCEPTED = {

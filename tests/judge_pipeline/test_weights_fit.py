@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from judge_pipeline.agreement_bootstrap import DocumentBootstrap
-from judge_pipeline.agreement_table import AnswerTable, Pair, build_table
-from judge_pipeline.records import Prompt, Response
-from judge_pipeline.weights_fit import (
+from judge_pipeline.evaluation.agreement_bootstrap import DocumentBootstrap
+from judge_pipeline.evaluation.agreement_table import AnswerTable, Pair, build_table
+from judge_pipeline.evaluation.weights_fit import (
     accuracy,
     fit_free,
     fit_non_negative,
@@ -17,6 +16,7 @@ from judge_pipeline.weights_fit import (
     pair_data,
     weights_flag,
 )
+from judge_pipeline.records import Prompt, Response
 
 
 def world(truth: list[float], prompts: int = 120, noise: float = 0.3) -> tuple[AnswerTable, list[Pair], dict]:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import yaml
 
-from judge_pipeline.agreement_table import build_table
 from judge_pipeline.config import main
+from judge_pipeline.evaluation.agreement_table import build_table
 from judge_pipeline.record_files import read_prompts, write_records
 from judge_pipeline.records import DIMENSIONS, Prompt
 from judge_pipeline.run_dir import file_digest

@@ -10,10 +10,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from judge_pipeline.agreement import PROMPT_METRICS
-from judge_pipeline.agreement_compare import PREFERENCES
-from judge_pipeline.charts import bars, line, table
-from judge_pipeline.page import Section, join, prose
+from judge_pipeline.evaluation.agreement import PROMPT_METRICS
+from judge_pipeline.evaluation.agreement_compare import PREFERENCES
+from judge_pipeline.html.charts import bars, line, table
+from judge_pipeline.html.page import Section, join, prose
 
 HEADS = {
     "spearman": "Spearman",

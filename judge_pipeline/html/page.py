@@ -4,7 +4,7 @@ In: headings and safe HTML (``Markup``), and data for scripts. Out: one string t
 
 Documents, questions and answers are hostile text. Three walls keep them text:
 
-- what is not ``Markup`` is escaped, here and in :mod:`judge_pipeline.charts`;
+- what is not ``Markup`` is escaped, here and in :mod:`judge_pipeline.html.charts`;
 - data for scripts goes into JSON islands in which ``<``, ``>`` and ``&`` are written as ``\\u003c`` and so on, and
   the scripts only ever set ``textContent``;
 - a content security policy names the hash of each script of ours, so that no other script runs, and nothing is
@@ -26,7 +26,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 _ENVIRONMENT = Environment(
-    loader=PackageLoader("judge_pipeline", "templates"),
+    loader=PackageLoader("judge_pipeline.html", "templates"),
     autoescape=True,
     undefined=StrictUndefined,
     trim_blocks=True,
@@ -45,7 +45,7 @@ _JSON_ESCAPES = {
 class Section:
     """One part of a page.
 
-    ``html`` is ``Markup`` (from :mod:`judge_pipeline.charts`, :func:`join`, :func:`prose`); a plain ``str`` is text
+    ``html`` is ``Markup`` (from :mod:`judge_pipeline.html.charts`, :func:`join`, :func:`prose`); a plain ``str`` is text
     and will be escaped. ``anchor`` is the fragment that links to the section; ``intro`` is a plain sentence or two.
     """
 
@@ -188,7 +188,10 @@ def _finite(value: Any) -> Any:
 
 def _asset(name: str) -> str:
     return (
-        files("judge_pipeline").joinpath("templates", name).read_text(encoding="utf-8").replace("\r\n", "\n")
+        files("judge_pipeline.html")
+        .joinpath("templates", name)
+        .read_text(encoding="utf-8")
+        .replace("\r\n", "\n")
     )
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import regex
 
 from judge_pipeline.calls import Reply
-from judge_pipeline.marks import Problem, fold, own_words
-from judge_pipeline.reply_shapes import Fields, Language, Shape, object_schema, wrong_schema
+from judge_pipeline.replies.marks import Problem, fold, own_words
+from judge_pipeline.replies.reply_shapes import Fields, Language, Shape, object_schema, wrong_schema
 from judge_pipeline.verdicts import Verdict, locate_verdict, no_result, read_verdicts, verdict_of
 
 VERDICT_WORDS: dict[Language, dict[Verdict, str]] = {

@@ -1,6 +1,6 @@
 """Charts, tables and figures as safe HTML: plain SVG, coloured by the style's variables, right in light and dark.
 
-In: numbers and text. Out: ``Markup`` to put into a :class:`judge_pipeline.page.Section`. All text is escaped; what
+In: numbers and text. Out: ``Markup`` to put into a :class:`judge_pipeline.html.page.Section`. All text is escaped; what
 is not finite is left out and said so. Series are told apart by colour and by marker or dash, never by colour alone.
 """
 
@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from markupsafe import Markup
 
-from judge_pipeline.page import format_value, join
-from judge_pipeline.svg import (
+from judge_pipeline.html.page import format_value, join
+from judge_pipeline.html.svg import (
     COLOURS,
     DASHES,
     Frame,

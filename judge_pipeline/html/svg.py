@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from judge_pipeline.page import join
+from judge_pipeline.html.page import join
 
 Point = tuple[float, float]
 

@@ -19,7 +19,7 @@ from typing import Any, Generic, Literal, TypeVar
 import regex
 
 from judge_pipeline.calls import Reply
-from judge_pipeline.marks import Problem, own_words
+from judge_pipeline.replies.marks import Problem, own_words
 from judge_pipeline.verdicts import check_reply
 
 Language = Literal["en", "zh"]

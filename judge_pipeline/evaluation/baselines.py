@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from judge_pipeline.agreement_table import AnswerTable, Floats
+from judge_pipeline.evaluation.agreement_table import AnswerTable, Floats
 from judge_pipeline.progress import Progress
 
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_]+(?:['’][^\W_]+)?")

@@ -18,8 +18,8 @@ from scipy.special import expit, log_expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 
-from judge_pipeline.agreement_bootstrap import DocumentBootstrap, Ratio
-from judge_pipeline.agreement_table import AnswerTable, Floats, Ints, Pair
+from judge_pipeline.evaluation.agreement_bootstrap import DocumentBootstrap, Ratio
+from judge_pipeline.evaluation.agreement_table import AnswerTable, Floats, Ints, Pair
 
 MIN_PAIRS = 20
 """With fewer decided pairs no weights are fitted: they would be noise."""

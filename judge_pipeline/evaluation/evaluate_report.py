@@ -9,9 +9,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from judge_pipeline import agreement_render as render
-from judge_pipeline.charts import bars, stat_tiles, table
-from judge_pipeline.page import Section, code_block, join, prose, render_page
+from judge_pipeline.evaluation import agreement_render as render
+from judge_pipeline.html.charts import bars, stat_tiles, table
+from judge_pipeline.html.page import Section, code_block, join, prose, render_page
 
 
 def terminal_report(found: dict[str, Any]) -> str:

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from judge_pipeline.baseline_prompts import baseline_call
 from judge_pipeline.calls import Call, FailureReason, Reply
+from judge_pipeline.evaluation.baseline_prompts import baseline_call
 from judge_pipeline.records import Prompt
 
 Choice = Literal["A", "B", "tie"]

@@ -10,8 +10,8 @@ import json
 import re
 from typing import Any
 
-from judge_pipeline.baseline_prompts import baseline_call
 from judge_pipeline.calls import Call, FailureReason, Reply
+from judge_pipeline.evaluation.baseline_prompts import baseline_call
 from judge_pipeline.records import SCORE_RANGE, Prompt
 
 _MARK = re.compile(r"\[\[\s*(-?\d+(?:\.\d+)?)\s*(?:/\s*10\s*)?\]\]")

@@ -52,7 +52,7 @@ class EvaluateConfig(Config):
 
 def run(config: EvaluateConfig) -> int:
     """Evaluate and write the files."""
-    from judge_pipeline.evaluate_run import (
+    from judge_pipeline.evaluation.evaluate_run import (
         run_evaluation,  # scipy and scikit-learn: slow, and needed here only
     )
 

@@ -14,8 +14,8 @@ from scipy import stats
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import mean_absolute_error
 
-from judge_pipeline.agreement_bootstrap import DocumentBootstrap, Estimate
-from judge_pipeline.agreement_table import AnswerTable, Floats, Ints
+from judge_pipeline.evaluation.agreement_bootstrap import DocumentBootstrap, Estimate
+from judge_pipeline.evaluation.agreement_table import AnswerTable, Floats, Ints
 
 SET_METRICS: dict[str, str] = {
     "spearman": "Spearman correlation over all answers",

@@ -32,8 +32,8 @@ class BaselinePrompt:
 
 @cache
 def load_prompt(name: str, language: str) -> BaselinePrompt:
-    """Read `prompts_baselines/NAME.LANGUAGE.txt`."""
-    text = (files("judge_pipeline") / "prompts_baselines" / f"{name}.{language}.txt").read_text("utf-8")
+    """Read `prompts/NAME.LANGUAGE.txt`."""
+    text = (files("judge_pipeline.evaluation") / "prompts" / f"{name}.{language}.txt").read_text("utf-8")
     system, _, user = text.partition(_SPLIT)
     return BaselinePrompt(system.strip(), user.strip(), hashlib.sha256(text.encode()).hexdigest()[:16])
 

@@ -13,10 +13,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from judge_pipeline.agreement import PROMPT_METRICS, decided_pairs, pair_accuracy, prompt_metrics, tie_counts
-from judge_pipeline.agreement_bootstrap import DocumentBootstrap, Ratio
-from judge_pipeline.agreement_set import calibration, set_metrics
-from judge_pipeline.agreement_table import OVERALL, REWARD, AnswerTable, Floats, Pair
+from judge_pipeline.evaluation.agreement import (
+    PROMPT_METRICS,
+    decided_pairs,
+    pair_accuracy,
+    prompt_metrics,
+    tie_counts,
+)
+from judge_pipeline.evaluation.agreement_bootstrap import DocumentBootstrap, Ratio
+from judge_pipeline.evaluation.agreement_set import calibration, set_metrics
+from judge_pipeline.evaluation.agreement_table import OVERALL, REWARD, AnswerTable, Floats, Pair
 
 Kind = Literal["model", "baseline", "ceiling"]
 PREFERENCES = "preferences"

@@ -12,12 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from judge_pipeline import agreement_render as render
-from judge_pipeline.agreement import decided_pairs
-from judge_pipeline.agreement_bootstrap import DocumentBootstrap
-from judge_pipeline.agreement_compare import PREFERENCES, Comparison, Predictor
-from judge_pipeline.agreement_raters import rater_values, repeated_preferences, self_agreement, vote_values
-from judge_pipeline.agreement_table import (
+from judge_pipeline.errors import UserError
+from judge_pipeline.evaluation import agreement_render as render
+from judge_pipeline.evaluation.agreement import decided_pairs
+from judge_pipeline.evaluation.agreement_bootstrap import DocumentBootstrap
+from judge_pipeline.evaluation.agreement_compare import PREFERENCES, Comparison, Predictor
+from judge_pipeline.evaluation.agreement_raters import (
+    rater_values,
+    repeated_preferences,
+    self_agreement,
+    vote_values,
+)
+from judge_pipeline.evaluation.agreement_table import (
     OVERALL,
     REWARD,
     AnswerTable,
@@ -26,17 +32,16 @@ from judge_pipeline.agreement_table import (
     score_columns,
     score_names,
 )
-from judge_pipeline.baselines import all_baselines, minilm_embed
-from judge_pipeline.errors import UserError
-from judge_pipeline.evaluate import EvaluateConfig
-from judge_pipeline.evaluate_inputs import Inputs, read_inputs
-from judge_pipeline.evaluate_judges import JudgeBaselines, ask_baselines
-from judge_pipeline.evaluate_report import evaluation_page, terminal_report
-from judge_pipeline.page import encode_page
+from judge_pipeline.evaluation.baselines import all_baselines, minilm_embed
+from judge_pipeline.evaluation.evaluate import EvaluateConfig
+from judge_pipeline.evaluation.evaluate_inputs import Inputs, read_inputs
+from judge_pipeline.evaluation.evaluate_judges import JudgeBaselines, ask_baselines
+from judge_pipeline.evaluation.evaluate_report import evaluation_page, terminal_report
+from judge_pipeline.evaluation.weights_fit import MIN_PAIRS, fitted_weights, leave_one_out, pair_data
+from judge_pipeline.html.page import encode_page
 from judge_pipeline.record_files import write_text
 from judge_pipeline.records import weighted_reward
 from judge_pipeline.run_dir import prepare_run_dir
-from judge_pipeline.weights_fit import MIN_PAIRS, fitted_weights, leave_one_out, pair_data
 
 
 def evaluate_human(
@@ -160,7 +165,7 @@ def run_evaluation(config: EvaluateConfig) -> int:
     embed = None if config.embedding_model == "none" else minilm_embed(config.embedding_model)
     more: list[Predictor] = []
     if config.short_rm is not None:
-        from judge_pipeline.short_context_rm import ShortContextRM
+        from judge_pipeline.evaluation.short_context_rm import ShortContextRM
 
         scores = ShortContextRM(config.short_rm).score_table(inputs.table)
         more.append(Predictor("short-context RM", "baseline", any_target=scores))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from judge_pipeline.agreement_table import Floats, Ints
+from judge_pipeline.evaluation.agreement_table import Floats, Ints
 
 
 @dataclass(frozen=True)

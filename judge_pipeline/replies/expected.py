@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import regex
 
 from judge_pipeline.calls import TokenLogprob
-from judge_pipeline.marks import fold
+from judge_pipeline.replies.marks import fold
 from judge_pipeline.verdicts import Rating
 
 MIN_MASS = 0.5

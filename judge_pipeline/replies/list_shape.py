@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import regex
 
 from judge_pipeline.calls import Reply
-from judge_pipeline.marks import Problem, fold, own_words
-from judge_pipeline.reply_shapes import Fields, Language, Shape, object_schema, wrong_schema
+from judge_pipeline.replies.marks import Problem, fold, own_words
+from judge_pipeline.replies.reply_shapes import Fields, Language, Shape, object_schema, wrong_schema
 from judge_pipeline.verdicts import no_result
 
 NOTHING: dict[Language, str] = {"en": "NONE", "zh": "无"}

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from judge_pipeline.agreement_table import (
+from judge_pipeline.errors import UserError
+from judge_pipeline.evaluation.agreement_table import (
     REWARD,
     AnswerTable,
     Floats,
@@ -19,7 +20,6 @@ from judge_pipeline.agreement_table import (
     score_columns,
     score_names,
 )
-from judge_pipeline.errors import UserError
 from judge_pipeline.record_files import read_labels, read_prompts, read_rows
 from judge_pipeline.records import Label, Prompt
 from judge_pipeline.run_dir import read_run_yaml

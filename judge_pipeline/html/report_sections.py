@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from judge_pipeline.charts import Markup, histogram, stat_tiles, table
-from judge_pipeline.page import (
+from judge_pipeline.html.charts import Markup, histogram, stat_tiles, table
+from judge_pipeline.html.page import (
     Section,
     code_block,
     details,
@@ -23,7 +23,7 @@ from judge_pipeline.page import (
     notice,
     prose,
 )
-from judge_pipeline.report_data import UNLABELLED, Labels
+from judge_pipeline.html.report_data import UNLABELLED, Labels
 
 NOT_ADDED = frozenset({"calls taken from the call store", "calls saved by sharing", "attempts that failed"})
 """What an answer did not cost."""

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from judge_pipeline.agreement import prompt_metrics
-from judge_pipeline.agreement_bootstrap import DocumentBootstrap, Ratio
-from judge_pipeline.agreement_table import AnswerTable, Floats
 from judge_pipeline.errors import UserError
+from judge_pipeline.evaluation.agreement import prompt_metrics
+from judge_pipeline.evaluation.agreement_bootstrap import DocumentBootstrap, Ratio
+from judge_pipeline.evaluation.agreement_table import AnswerTable, Floats
 from judge_pipeline.records import Label
 
 RATERS = "raters"

@@ -15,16 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from judge_pipeline.agreement_compare import Predictor
-from judge_pipeline.agreement_table import AnswerTable, Pair
 from judge_pipeline.ask_calls import ask_all
 from judge_pipeline.call_store import CallStore
 from judge_pipeline.calls import Call, Reply
 from judge_pipeline.engines.base import Engine
-from judge_pipeline.holistic import holistic_call, parse_rating
+from judge_pipeline.evaluation.agreement_compare import Predictor
+from judge_pipeline.evaluation.agreement_table import AnswerTable, Pair
+from judge_pipeline.evaluation.holistic import holistic_call, parse_rating
+from judge_pipeline.evaluation.pairwise import judge_pair, pair_calls, vote_summary
 from judge_pipeline.judge_engines import open_engine
 from judge_pipeline.label_config import JudgeConfig
-from judge_pipeline.pairwise import judge_pair, pair_calls, vote_summary
 
 
 @dataclass

@@ -21,8 +21,8 @@ from itertools import combinations
 import numpy as np
 from scipy import stats
 
-from judge_pipeline.agreement_bootstrap import Ratio
-from judge_pipeline.agreement_table import AnswerTable, Floats, Pair
+from judge_pipeline.evaluation.agreement_bootstrap import Ratio
+from judge_pipeline.evaluation.agreement_table import AnswerTable, Floats, Pair
 
 PROMPT_METRICS: dict[str, str] = {
     "spearman": "Spearman correlation within a prompt, mean over prompts",

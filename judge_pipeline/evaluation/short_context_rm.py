@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from judge_pipeline.agreement_table import AnswerTable, Floats
 from judge_pipeline.embedded import resolve_model
 from judge_pipeline.errors import UserError
+from judge_pipeline.evaluation.agreement_table import AnswerTable, Floats
 from judge_pipeline.progress import Progress
 
 

@@ -1,0 +1,1 @@
+"""Does a reward agree with the judge, or with people? Statistics, baselines, and `judge-pipeline evaluate`."""

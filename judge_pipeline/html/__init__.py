@@ -1,0 +1,1 @@
+"""Self-contained HTML pages: charts as SVG, templates, and what the label report shows."""

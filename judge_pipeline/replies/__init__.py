@@ -1,0 +1,1 @@
+"""The shapes a reply may take, as JSON or as text, for each kind of question."""
