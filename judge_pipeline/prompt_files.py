@@ -65,11 +65,15 @@ class Template:
         """The chat for one case. `few_shot` bounds the number of examples; None takes all."""
         head = f"{self.task}\n\n{self.replies['json' if structured else 'text']}\n\n"
         turns: list[Message] = []
-        for example in self.examples[:few_shot]:
+        for example in self.shown(few_shot):
             turns.append(Message(role="user", content=head + self._render(_example_fields(example))))
             turns.append(Message(role="assistant", content=shape.write(example, structured=structured)))
             head = ""
         return (*turns, Message(role="user", content=head + self._render(fields)))
+
+    def shown(self, few_shot: int | None) -> tuple[Mapping[str, str], ...]:
+        """The examples that a prompt holds."""
+        return self.examples[:few_shot]
 
     def _render(self, fields: CaseFields) -> str:
         shown = {name: _show(name, value) for name, value in fields.items()}

@@ -29,7 +29,7 @@ from judge_pipeline.fences import one_line
 from judge_pipeline.options import JudgeOptions, rule_points
 from judge_pipeline.prompt_files import CaseFields, build_call, load_template
 from judge_pipeline.records import Prompt
-from judge_pipeline.replies.list_shape import Items, ListShape
+from judge_pipeline.replies.list_shape import Items, ListShape, example_items
 from judge_pipeline.replies.marks import Problem
 from judge_pipeline.replies.rating_shapes import Rated, RatingShape
 from judge_pipeline.replies.reply_shapes import Language
@@ -80,12 +80,20 @@ class Completeness:
         self, prompt: Prompt, evidence: Evidence, chunk: Span, answers: tuple[int, ...], language: Language
     ) -> Ask[Items]:
         options = self._options
+        template = load_template(f"{self.name}.extract", language)
+        text = evidence.text[chunk.start : chunk.end]
         shape = ListShape(
-            language, options.analysis_chars, options.item_chars, "key_points", options.max_key_points
+            language,
+            options.analysis_chars,
+            options.item_chars,
+            "key_points",
+            options.max_key_points,
+            example_items(template.shown(options.few_shot), "key_points"),
+            text,
         )
         call = build_call(
-            load_template(f"{self.name}.extract", language),
-            {"document": evidence.text[chunk.start : chunk.end], "question": prompt.query},
+            template,
+            {"document": text, "question": prompt.query},
             shape,
             reading_sampling(options),
             structured=options.structured,
@@ -135,10 +143,15 @@ def _distinct(items: list[Items], evidence: Evidence) -> list[KeyPoint]:
 
 
 def _notes(items: list[Items]) -> dict[str, Any]:
-    """What a limit on key points did, where it did anything."""
+    """What became of items that are no key points here: those over the limit, those of the prompt's example."""
     capped = [number for number, one in enumerate(items) if one.capped or one.cut]
     dropped, cut = sum(one.dropped for one in items), sum(one.cut for one in items)
-    return {"key_point_cap": {"chunks": capped, "dropped": dropped, "cut": cut}} if capped else {}
+    notes: dict[str, Any] = {}
+    if capped:
+        notes["key_point_cap"] = {"chunks": capped, "dropped": dropped, "cut": cut}
+    if copied := sum(one.copied for one in items):
+        notes["copied_from_example"] = copied
+    return notes
 
 
 def _with_points(outcome: Outcome, points: list[KeyPoint], notes: dict[str, Any]) -> Outcome:

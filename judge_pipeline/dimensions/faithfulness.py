@@ -33,7 +33,7 @@ from judge_pipeline.fences import one_line
 from judge_pipeline.options import JudgeOptions, rule_points
 from judge_pipeline.prompt_files import build_call, load_template
 from judge_pipeline.records import Prompt
-from judge_pipeline.replies.list_shape import Items, ListShape
+from judge_pipeline.replies.list_shape import Items, ListShape, example_items
 from judge_pipeline.replies.marks import Problem
 from judge_pipeline.replies.reply_shapes import Language
 from judge_pipeline.replies.verdict_shapes import Judged
@@ -89,12 +89,20 @@ class Faithfulness:
 
     def _extraction(self, prompt: Prompt, index: int, language: Language) -> Ask[Items]:
         options = self._options
+        template = load_template(f"{self.name}.extract", language)
+        answer = prompt.responses[index].text
         shape = ListShape(
-            language, options.analysis_chars, options.item_chars, "statements", options.max_statements
+            language,
+            options.analysis_chars,
+            options.item_chars,
+            "statements",
+            options.max_statements,
+            example_items(template.shown(options.few_shot), "statements"),
+            answer,
         )
         call = build_call(
-            load_template(f"{self.name}.extract", language),
-            {"question": prompt.query, "answer": prompt.responses[index].text},
+            template,
+            {"question": prompt.query, "answer": answer},
             shape,
             reading_sampling(options),
             structured=options.structured,
@@ -111,6 +119,8 @@ class Faithfulness:
         evidence: dict[str, Any] = {"statements": [one.evidence() for one in mine], "rule": None}
         if items.capped or items.cut:
             evidence["statement_cap"] = {"kept": len(mine), "dropped": items.dropped, "cut": items.cut}
+        if items.copied:
+            evidence["copied_from_example"] = items.copied
         if not mine:
             return self._by_rule(evidence)
         for one in mine:

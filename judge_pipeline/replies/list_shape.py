@@ -1,9 +1,13 @@
-"""Replies that are a list of single-line texts: factual statements of an answer, key points of a chunk."""
+"""Replies that are a list of single-line texts: factual statements of an answer, key points of a chunk.
+
+A weak judge sometimes repeats the list of its prompt's example instead of reading the case. Items that are the
+example's and that the text in question does not hold are dropped and counted; a reply of nothing else is unparsable.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -26,6 +30,19 @@ class Items:
     capped: bool = False
     """The list is as long as it may be: there may have been more."""
     cut: int = 0
+    copied: int = 0
+    """How many items of the prompt's examples were dropped from it."""
+
+
+def plain(text: str) -> str:
+    """Letters and digits alone, folded: two texts that differ in case, space or punctuation become one."""
+    return _NO_WORD.sub("", fold(text).casefold())
+
+
+def example_items(examples: Iterable[Fields], field: str) -> frozenset[str]:
+    """The items, `plain`, that the example replies of a prompt list."""
+    lines = (line for example in examples for line in example.get(field, "").splitlines())
+    return frozenset(map(plain, lines)) - {""}
 
 
 @dataclass(frozen=True)
@@ -35,6 +52,10 @@ class ListShape(Shape[Items]):
     field: str = "statements"
     limit: int | None = None
     """How many the user wants kept; None for all."""
+    examples: frozenset[str] = frozenset()
+    """What the prompt's examples list (`example_items`): no item of the case, unless `source` holds it."""
+    source: str = ""
+    """The text that the list is taken from."""
 
     BOUND: ClassVar[int] = 100
     """A structured reply of this many items was cut by its schema."""
@@ -83,18 +104,27 @@ class ListShape(Shape[Items]):
         return replace(kept, cut=sum(len(item) >= self.item_chars for item in kept.texts))
 
     def _kept(self, items: Sequence[str], *, bounded: bool) -> Items | Problem:
+        own = [item for item in items if not self._is_copied(item)]
+        copied = len(items) - len(own)
+        if copied and not own:
+            return Problem("unparsable", f"the list only repeats the prompt's example: {items[0][:120]!r}")
         if self.limit is None:
             if bounded and len(items) >= self.BOUND:
                 return Problem("truncated", f"the list ends at the schema's bound of {self.BOUND} items")
-            return Items(tuple(items))
-        capped = len(items) > self.limit or (bounded and len(items) == self.limit)
-        return Items(tuple(items[: self.limit]), max(0, len(items) - self.limit), capped)
+            return Items(tuple(own), copied=copied)
+        capped = len(own) > self.limit or (bounded and len(items) == self.limit)
+        return Items(tuple(own[: self.limit]), max(0, len(own) - self.limit), capped, copied=copied)
+
+    def _is_copied(self, item: str) -> bool:
+        words = plain(item)
+        return words in self.examples and words not in plain(self.source)
 
 
 # Not the beginning of "3.5 million", "12:30", "-5 degrees" or "**Heading**".
 _BULLET = regex.compile(
     r"(?:[•·]|\*(?!\*)|[-–—](?![\d-])|\(?\d{1,3}\s*[.)、．:：](?!\d)|[SKＳＫ]\d{1,3}\s*[:：.](?!\d))\s*"
 )
+_NO_WORD = regex.compile(r"[^\p{L}\p{M}\p{N}]+")
 _WORD = regex.compile(r"[\p{L}\p{N}]")
 _NOTHING = regex.compile(
     r"[\s*_\"'\[(]*(?:none|n/a|nothing|no relevant information(?: (?:is )?(?:found|here|in this (?:part|chunk|passage|section)))?"
