@@ -57,6 +57,11 @@ async def _endpoint(config: JudgeConfig, store: CallStore | None) -> Engine:
 
 
 def _local(config: JudgeConfig) -> Engine:
+    if config.extra_body:
+        raise UserError(
+            "--judge.extra-body adds to requests, and a judge in this process gets none",
+            "name an endpoint with --judge.base-url, or leave it out",
+        )
     name = config.model or LOCAL_DEFAULT
     has_vllm = importlib.util.find_spec("vllm") is not None
     if config.backend == "vllm" and not has_vllm:

@@ -23,6 +23,7 @@ from judge_pipeline.dimensions.base import Dimension
 from judge_pipeline.dimensions.registry import build_dimensions
 from judge_pipeline.engines.base import Engine
 from judge_pipeline.engines.batch_file import BatchFileEngine, take_in
+from judge_pipeline.engines.chat_protocol import identity_of
 from judge_pipeline.evidence import EvidenceBuilder
 from judge_pipeline.judge_engines import open_engine
 from judge_pipeline.label_config import LabelConfig
@@ -192,14 +193,22 @@ async def _ask_and_label(
 
 
 def _batch_engine(config: LabelConfig, store: CallStore) -> BatchFileEngine | None:
-    """Take in answered batch files, and be ready to write the next one; None when no batch file is named."""
+    """Take in answered batch files, and be ready to write the next one.
+
+    None when no batch file is named, and when an endpoint is there to ask what the files have left open.
+    """
     judge = config.judge
     if judge.model is None or not (judge.batch_in or judge.batch_out):
         return None
     if judge.batch_in:
-        intake = take_in(judge.batch_in, store, judge.model)
+        intake = take_in(judge.batch_in, store, identity_of(judge.model, judge.extra_body))
         print(intake.report(), file=sys.stderr)
-    return BatchFileEngine(judge.model, store, judge.batch_out, structured=judge.structured != "off")
+    if judge.base_url:
+        return None
+    structured = judge.structured != "off"
+    return BatchFileEngine(
+        judge.model, store, judge.batch_out, structured=structured, extra_body=judge.extra_body
+    )
 
 
 COMMAND = Command(

@@ -78,7 +78,8 @@ class JudgeConfig(Config):
     )
     batch_in: list[Path] = Field(
         [],
-        description="answers to the last batch file: its output file, and its error file if there is one",
+        description="answers to the last batch file: its output file, and its error file if there is one; with "
+        "--judge.base-url the endpoint is asked what they leave open",
         json_schema_extra=FREE,
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +21,7 @@ from judge_pipeline.engines.base import ANYWHERE, Place, StopCalls
 from judge_pipeline.engines.chat_protocol import (
     MalformedReply,
     error_reply,
+    identity_of,
     reply_from_body,
     request_body,
 )
@@ -39,8 +40,18 @@ class BatchFileEngine:
     supports_logprobs = True
     context_window: int | None = None
 
-    def __init__(self, model: str, store: CallStore, out: Path | None, *, structured: bool = True) -> None:
-        self.model = self.identity = model
+    def __init__(
+        self,
+        model: str,
+        store: CallStore,
+        out: Path | None,
+        *,
+        structured: bool = True,
+        extra_body: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model = model
+        self.extra_body = dict(extra_body or {})
+        self.identity = identity_of(model, self.extra_body)
         self.supports_schema = structured
         self.out = out
         self.rows = self.bytes = 0
@@ -85,7 +96,7 @@ class BatchFileEngine:
 
     def _row(self, key: str, call: Call) -> dict[str, Any]:
         body = request_body(call, self.model, "strict" if self.supports_schema else "off")
-        return {"custom_id": key, "method": "POST", "url": URL, "body": body}
+        return {"custom_id": key, "method": "POST", "url": URL, "body": {**body, **self.extra_body}}
 
     def finish(self) -> None:
         """Move the file to its place, whole; with nothing to ask there is no file."""

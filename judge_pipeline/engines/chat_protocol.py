@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from judge_pipeline.calls import Call, CallUsage, Reply, TokenLogprob
@@ -28,6 +29,13 @@ FILTERED = re.compile(
 
 class MalformedReply(Exception):
     """The server's answer is no chat completion; asking again may help."""
+
+
+def identity_of(model: str, extra_body: Mapping[str, Any]) -> str:
+    """The judge as `Call.key` sees it: fields that the user adds to every request shape its answers too."""
+    if not extra_body:
+        return model
+    return f"{model}?{json.dumps(extra_body, sort_keys=True, ensure_ascii=False)}"
 
 
 def request_body(call: Call, model: str, mode: SchemaMode = "strict") -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import random
 import re
 import time
@@ -25,6 +24,7 @@ from judge_pipeline.engines.chat_protocol import (
     MalformedReply,
     SchemaMode,
     error_reply,
+    identity_of,
     parse_completion,
     request_body,
 )
@@ -103,9 +103,7 @@ class EndpointEngine:
     ) -> None:
         self.model = model
         self.extra_body = dict(extra_body or {})
-        self.identity = model
-        if self.extra_body:
-            self.identity += "?" + json.dumps(self.extra_body, sort_keys=True, ensure_ascii=False)
+        self.identity = identity_of(model, self.extra_body)
         self.supports_schema = structured
         self.supports_logprobs = True
         self.context_window: int | None = None

@@ -90,6 +90,30 @@ def test_until_the_answers_come_every_answer_has_a_row_that_says_so(prompts, tmp
     assert all(body["model"] == "judge" and "response_format" in body for body in first)
 
 
+def test_fields_the_user_adds_are_in_every_row_and_make_it_another_judge(prompts, tmp_path):
+    run, out, answers = tmp_path / "run", tmp_path / "ask.jsonl", tmp_path / "answers.jsonl"
+    plain = tmp_path / "plain.jsonl"
+    assert label(prompts, tmp_path / "other", "--judge.batch-out", plain) == 3
+    extra = ["--judge.extra-body", "top_k=7"]
+    assert label(prompts, run, *extra, "--judge.batch-out", out) == 3
+    rows, others = ([json.loads(line) for line in file.read_text().splitlines()] for file in (out, plain))
+    assert all(row["body"]["top_k"] == 7 for row in rows)
+    assert not {row["custom_id"] for row in rows} & {row["custom_id"] for row in others}
+    answer_file(out, answers)
+    with JudgeServer() as server:  # the same judge, whichever way it is asked
+        live = [*extra, "--judge.base-url", server.url, "--judge.batch-in", answers]
+        assert label(prompts, run, *live) == 0
+        asked = [body for body in server.bodies if body["max_tokens"] > 32]
+        heads = {body["messages"][0]["content"][:40] for body in asked}
+    assert heads.isdisjoint(row["body"]["messages"][0]["content"][:40] for row in rows)
+    assert all(row.status == "labelled" for row in read_labels(run))
+
+
+def test_fields_for_requests_need_somebody_to_send_them_to(prompts, tmp_path, capsys):
+    assert label(prompts, tmp_path / "run", "--judge.extra-body", "top_k=7") == 2
+    assert "--judge.extra-body" in capsys.readouterr().err
+
+
 def test_wrong_doubled_missing_and_failed_rows_are_named_and_typed(prompts, tmp_path, capsys):
     run, out, answers = tmp_path / "run", tmp_path / "ask.jsonl", tmp_path / "answers.jsonl"
     label(prompts, run, "--judge.batch-out", out)
