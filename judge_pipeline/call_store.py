@@ -186,17 +186,22 @@ class CallStore:
         )
         return Stored(reply, row[8])
 
-    def put(self, finished: Sequence[Finished], *, replace: bool = False) -> None:
+    def put(self, finished: Sequence[Finished], *, replace: bool = False) -> set[str]:
         """Store replies in one transaction; they are on disk when this returns.
 
         The first answer to a call stays, whoever asks again, unless `replace` says that it is to be superseded.
+        Returns the keys of answers that were not taken because another process had been first.
         """
         now = time.time()
+        late: set[str] = set()
         answers = [_answer_row(item, now) for item in finished if item.reply.failure is None]
         failures = [_attempt_row(item, now) for item in finished if item.reply.failure is not None]
         keep = "REPLACE" if replace else "IGNORE"
         with self._lock, self._errors_named():
             self._db.execute("BEGIN IMMEDIATE")
+            if not replace:
+                seen = "SELECT 1 FROM calls WHERE key = ?"
+                late = {row[0] for row in answers if self._db.execute(seen, row[:1]).fetchone()}
             self._db.executemany(
                 f"INSERT OR {keep} INTO calls VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
                 answers,
@@ -208,6 +213,7 @@ class CallStore:
                 failures,
             )
             self._db.execute("COMMIT")
+        return late
 
     def request(self, key: str) -> dict[str, Any] | None:
         """What was asked: messages, sampling, schema, prompt version."""
@@ -327,36 +333,38 @@ class StoreWriter:
 
     def __init__(self, store: CallStore) -> None:
         self.store = store
-        self._waiting: list[tuple[Finished, bool, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[Finished, bool, asyncio.Future[bool]]] = []
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="call-store")
         self._task: asyncio.Task[None] | None = None
 
-    async def put(self, finished: Finished, *, replace: bool = False) -> None:
-        """Store one reply durably. Raises UserError when the disk is full."""
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    async def put(self, finished: Finished, *, replace: bool = False) -> bool:
+        """Store one reply durably; False when another answer was there first. Raises UserError when the disk is full."""
+        done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting.append((finished, replace, done))
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._write())
-        await asyncio.shield(done)
+        return await asyncio.shield(done)
 
     async def _write(self) -> None:
         loop = asyncio.get_running_loop()
         while self._waiting:
             group, self._waiting = self._waiting, []
             try:
-                await loop.run_in_executor(self._thread, self._commit, group)
+                late = await loop.run_in_executor(self._thread, self._commit, group)
             except UserError as error:
                 for _, _, done in group:
                     done.set_exception(error)
             else:
-                for _, _, done in group:
-                    done.set_result(None)
+                for item, _, done in group:
+                    done.set_result(not late or item.call.key(item.model) not in late)
 
-    def _commit(self, group: list[tuple[Finished, bool, asyncio.Future[None]]]) -> None:
+    def _commit(self, group: list[tuple[Finished, bool, asyncio.Future[bool]]]) -> set[str]:
+        late: set[str] = set()
         for replace in (False, True):
             finished = [item for item, flag, _ in group if flag is replace]
             if finished:
-                self.store.put(finished, replace=replace)
+                late |= self.store.put(finished, replace=replace)
+        return late
 
     async def close(self) -> None:
         """Wait for everything under way to be on disk."""

@@ -21,6 +21,9 @@ from judge_pipeline.record_files import write_text
 from judge_pipeline.records import Label
 from judge_pipeline.runner import Prices, Spent
 
+NOTED = ("fallback", "failed_votes", "statement_cap", "key_point_cap", "copied_from_example")
+"""Keys of a dimension's evidence that say something went otherwise than asked; so does a `rule`, by its value."""
+
 
 @dataclass
 class ScoreStats:
@@ -61,6 +64,8 @@ class Tally:
     prompts: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
     failures: dict[str, Counter[str]] = field(default_factory=dict)
+    notes: dict[str, Counter[str]] = field(default_factory=dict)
+    """Per dimension how many answers' evidence has each of `NOTED`."""
     scores: dict[str, ScoreStats] = field(default_factory=dict)
     rewards: ScoreStats = field(default_factory=ScoreStats)
 
@@ -71,9 +76,15 @@ class Tally:
             self.statuses[row.status] += 1
             for failure in row.failures:
                 self.failures.setdefault(failure.dimension, Counter())[failure.reason] += 1
+            for dimension, kept in row.evidence.items():
+                evidence = kept if isinstance(kept, dict) else {}
+                found = [name for name in NOTED if name in evidence]
+                found += [rule] if isinstance(rule := evidence.get("rule"), str) else []
+                if found:
+                    self.notes.setdefault(dimension, Counter()).update(found)
         for name in self.names:
-            found = [score for row in rows if (score := row.scores.get(name)) is not None]
-            self.scores.setdefault(name, ScoreStats()).add(found)
+            scores = [score for row in rows if (score := row.scores.get(name)) is not None]
+            self.scores.setdefault(name, ScoreStats()).add(scores)
         self.rewards.add([row.reward for row in rows if row.reward is not None])
 
     @property
@@ -103,6 +114,7 @@ def summarize(
         "partial": tally.statuses["partial"],
         "failed": tally.statuses["failed"],
         "failures": {name: dict(found) for name, found in sorted(tally.failures.items())},
+        "notes": {name: dict(found) for name, found in sorted(tally.notes.items())},
         "calls": {"made": spent.made, "from_store": spent.from_store, "shared": spent.shared},
         "tokens": _tokens(spent.usage),
         "cost": _cost(prices, spent.usage),
@@ -164,6 +176,11 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
     for name, reasons in summary["failures"].items():
         lines.append(
             f"no {name}: " + ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
+        )
+    for name, notes in summary["notes"].items():
+        lines.append(
+            f"{name}, noted in evidence: "
+            + ", ".join(f"{count} {note}" for note, count in sorted(notes.items()))
         )
     if summary["stopped"]:
         lines.append(f"stopped: {summary['stopped']}; run the same command without the limit to go on")

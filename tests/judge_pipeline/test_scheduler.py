@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from judge_pipeline.call_store import CallStore, StoreWriter
+from judge_pipeline.call_store import CallStore, Finished, StoreTotals, StoreWriter
 from judge_pipeline.calls import Call, CallUsage, Message, Reply
 from judge_pipeline.dimensions.base import Outcome, Request
 from judge_pipeline.engines.base import ANYWHERE
@@ -18,7 +18,7 @@ from judge_pipeline.record_files import read_labels
 from judge_pipeline.records import Prompt, Response
 from judge_pipeline.runner import Budget, CallRunner, Prices
 from judge_pipeline.scheduler import Scheduler
-from judge_pipeline.summary import Tally
+from judge_pipeline.summary import Tally, summarize, summary_lines
 from judge_pipeline.weighting import Weighting, resolve_weighting
 
 
@@ -141,6 +141,51 @@ def test_what_is_shared_is_asked_once_and_its_cost_split(tmp_path):
     assert first.calls == 0.5 + 1 + 1  # half the shared call, its own, and the one asked for it alone
     assert first.input_tokens == 25
     assert tally.complete
+
+
+def test_the_answer_that_is_stored_is_the_one_that_is_used(tmp_path):
+    path = tmp_path / "calls.sqlite"
+
+    class Overtaken(FakeEngine):
+        """While it works, another process on the same file gets its own answer to the same call."""
+
+        async def answer(self, call, place=ANYWHERE):
+            other = CallStore(path)
+            other.put([Finished(call, self.identity, Reply(text="theirs"))])
+            other.close()
+            return await super().answer(call, place)
+
+    async def main():
+        store = CallStore(path)
+        writer = StoreWriter(store)
+        runner = CallRunner(Overtaken(), writer)
+        try:
+            return await runner.ask(call("q")), store.find(call("q").key("fake"))
+        finally:
+            await writer.close()
+            store.close()
+
+    used, stored = asyncio.run(main())
+    assert used.reply.text == stored.reply.text == "theirs"
+
+
+def test_what_went_otherwise_than_asked_is_counted(tmp_path):
+    class Noted(Shared):
+        name = "noted"
+
+        def plan(self, prompt, evidence):
+            yield [Request(call(prompt.id), (0, 1))]
+            return [
+                Outcome(5.0, evidence={"fallback": "no log-probabilities", "rule": None}),
+                Outcome(10.0, evidence={"rule": "no_statements:full", "copied_from_example": 2}),
+            ]
+
+    runner, tally, _ = run(tmp_path, prompts(3), FakeEngine(), dimensions=(Noted(),))
+    summary = summarize(tally, runner.spent, Prices(), StoreTotals(3, 0, 0, 0, 0), 1.0, None)
+    assert summary["notes"] == {"noted": {"fallback": 3, "no_statements:full": 3, "copied_from_example": 3}}
+    told = "\n".join(summary_lines(summary))
+    assert "3 fallback" in told
+    assert "3 no_statements:full" in told
 
 
 def test_rows_are_in_input_order_however_late_the_first_is_and_the_window_is_kept(tmp_path):
