@@ -6,13 +6,14 @@ score is ten times the mean over the answer's statements.
 
 Deviations from the paper: a statement that several answers make is verified once, and one that an answer repeats
 counts once; verification does not see the question (statements are made to stand alone), so that prompts over one
-document share it; with `statements_per_call` above 1 several statements go into one call, verdicts are keyed by
+document share it where statements are verified one a call; with `statements_per_call` above 1 several statements go into one call, verdicts are keyed by
 statement, and one that is missing is asked for alone; an answer without factual statements is scored by the rule
 `no_statements`.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -127,7 +128,8 @@ class Faithfulness:
             if isinstance(one.result, Problem):
                 detail = f"statement {one.claim.id}: {one.result.detail}"
                 return Outcome.failed(one.result.reason, detail, evidence)
-        evidence["votes"] = _score_votes(mine, self._options.votes)
+        votes = _score_votes(mine, self._options.votes)
+        evidence |= {"votes": votes, "spread": statistics.stdev(votes) if len(votes) > 1 else None}
         points = [one.result.points for one in mine if isinstance(one.result, Vote)]
         return Outcome(10 * sum(points) / len(points), evidence=evidence)
 

@@ -232,6 +232,7 @@ def test_votes_on_verdicts_are_averaged():
     done, _ = run(prompt("A yes. B yes."), Wavering(), votes=3)
     assert done.outcomes[0].score == pytest.approx(5)
     assert done.outcomes[0].evidence["votes"] == [10, 5, 0]
+    assert done.outcomes[0].evidence["spread"] == pytest.approx(5)
     row = done.outcomes[0].evidence["statements"][0]
     assert (row["verdict"], row["votes"]) == ("partial", ["full", "partial", "none"])
     assert done.count("faithfulness.extract") == 1
