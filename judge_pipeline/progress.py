@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
+from typing import Any
 
 from tqdm import tqdm
 
@@ -17,6 +18,21 @@ def format_seconds(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class _Bar(tqdm):  # type: ignore[type-arg]
+    """A bar that says its rate by the minute, as the plain lines do: judged answers are seconds apart."""
+
+    FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {per_minute}{postfix}]"
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        """tqdm's figures, and `per_minute`."""
+        figures: dict[str, Any] = super().format_dict
+        elapsed, fresh = figures["elapsed"], figures["n"] - figures["initial"]
+        rate = figures["rate"] or (fresh / elapsed if elapsed else 0.0)
+        figures["per_minute"] = f"{60 * rate:.1f} {self.unit}/min"
+        return figures
 
 
 class Progress:
@@ -32,7 +48,8 @@ class Progress:
         self._last_line = self._started
         self._info: dict[str, object] = {}
         self._bar = (
-            tqdm(
+            _Bar(
+                bar_format=_Bar.FORMAT,
                 total=total,
                 desc=desc,
                 unit=unit,

@@ -79,7 +79,11 @@ def test_a_run_writes_all_it_promises_and_a_second_one_asks_nothing(server, prom
         "cached_input": 40 * found["calls"]["made"],
     }
     assert found["cost"] is None
-    assert "6 labelled" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "6 labelled" in shown.out
+    assert "labelling: 6/6 answers" in shown.err
+    for figure in ("answers/min", f"calls {found['calls']['made']}", "cached 40%", "in ", "out "):
+        assert figure in shown.err
 
     before, rows = server.requests, (run / "labels.jsonl").read_bytes()
     assert label(server, prompts, run, "--weights", "faithfulness=2") == 0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 import pytest
 
 from judge_pipeline import progress
@@ -26,3 +29,22 @@ def test_lines_count_estimate_and_name_figures(monkeypatch, capsys):
     assert "6/10" in lines[-1]
     assert "took 0:40" in lines[-1]
     assert len(lines) == 2
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("total", [10, None])
+def test_a_terminal_gets_a_bar_that_counts_by_the_minute(monkeypatch, total):
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    with Progress(total, "label", "answers") as bar:
+        for _ in range(4):
+            bar.update(1, cost="0.12", failed=1)
+    shown = screen.getvalue().split("\r")[-1]
+    assert f"4/{total or '?'}" in shown
+    assert " answers/min" in shown
+    assert "cost=0.12" in shown
+    assert "failed=1" in shown
