@@ -8,6 +8,7 @@ which are as long. Tokens are counted with the chunking tokenizer.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import statistics
 import sys
@@ -40,7 +41,9 @@ class Forecast:
     input_tokens: Counter[str] = field(default_factory=Counter)
     output_tokens: Counter[str] = field(default_factory=Counter)
     examples: dict[str, Call] = field(default_factory=dict)
-    document_tokens: list[int] = field(default_factory=list)
+    document_tokens: dict[bytes, int] = field(default_factory=dict)
+    """Length of each distinct document, by a hash of its text."""
+    prompts: int = 0
     answers: int = 0
     keys: set[str] = field(default_factory=set)
 
@@ -143,7 +146,8 @@ def forecast_run(config: LabelConfig, prompts: Iterable[Prompt], builder: Eviden
     driver = PlanDriver(builder, forecast)
     for prompt in prompts:
         evidence = builder.build(prompt.context)
-        forecast.document_tokens.append(evidence.tokens)
+        forecast.document_tokens[hashlib.sha256(prompt.context.encode()).digest()] = evidence.tokens
+        forecast.prompts += 1
         forecast.answers += len(prompt.responses)
         for dimension in dimensions:
             driver.drive(dimension.plan(prompt, Unsearched(evidence, builder.top_k)), prompt)
@@ -170,7 +174,7 @@ def render_forecast(config: LabelConfig, forecast: Forecast) -> str:
         lines += [f"──── {template}", ""]
         for message in call.messages:
             lines += [f"[{message.role}]", message.content, ""]
-    lengths = forecast.document_tokens
+    lengths = list(forecast.document_tokens.values())
     lines += [f"documents: {len(lengths)}, tokens (median {statistics.median(lengths):,.0f})"]
     lines += [*histogram(lengths), ""]
     lines += [f"{'template':<32}{'calls':>10}{'input tokens':>16}{'output tokens':>16}"]
@@ -180,7 +184,7 @@ def render_forecast(config: LabelConfig, forecast: Forecast) -> str:
     usage = forecast.usage
     total = sum(forecast.calls.values())
     lines.append(f"{'all':<32}{total:>10,}{usage.input_tokens:>16,}{usage.output_tokens:>16,}")
-    lines.append(f"for {forecast.answers:,} answers to {len(lengths):,} prompts; nothing was asked")
+    lines.append(f"for {forecast.answers:,} answers to {forecast.prompts:,} prompts; nothing was asked")
     cost = config.prices.cost(usage)
     if cost is None:
         lines.append("give --price-input and --price-output (per million tokens) to see the money")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import pytest
 from judge_servers import JudgeServer, completion, write_prompts
@@ -262,6 +263,24 @@ def test_dry_run_asks_nobody_and_makes_nothing(server, prompts, tmp_path, capsys
     assert "█" in told
     calls = next(line for line in told.splitlines() if line.startswith("helpfulness.rate "))
     assert calls.split()[1] == "6"
+    assert "documents: 3, tokens" in told
+
+
+def test_a_dry_run_expects_the_calls_that_are_made(server, prompts, tmp_path, capsys):
+    """Two questions on each document, several statements a call; what hangs on no finding is exact."""
+    rows = [json.loads(line) for line in prompts.read_text().splitlines()]
+    rows += [{**row, "id": row["id"] + "b", "query": "And else?"} for row in rows]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert label(server, prompts, tmp_path / "run", "--dry-run", "--statements-per-call", "6") == 0
+    told = capsys.readouterr().out
+    assert "documents: 3, tokens" in told
+    assert "12 answers to 6 prompts" in told
+    assert "──── faithfulness.verify_many" in told
+    expected = {line.split()[0]: int(line.split()[1]) for line in told.splitlines() if ".rate  " in line}
+    assert label(server, prompts, tmp_path / "run", "--statements-per-call", "6") == 0
+    assert expected == {"helpfulness.rate": 12, "logicality.rate": 12}
+    made = Counter(body["messages"][0]["content"][:200] for body in server.bodies)
+    assert list(made.values()).count(12) >= 2
 
 
 def test_ctrl_c_keeps_what_was_in_flight(tmp_path):
