@@ -192,7 +192,7 @@ class AdaptiveLimit:
 
 
 Order = tuple[str | int, ...]
-"""Calls enter a gate smallest first: (template, prompt, answer)."""
+"""Calls enter a gate smallest first: (template, document, prompt, answer)."""
 
 
 class Gate:

@@ -72,6 +72,8 @@ class PromptPlanner:
         self.runner = runner
         self.weighting = weighting
         self._threads = threads
+        self._documents: dict[str, int] = {}
+        """Where each document first came up."""
 
     async def label(self, prompt: Prompt, evidence: Evidence, position: int) -> list[Label]:
         """One row an answer, in order. `position` is the prompt's place in the input, for the order of calls."""
@@ -101,6 +103,12 @@ class PromptPlanner:
         plan = dimension.plan(prompt, evidence)
         return (await self._drive(plan, prompt, position, ledger, again))[0]
 
+    def _place(self, request: Request, prompt: Prompt, position: int) -> Place:
+        """Template first, then document, prompt and answer: calls with a common beginning follow each other."""
+        document = self._documents.setdefault(prompt.document_id, position)
+        order = (request.call.template, document, position, min(request.answers, default=0))
+        return Place(order, prompt.id)
+
     async def _drive(
         self, plan: Plan, prompt: Prompt, position: int, ledger: Ledger, again: Collection[str]
     ) -> tuple[list[Outcome], list[Round]]:
@@ -114,7 +122,10 @@ class PromptPlanner:
                 return step.outcomes, rounds
             keys = [request.call.key(self.runner.engine.identity) for request in step]
             found = await _together(
-                [self.runner.ask(request.call, _place(request, prompt, position), again) for request in step]
+                [
+                    self.runner.ask(request.call, self._place(request, prompt, position), again)
+                    for request in step
+                ]
             )
             for key, request, stored in zip(keys, step, found, strict=True):
                 if stored.owner in (prompt.id, "") and stored.reply.failure != "stopped":
@@ -144,12 +155,6 @@ def _advance(plan: Plan, replies: list[Reply] | None) -> list[Request] | _Finish
         return next(plan) if replies is None else plan.send(replies)
     except StopIteration as stop:  # cannot cross a thread boundary as an exception
         return _Finished(stop.value)
-
-
-def _place(request: Request, prompt: Prompt, position: int) -> Place:
-    """Template first, then prompt, then answer: calls with a common beginning follow each other."""
-    order = (request.call.template, position, min(request.answers, default=0))
-    return Place(order, prompt.id)
 
 
 def keys_behind_failures(outcomes: Sequence[Outcome], rounds: Sequence[Round]) -> set[str]:

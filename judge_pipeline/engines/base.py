@@ -23,7 +23,7 @@ class Place:
     """Where a call stands among others; nothing in it changes the answer."""
 
     order: Order = ()
-    """Calls are issued smallest first: (template, prompt, answer), so that prefix caches find their prefix."""
+    """Calls are issued smallest first: (template, document, prompt, answer), so that prefix caches find their prefix."""
     affinity: str = ""
     """Calls with equal affinity (one prompt's) go to the same endpoint."""
     admit: Callable[[], None] = always

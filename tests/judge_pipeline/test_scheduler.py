@@ -33,6 +33,7 @@ class FakeEngine:
 
     def __init__(self, delay=lambda text: 0.0, broken=()):
         self.asked = Counter()
+        self.places = {}
         self.delay, self.broken = delay, broken
 
     def where(self, place):
@@ -45,6 +46,7 @@ class FakeEngine:
         place.admit()
         text = call.messages[0].content
         self.asked[text] += 1
+        self.places[text] = place
         await asyncio.sleep(self.delay(text))
         if text in self.broken:
             raise RuntimeError("a defect")
@@ -141,6 +143,15 @@ def test_what_is_shared_is_asked_once_and_its_cost_split(tmp_path):
     assert first.calls == 0.5 + 1 + 1  # half the shared call, its own, and the one asked for it alone
     assert first.input_tokens == 25
     assert tally.complete
+
+
+def test_calls_queue_by_template_document_prompt_and_answer(tmp_path):
+    engine = FakeEngine()
+    run(tmp_path, prompts(4, answers=2, documents=2), engine, dimensions=(Shared(),))
+    queue = sorted(engine.places, key=lambda text: engine.places[text].order)
+    own = [text for text in queue if not text.startswith("about")]
+    assert own == ["p0 0", "p0 1", "p2 0", "p2 1", "p1 0", "p1 1", "p3 0", "p3 1"]
+    assert {engine.places[f"p1 {n}"].affinity for n in range(2)} == {"p1"}
 
 
 def test_the_answer_that_is_stored_is_the_one_that_is_used(tmp_path):
