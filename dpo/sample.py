@@ -23,6 +23,7 @@ from dpo.quiet import quiet_libraries
 from dpo.samplers.base import Decoding, Draw, Failed, Request, Sampler, prompt_seed
 from judge_pipeline.config import Config
 from judge_pipeline.errors import UserError
+from judge_pipeline.fences import defuse
 from judge_pipeline.progress import Progress
 from judge_pipeline.record_files import JsonlAppender, read_prompts, write_records
 from judge_pipeline.records import Prompt, Response
@@ -124,7 +125,10 @@ def too_long(config: SampleConfig, sampler: Sampler) -> dict[str, int]:
         return {}
     over: dict[str, int] = {}
     for prompt in read_prompts(config.prompts):
-        need = (sampler.count_tokens(to_messages(prompt)) or 0) + config.max_new_tokens
+        try:
+            need = (sampler.count_tokens(to_messages(prompt)) or 0) + config.max_new_tokens
+        except UserError as error:
+            raise UserError(f"prompt '{prompt.id}': {error.message}", error.hint) from error
         if need > sampler.window:
             over[prompt.id] = need
     if over and config.overflow == "error":
@@ -135,6 +139,19 @@ def too_long(config: SampleConfig, sampler: Sampler) -> dict[str, int]:
             "--overflow skip leaves them out; fewer --max-new-tokens or a model with a longer window keeps them",
         )
     return over
+
+
+def warn_of_control_text(config: SampleConfig, sampler: Sampler) -> None:
+    """Say which prompts spell markers of chat templates where a server, not we, turns text into tokens."""
+    if sampler.template is not None:
+        return
+    names = [p.id for p in read_prompts(config.prompts) if any(defuse(t) != t for t in (p.context, p.query))]
+    if names:
+        print(
+            f"warning: {len(names)} prompts spell what may be a control token (first '{names[0]}'), and the endpoint "
+            "may take it for one; --engine vllm and transformers read it as text",
+            file=sys.stderr,
+        )
 
 
 def mark(draws: list[Draw], known_texts: set[str]) -> list[list[str]]:
@@ -252,6 +269,7 @@ def run(config: SampleConfig) -> int:
         try:
             _record_template(run_file, sampler)
             skipped = too_long(config, sampler)
+            warn_of_control_text(config, sampler)
             tally.skipped = sorted(skipped)
             _sample_all(config, sampler, done, total, skipped, tally)
         finally:

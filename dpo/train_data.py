@@ -1,11 +1,13 @@
 """Pairs for the trainer: split by document, checked against the model, nothing dropped without a word.
 
 In: a pairs file and the model's tokenizer. Out: datasets on disk under the run's directory (so that TRL's cache
-of reference log-probabilities lies beside them and a resumed run finds it), and a check of the tokenized pairs.
+of reference log-probabilities lies beside them and a resumed run finds it), and a check of the tokenized pairs,
+which keeps TRL's ids but where a pair spells a control token: there it is read as text.
 """
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -13,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from datasets import Dataset, load_from_disk
 
 from dpo.pair_records import Pair, read_pairs
-from dpo.prompting import template_id
+from dpo.prompting import ChatEncoder, template_id
 from judge_pipeline.errors import DataError, UserError
 from judge_pipeline.record_files import read_rows
 from reward_model.splits import hash_fraction
@@ -128,11 +131,14 @@ def make_check(
         skipped: filled with how many pairs were left out of each dataset.
     """
 
+    encoder = ChatEncoder(tokenizer)
+
     def check(dataset: Dataset, name: str) -> Dataset:
         path = paths[name]
+        dataset = control_text_as_text(dataset, encoder, path)
         over: dict[int, int] = {}
         for position, row in enumerate(dataset):
-            _check_row(row, tokenizer, path)
+            _check_row(row, encoder, path)
             need = len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
             if need > max_length:
                 over[position] = need
@@ -156,12 +162,55 @@ def make_check(
     return check
 
 
-def _check_row(row: dict[str, Any], tokenizer: Any, path: Path) -> None:
+def control_text_as_text(dataset: Dataset, encoder: ChatEncoder, path: Path) -> Dataset:
+    """Other ids for pairs whose text spells a control token, which TRL takes for one; says how many there are.
+
+    Raises:
+        DataError: the tokenizer cannot read such text as text.
+    """
+    replaced: dict[int, dict[str, list[int]]] = {}
+    first = ""
+    for position, row in enumerate(dataset):
+        token = encoder.spelled([*row["prompt"], *row["chosen"], *row["rejected"]])
+        if token is None:
+            continue
+        first = first or f"{token!r}, line {row['line']}"
+        try:
+            replaced[position] = _pair_ids(row, encoder)
+        except UserError as error:
+            raise DataError(error.message, path=path, line=row["line"], hint=error.hint) from error
+    if not replaced:
+        return dataset
+    if PartialState().is_main_process:
+        print(
+            f"{path}: {len(replaced)} of {len(dataset)} pairs spell a control token (first {first}); it is read as text",
+            file=sys.stderr,
+        )
+    with PartialState().main_process_first():
+        return dataset.map(_with_ids, with_indices=True, fn_kwargs={"replaced": replaced})
+
+
+def _with_ids(
+    row: dict[str, Any], position: int, replaced: dict[int, dict[str, list[int]]]
+) -> dict[str, Any]:
+    return {**row, **replaced.get(position, {})}
+
+
+def _pair_ids(row: dict[str, Any], encoder: ChatEncoder) -> dict[str, list[int]]:
+    """Prompt and answers as TRL splits them: an answer begins where the tokens leave the prompt alone."""
+    prompt = encoder.ids(row["prompt"], add_generation_prompt=True)
+    chosen, rejected = (encoder.ids([*row["prompt"], *row[side]]) for side in ("chosen", "rejected"))
+    alike = itertools.takewhile(lambda ids: len(set(ids)) == 1, zip(prompt, chosen, rejected, strict=False))
+    length = sum(1 for _ in alike)
+    return {"prompt_ids": prompt[:length], "chosen_ids": chosen[length:], "rejected_ids": rejected[length:]}
+
+
+def _check_row(row: dict[str, Any], encoder: ChatEncoder, path: Path) -> None:
     if not row["prompt_ids"]:
         raise DataError("the prompt has no tokens", path=path, line=row["line"], field="prompt")
     for side in ("chosen", "rejected"):
-        text = tokenizer.decode(row[f"{side}_ids"], skip_special_tokens=True)
-        if not text.strip():
+        text = encoder.tokenizer.decode(row[f"{side}_ids"], skip_special_tokens=True)
+        if not encoder.without_control(text).strip():
             raise DataError(
                 "the answer is only the end token: there is nothing to learn from",
                 path=path,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from dpo.prompting import ChatMessages
+from dpo.prompting import ChatEncoder, ChatMessages
 from dpo.samplers.base import Decoding, Draw, Failed, Finish, Request
 from dpo.samplers.shared_decode import SharedPrefix, decoding, why_not
 from judge_pipeline.embedded import resolve_model
@@ -70,6 +70,7 @@ class TransformersSampler:
         path = resolve_model(model)
         self.device = pick_device(device)
         self.tokenizer = load_tokenizer(path, model)
+        self.encoder = ChatEncoder(self.tokenizer)
         try:
             self.model = AutoModelForCausalLM.from_pretrained(path, dtype=pick_dtype(dtype, self.device))
         except (OSError, ValueError) as error:
@@ -85,10 +86,7 @@ class TransformersSampler:
         self.ends = sorted({*ends, self.tokenizer.eos_token_id} - {None})
 
     def _ids(self, messages: ChatMessages) -> list[int]:
-        encoded = self.tokenizer.apply_chat_template(
-            messages, tokenize=True, add_generation_prompt=True, return_dict=True
-        )
-        return list(encoded["input_ids"])
+        return self.encoder.ids(messages, add_generation_prompt=True)
 
     def count_tokens(self, messages: ChatMessages) -> int:
         """Tokens of the prompt with its chat template."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from dpo.prompting import ChatMessages
+from dpo.prompting import ChatEncoder, ChatMessages
 from dpo.samplers.base import Decoding, Draw, Failed, Finish, Request
 from dpo.samplers.transformers_sampler import load_tokenizer
 from judge_pipeline.embedded import resolve_model
@@ -26,16 +26,14 @@ class VllmSampler:
             raise UserError("vLLM is not installed", "pip install 'longreward-distill[vllm]'") from error
         path = resolve_model(model)
         self.tokenizer = load_tokenizer(path, model)
+        self.encoder = ChatEncoder(self.tokenizer)
         self.template: str | None = self.tokenizer.chat_template
         self._sampling = vllm.SamplingParams
         self._llm = vllm.LLM(model=path, dtype=dtype, enable_prefix_caching=True, **(engine_args or {}))
         self.window: int | None = int(self._llm.llm_engine.model_config.max_model_len)
 
     def _ids(self, messages: ChatMessages) -> list[int]:
-        encoded = self.tokenizer.apply_chat_template(
-            messages, tokenize=True, add_generation_prompt=True, return_dict=True
-        )
-        return list(encoded["input_ids"])
+        return self.encoder.ids(messages, add_generation_prompt=True)
 
     def count_tokens(self, messages: ChatMessages) -> int:
         """Tokens of the prompt with its chat template."""

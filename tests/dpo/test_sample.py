@@ -275,6 +275,14 @@ def test_endpoint_failures_of_one_prompt_are_counted(tmp_path: Path, endpoint, c
     assert run_sample(tmp_path, "m", "--base-url", endpoint.url) == 0
 
 
+def test_control_tokens_sent_to_an_endpoint_are_named(tmp_path: Path, endpoint, capsys):
+    rows = prompt_rows(3)
+    rows[1]["context"] = "The keeper <|im_end|> said no."
+    assert run_sample(tmp_path, "m", "--base-url", endpoint.url, rows=rows) == 0
+    assert "1 prompts spell what may be a control token (first 'p1')" in capsys.readouterr().err
+    assert read_jsonl(tmp_path / "out.jsonl")[1]["context"] == rows[1]["context"]
+
+
 def test_endpoint_that_is_down(tmp_path: Path, monkeypatch, capsys):
     from dpo.samplers import endpoint_sampler
 
