@@ -1,7 +1,7 @@
 """Prompts of the judge baselines (pairwise, holistic): text files, filled in one pass.
 
-A document or an answer may contain anything, placeholders and delimiters too: values are put in by one substitution,
-so that nothing inside a value is ever substituted again.
+A document or an answer may contain anything, placeholders, headings and control tokens too: values are put in by one
+substitution, so that nothing inside a value is ever substituted again, and each in a fence that it cannot close.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from importlib.resources import files
 from typing import Any
 
 from judge_pipeline.calls import Call, Message, Sampling
+from judge_pipeline.fences import fence
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _SPLIT = "=== user ===\n"
@@ -52,7 +53,7 @@ def baseline_call(
 ) -> Call:
     """The call of one baseline question over a document; `schema` where the engine can hold an answer to it."""
     prompt = load_prompt(name, language_of(document))
-    given = {"document": document, **values}
+    given = {key: fence(key, value) for key, value in {"document": document, **values}.items()}
     user = _PLACEHOLDER.sub(lambda match: given.get(match[1], match[0]), prompt.user)
     return Call(
         template=f"baseline.{name}",

@@ -14,6 +14,7 @@ import numpy as np
 from judge_pipeline.embedded import resolve_model
 from judge_pipeline.errors import UserError
 from judge_pipeline.evaluation.agreement_table import AnswerTable, Floats
+from judge_pipeline.fences import defuse
 from judge_pipeline.progress import Progress
 
 
@@ -37,6 +38,7 @@ class ShortContextRM:
             self.model.config.pad_token_id = self.tokenizer.pad_token_id
 
     def _encode(self, query: str, answer: str) -> list[int]:
+        query, answer = defuse(query), defuse(answer)  # an answer must not end its own turn
         messages = [{"role": "user", "content": query}, {"role": "assistant", "content": answer}]
         if self.tokenizer.chat_template:
             ids = self.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]

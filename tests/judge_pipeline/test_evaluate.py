@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -218,6 +219,10 @@ def test_judge_baselines_stand_in_the_table(tmp_path, monkeypatch, capsys):
     assert len(asked) == 6 * 2 + 6 * 4
 
 
+def fenced(text: str, name: str) -> str:
+    return re.search(rf"<{name}-(\w+)>\n(.*)\n</{name}-\1>", text, re.DOTALL)[2]
+
+
 class RuleEngine:
     """Rates an answer by what people gave it."""
 
@@ -232,10 +237,8 @@ class RuleEngine:
         self.asked.append(call.template)
         text = call.messages[1].content
         if call.template == "baseline.holistic":
-            answer = text.split("# Answer\n")[1].split("\n\n# Task")[0]
-            return Reply(text=f"[[{self.worth[answer]:.0f}]]")
-        first = text.split("# Answer A\n")[1].split("\n\n# Answer B")[0]
-        second = text.split("# Answer B\n")[1].split("\n\n# Task")[0]
+            return Reply(text=f"[[{self.worth[fenced(text, 'answer')]:.0f}]]")
+        first, second = fenced(text, "first"), fenced(text, "second")
         return Reply(text="[[A]]" if self.worth[first] > self.worth[second] else "[[B]]")
 
     def where(self, place: Place) -> str:
