@@ -95,7 +95,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--eval-fraction",
         "0",
     ]
-    ok(dpo([*fit, "--max-steps", "1", "--gradient-accumulation-steps", "1", "--gradient-checkpointing"]))
+    ok(dpo([*fit, "--max-steps", "2", "--gradient-accumulation-steps", "1", "--gradient-checkpointing"]))
     return run
 
 

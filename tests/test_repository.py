@@ -81,3 +81,20 @@ def test_the_installed_commands_are_the_ones_promised():
     folder = Path(sys.executable).parent
     done = subprocess.run([folder / "dpo", "--version"], capture_output=True, text=True)
     assert done.stdout.startswith("dpo "), done.stderr
+
+
+def test_the_readme_names_every_file():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    files = [
+        path
+        for room in (*ROOMS, "scripts")
+        for path in (ROOT / room).rglob("*")
+        if path.suffix in (".py", ".sh")
+    ]
+    listed = {path.name for path in files if f"  {path.name} " in readme}
+    assert {path.name for path in files} - listed - {"__init__.py"} == set()
+    for line in readme.splitlines():
+        name = line.split(" ")[2] if line.startswith("  ") and line[2:3].isalpha() else ""
+        assert not name.endswith((".py", ".sh")) or name in listed, (
+            f"README.md lists {name}, which is not there"
+        )
