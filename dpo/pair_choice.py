@@ -32,7 +32,7 @@ class Rules:
     min_margin: float = 0.0
     keep_flagged: frozenset[str] = frozenset()
     weights: dict[str, float] | None = None
-    """Dimension weights for a reward made from scores; None takes the reward as it stands."""
+    """Dimension weights for a reward made from scores (others weigh 1); None takes the reward as it stands."""
     task_weights: dict[str, dict[str, float]] | None = None
     reference: str | None = None
     contrast_rejected: Literal["random", "worst"] = "random"
@@ -72,7 +72,7 @@ def reward_of(response: Response, task: str | None, rules: Rules) -> float | Non
     if weights is None:
         return response.reward
     scores: Scores = response.scores or {}
-    return weighted_reward(scores, weights)
+    return weighted_reward(scores, {name: weights.get(name, 1.0) for name in scores})
 
 
 def usable(prompt: Prompt, rules: Rules, counts: Counter[str]) -> list[Response]:

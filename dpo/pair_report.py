@@ -105,7 +105,7 @@ def deciding_dimensions(
             worse = (row["rejected_scores"] or {}).get(name)
             if better is None or worse is None:
                 continue
-            weight = (used or {}).get(name, 0.0) if used else 1.0
+            weight = (used or {}).get(name, 1.0)
             contributions[name] = weight * (better - worse)
             gaps.setdefault(name, []).append(better - worse)
             objects[name] += better < worse

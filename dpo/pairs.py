@@ -51,9 +51,11 @@ class PairsConfig(Config):
     )
     weights: dict[str, float] = Field(
         default_factory=dict,
-        description="dimension weights, faithfulness=2,…; none takes the rewards as they stand",
+        description="dimension weights, faithfulness=2,…; others weigh 1; none takes the rewards as they stand",
     )
-    task_weights: Path | None = Field(None, description="YAML or JSON file: task → dimension → weight")
+    task_weights: Path | None = Field(
+        None, description="YAML or JSON file: task → dimension → weight; others weigh 1"
+    )
     reference: str | None = Field(None, description="contrast: id or source of the given reference answer")
     contrast_rejected: Literal["random", "worst"] = Field(
         "random", description="contrast: which sampled answer"
@@ -66,6 +68,10 @@ class PairsConfig(Config):
     def _belong_together(self) -> PairsConfig:
         if (self.arm == "contrast") != (self.reference is not None):
             raise ValueError("--arm contrast and --reference go together")
+        if self.arm == "short-context-rm" and (self.weights or self.task_weights):
+            raise ValueError(
+                "--arm short-context-rm has one reward: --weights and --task-weights do not apply"
+            )
         if (self.mix is None) != (self.mix_proportion == 0):
             raise ValueError("--mix and --mix-proportion go together")
         if "duplicate" in self.keep_flagged or "empty" in self.keep_flagged:
@@ -93,6 +99,11 @@ def read_task_weights(path: Path | None) -> dict[str, dict[str, float]] | None:
 
 def rules_of(config: PairsConfig) -> Rules:
     """The selection's rules from the settings."""
+    task_weights = read_task_weights(config.task_weights)
+    for flag, weights in (("--weights", config.weights), *_by_task(task_weights)):
+        for name, weight in weights.items():
+            if not 0 <= weight < float("inf"):
+                raise UserError(f"{flag}: {name}={weight:g} is not a weight", "weights are numbers from 0 up")
     return Rules(
         arm=config.arm,
         every_pair=config.pairs == "all",
@@ -100,11 +111,35 @@ def rules_of(config: PairsConfig) -> Rules:
         min_margin=config.min_margin,
         keep_flagged=frozenset(config.keep_flagged),
         weights=config.weights or None,
-        task_weights=read_task_weights(config.task_weights),
+        task_weights=task_weights,
         reference=config.reference,
         contrast_rejected=config.contrast_rejected,
         seed=config.seed,
     )
+
+
+def _by_task(task_weights: dict[str, dict[str, float]] | None) -> list[tuple[str, dict[str, float]]]:
+    return [(f"--task-weights, task '{task}'", row) for task, row in (task_weights or {}).items()]
+
+
+def check_weights_used(rules: Rules, dimensions: set[str], tasks: set[str]) -> None:
+    """Name weights that weigh nothing in the file.
+
+    Args:
+        rules: with the weights.
+        dimensions: that some answer has a score of.
+        tasks: that some prompt has.
+
+    Raises:
+        UserError: a dimension has no score anywhere; a task that no prompt has is a warning.
+    """
+    for flag, weights in (("--weights", rules.weights or {}), *_by_task(rules.task_weights)):
+        for name in weights:
+            if name not in dimensions:
+                known = ", ".join(sorted(dimensions)) or "none"
+                raise UserError(f"{flag}: no answer has a score of '{name}'", f"dimensions here: {known}")
+    for task in sorted(set(rules.task_weights or {}) - tasks):
+        print(f"warning: --task-weights: no prompt has the task '{task}'", file=sys.stderr)
 
 
 def _with_labels(prompts: Iterator[Prompt], path: Path | None) -> Iterator[Prompt]:
@@ -205,11 +240,16 @@ def run(config: PairsConfig) -> int:
     rows: list[dict[str, Any]] = []
     decided_by: list[dict[str, float] | None] = []
     prompts = _with_labels(read_prompts(config.scored, need_responses=True), config.labels)
+    dimensions: set[str] = set()
+    tasks: set[str] = set()
     for prompt in prompts:
+        dimensions.update(name for response in prompt.responses for name in response.scores or {})
+        tasks.add(str((prompt.model_extra or {}).get("task")))
         for choice in choose(prompt, rules, counts):
             row = to_row(prompt, choice, config.arm)
             rows.append(row)
             decided_by.append(weights_for(row["task"], rules))
+    check_weights_used(rules, dimensions, tasks)
     if not rows:
         reasons = "\n  ".join(f"{name}: {count}" for name, count in sorted(counts.items()))
         raise UserError(

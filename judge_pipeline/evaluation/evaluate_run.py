@@ -1,6 +1,6 @@
 """The work behind `judge-pipeline evaluate`: read, ask the judge baselines, compare, write.
 
-In: settings. Out: `agreement.json`, `agreement.md`, `report.html`. `evaluate_human` is the pure part: scores and people's
+In: settings. Out: `agreement.json`, `agreement.md`, `report.html`, `weights.yaml`. `evaluate_human` is the pure part: scores and people's
 values in, plain data out.
 """
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from judge_pipeline.errors import UserError
 from judge_pipeline.evaluation import agreement_render as render
@@ -42,6 +43,10 @@ from judge_pipeline.html.page import encode_page
 from judge_pipeline.record_files import write_text
 from judge_pipeline.records import weighted_reward
 from judge_pipeline.run_dir import prepare_run_dir
+from judge_pipeline.weighting import resolve_weighting
+
+WEIGHTS = "weights.yaml"
+"""Fitted weights by data set or task, as `dpo pairs --task-weights` takes them; `all` are those of all pairs."""
 
 
 def evaluate_human(
@@ -137,12 +142,7 @@ def _raters(inputs: Inputs, bootstrap: DocumentBootstrap) -> dict[str, Any]:
 
 def reweigh(inputs: Inputs, weights: dict[str, float]) -> None:
     """Replace the reward by the weighted mean that `weights` asks for; dimensions not named keep weight 1."""
-    unknown = [name for name in weights if name not in inputs.dimensions]
-    if unknown:
-        raise UserError(
-            f"--weights: '{unknown[0]}' is no scored dimension (there are {', '.join(inputs.dimensions) or 'none'})"
-        )
-    full = {name: weights.get(name, 1.0) for name in inputs.dimensions}
+    full = resolve_weighting(weights, inputs.dimensions, "null").weights
     rows = np.stack([inputs.columns[name] for name in inputs.dimensions], axis=1)
     rewards = []
     for row in rows:
@@ -203,8 +203,11 @@ def _ask_judge(config: EvaluateConfig, table: AnswerTable) -> JudgeBaselines:
 
 
 def write_evaluation(output: Path, found: dict[str, Any], name: str) -> None:
-    """Write agreement.json, agreement.md and report.html."""
+    """Write agreement.json, agreement.md, report.html and, where weights could be fitted, `weights.yaml`."""
     write_text(output / "agreement.json", json.dumps(found, indent=1, ensure_ascii=False))
     tables = [render.markdown_table(result) for result in found["results"]]
     write_text(output / "agreement.md", "\n\n".join(tables) + "\n")
+    fitted = {part: row["weights"]["weights"] for part, row in found["dimensions"].items() if row["weights"]}
+    if fitted:
+        write_text(output / WEIGHTS, yaml.safe_dump(fitted, sort_keys=False, allow_unicode=True))
     write_text(output / "report.html", encode_page(evaluation_page(found, name)).decode())

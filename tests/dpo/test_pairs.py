@@ -112,21 +112,55 @@ def test_nothing_to_pair_says_why(tmp_path: Path, capsys):
     assert not output.exists()
 
 
-def test_weights_and_task_weights_make_the_reward(tmp_path: Path):
+def test_weights_and_task_weights_make_the_reward(tmp_path: Path, capsys):
     rows = scored_rows(2)
     for row in rows:
         for i, response in enumerate(row["responses"]):
             response["scores"]["completeness"] = 9.0 - i
     rows[1]["task"] = "summary"
     tasks = tmp_path / "tasks.yaml"
-    tasks.write_text("summary:\n  completeness: 1\n")
-    code, output = make(tmp_path, rows, "--weights", "faithfulness=1", "--task-weights", str(tasks))
+    rest = "helpfulness: 0\n  logicality: 0"
+    tasks.write_text(f"summary:\n  completeness: 1\n  faithfulness: 0\n  {rest}\nother:\n  completeness: 2\n")
+    weights = "helpfulness=0,logicality=0,completeness=0"
+    code, output = make(tmp_path, rows, "--weights", weights, "--task-weights", str(tasks))
     assert code == 0
+    assert "no prompt has the task 'other'" in capsys.readouterr().err
     pairs = read_jsonl(output)
     assert (pairs[0]["chosen_id"], pairs[0]["chosen_reward"]) == ("sample-4", 7.0)
     assert (pairs[1]["chosen_id"], pairs[1]["chosen_reward"]) == ("sample-0", 9.0)
     report = json.loads(Path(f"{output}.report.json").read_text())["decided_by"]
     assert (report["faithfulness"]["decides"], report["completeness"]["decides"]) == (1, 1)
+
+
+def test_dimensions_without_a_weight_weigh_1_as_in_every_command(tmp_path: Path):
+    rows = scored_rows(1)
+    for i, response in enumerate(rows[0]["responses"]):
+        response["scores"] = dict(zip(DIMENSIONS, (9.0 - 2 * i, 5.0, 3.0 + i, 5.0), strict=True))
+    _, output = make(tmp_path, rows, "--weights", "helpfulness=0.25")
+    pair = read_jsonl(output)[0]
+    assert pair["chosen_id"] == "sample-4"
+    assert pair["chosen_reward"] == pytest.approx((0.25 * 1 + 5 + 7 + 5) / 3.25)
+    _, output = make(tmp_path, rows, "--weights", "helpfulness=1")
+    assert read_jsonl(output)[0]["chosen_id"] == "sample-0"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--weights", "faithfullness=2"), "no answer has a score of 'faithfullness'"),
+        (("--weights", "faithfulness=-1"), "is not a weight"),
+        (("--task-weights", "TASKS"), "--task-weights, task 'summary': no answer has a score of 'wit'"),
+        (("--arm", "short-context-rm", "--weights", "faithfulness=2"), "do not apply"),
+    ],
+)
+def test_weights_that_weigh_nothing_are_named(tmp_path: Path, capsys, flags: tuple[str, ...], words: str):
+    (tmp_path / "TASKS").write_text("summary:\n  wit: 1\n")
+    code, output = make(
+        tmp_path, scored_rows(1), *(str(tmp_path / flag) if flag == "TASKS" else flag for flag in flags)
+    )
+    assert code == 2
+    assert words in capsys.readouterr().err
+    assert not output.exists()
 
 
 def test_labels_of_a_run_replace_rewards(tmp_path: Path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from judge_pipeline.calls import Call, Reply
 from judge_pipeline.config import main
@@ -161,7 +162,7 @@ def test_what_cannot_be_compared_is_said(files, tmp_path, capsys):
     assert "no judgement by people" in capsys.readouterr().err
     assert run(labels, "--output", tmp_path / "o2") == 2
     assert "--prompts FILE" in capsys.readouterr().err
-    with pytest.raises(UserError, match="no scored dimension"):
+    with pytest.raises(UserError, match="not labelled"):
         reweigh(read_inputs(labels, [people]), {"charm": 2.0})
 
 
@@ -248,3 +249,19 @@ class RuleEngine:
         return 4
 
     async def close(self) -> None: ...
+
+
+def test_fitted_weights_can_be_handed_on(files, tmp_path, capsys):
+    people, labels = files
+    assert run(labels, "--prompts", people, "--output", tmp_path / "out", "--bootstrap", "20") == 0
+    found = json.loads((tmp_path / "out" / "agreement.json").read_text())
+    fitted = found["dimensions"]["all"]["weights"]
+    assert yaml.safe_load((tmp_path / "out" / "weights.yaml").read_text()) == {"all": fitted["weights"]}
+    words = [labels, "--prompts", people, "--bootstrap", "20", *fitted["flag"].split()]
+    assert run(*words, "--output", tmp_path / "again") == 0
+    again = json.loads((tmp_path / "again" / "agreement.json").read_text())
+    accuracy = [
+        next(row for row in result["rows"] if row["name"] == "judge")["within"]["pairs"]["value"]
+        for result in (found["results"][-1], again["results"][-1])
+    ]
+    assert accuracy[1] >= accuracy[0]  # on the pairs they were fitted to
