@@ -7,8 +7,9 @@ for `judge-pipeline label`; beside it a JSON file with every prompt's uncertaint
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import Field
@@ -21,8 +22,10 @@ from judge_pipeline.records import Prompt
 from judge_pipeline.run_dir import EXISTING_HELP, Existing, prepare_run_file
 from reward_model.active import HEADS, Floats, Labelled, choose, rank_prompts
 from reward_model.active_features import answer_features
+from reward_model.batches import Overflow
 from reward_model.data import Example, load_examples, usable
-from reward_model.scorer import TOKEN_BUDGET, RewardModel
+from reward_model.guards import SCORING_KNOBS, explain_out_of_memory
+from reward_model.scorer import TOKEN_BUDGET, RewardModel, SharedPrefix
 
 
 class ProposeConfig(Config):
@@ -43,11 +46,48 @@ class ProposeConfig(Config):
         None, ge=1, description="most prompts over one document; default: spread as evenly as the pool allows"
     )
     heads: int = Field(HEADS, ge=2, description="heads in the ensemble")
+    overflow: Overflow = Field(
+        "error",
+        description="prompts over the window: error, or skip and count them",
+        json_schema_extra={"identity": False},
+    )
+    shared_prefix: SharedPrefix = Field(
+        "on",
+        description="read a document once for all answers, or off for models that cannot",
+        json_schema_extra={"identity": False},
+    )
     token_budget: int = Field(
         TOKEN_BUDGET, ge=1, description="tokens read at once", json_schema_extra={"identity": False}
     )
     seed: int = Field(0, description="of the resamples")
     existing: Existing = Field("refuse", description=EXISTING_HELP, json_schema_extra={"identity": False})
+
+
+Item = TypeVar("Item", Example, Prompt)
+
+
+def _texts(item: Example | Prompt) -> list[str]:
+    return [answer if isinstance(answer, str) else answer.text for answer in item.responses]
+
+
+def within_window(model: RewardModel, items: Sequence[Item], overflow: Overflow, kind: str) -> list[Item]:
+    """The prompts that fit the model's window with their longest answer; says how many do not.
+
+    Raises:
+        UserError: some do not fit and `overflow` is "error", or none does.
+    """
+    lengths = [model.encode(item.context, item.query, _texts(item)).shape.longest for item in items]
+    kept = [item for item, length in zip(items, lengths, strict=True) if length <= model.max_length]
+    over = len(items) - len(kept)
+    if over and (overflow == "error" or not kept):
+        raise UserError(
+            f"{over} of {len(items)} {kind} prompts are longer than the model's window of {model.max_length} tokens; "
+            f"the longest has {max(lengths)}",
+            "leave them out with --overflow skip; documents are never cut" if kept else "",
+        )
+    if over:
+        print(f"{over} of {len(items)} {kind} prompts are longer than the window, left out")
+    return kept
 
 
 def _features(
@@ -63,7 +103,7 @@ def _features(
 
 def labelled_features(model: RewardModel, examples: list[Example], budget: int) -> Labelled:
     """Features and targets of all labelled answers."""
-    texts = [(item.context, item.query, list(item.responses)) for item in examples]
+    texts = [(item.context, item.query, _texts(item)) for item in examples]
     features = np.concatenate(_features(model, texts, budget, "labelled prompts"))
     targets = np.concatenate([item.targets_N_D for item in examples]).astype(np.float64)
     documents = [item.document_id for item in examples for _ in item.responses]
@@ -75,7 +115,7 @@ def propose(
 ) -> tuple[list[int], Floats]:
     """(positions of the chosen prompts in `pool`, uncertainty of every prompt of `pool`)."""
     labelled = labelled_features(model, examples, config.token_budget)
-    texts = [(item.context, item.query, [answer.text for answer in item.responses]) for item in pool]
+    texts = [(item.context, item.query, _texts(item)) for item in pool]
     features = _features(model, texts, config.token_budget, "pool")
     uncertainty = rank_prompts(labelled, features, config.heads, config.seed)
     documents = [prompt.document_id for prompt in pool]
@@ -94,8 +134,11 @@ def run(config: ProposeConfig) -> int:
         raise UserError(f"{config.labels} holds no labelled answer to learn from")
     run_file = config.output.with_suffix(config.output.suffix + ".run.yaml")
     prepare_run_file(run_file, config.output, config, "reward-model propose", config.existing, [config.pool])
-    model = RewardModel.from_pretrained(config.model)
-    chosen, uncertainty = propose(model, examples, pool, config)
+    with explain_out_of_memory("reading prompts", SCORING_KNOBS):
+        model = RewardModel.from_pretrained(config.model, shared_prefix=config.shared_prefix)
+        examples = within_window(model, examples, config.overflow, "labelled")
+        pool = within_window(model, pool, config.overflow, "unlabelled")
+        chosen, uncertainty = propose(model, examples, pool, config)
     write_records(config.output, (pool[position] for position in chosen))
     ranking: list[dict[str, Any]] = [
         {"prompt_id": pool[i].id, "document_id": pool[i].document_id, "uncertainty": float(uncertainty[i])}

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from reward_model.active import Floats
-from reward_model.attention import shared_forward, unwrap
+from reward_model.attention import hidden_one_by_one, shared_forward
 from reward_model.chunked import chunked_hidden
 from reward_model.layout import join_ids
 from reward_model.scorer import TOKEN_BUDGET, RewardModel
@@ -29,14 +29,7 @@ def answer_features(
     encoded = model.encode(context, query, responses)
     model._check_length(encoded, 0)
     if model.shared == "off":
-        inner = unwrap(model.model)
-        rows = [
-            inner.base_model(
-                input_ids=torch.tensor([encoded.prefix + answer], device=model.device), use_cache=False
-            ).last_hidden_state[0, -1]
-            for answer in encoded.answers
-        ]
-        hidden = torch.stack(rows)
+        hidden = hidden_one_by_one(model.model, encoded.prefix, encoded.answers)
     elif encoded.shape.total > token_budget:
         hidden = chunked_hidden(model.model, encoded.prefix, encoded.answers, token_budget)
     else:

@@ -26,7 +26,7 @@ longest sequence of the batch all raise ``UserError``. ``exactness`` holds the c
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -135,6 +135,23 @@ def shared_forward(
             input_ids=input_ids, position_ids=layout.position_ids(input_ids.device), use_cache=False
         )
     return out.last_hidden_state[0]
+
+
+def hidden_one_by_one(
+    model: nn.Module, prefix: Sequence[int], answers: Sequence[Sequence[int]]
+) -> torch.Tensor:
+    """Final hidden states ``(N, H)`` at each answer's last token, every answer in a sequence of its own.
+
+    What a shared prefix must equal, and what runs for models that cannot share one.
+    """
+    inner = unwrap(model)
+    rows = [
+        inner.base_model(
+            input_ids=torch.tensor([[*prefix, *answer]], device=inner.device), use_cache=False
+        ).last_hidden_state[0, -1]
+        for answer in answers
+    ]
+    return torch.stack(rows)
 
 
 def unwrap(model: nn.Module) -> PreTrainedModel:

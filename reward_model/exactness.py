@@ -13,7 +13,13 @@ import torch
 from torch import nn
 
 from judge_pipeline.errors import UserError
-from reward_model.attention import ONE_BY_ONE, enable_shared_prefix, shared_forward, unwrap
+from reward_model.attention import (
+    ONE_BY_ONE,
+    enable_shared_prefix,
+    hidden_one_by_one,
+    shared_forward,
+    unwrap,
+)
 from reward_model.chunked import chunked_hidden
 from reward_model.layout import join_ids
 
@@ -92,7 +98,7 @@ def verify_exact(model: nn.Module, prefix: int = 48, chunked: bool = False) -> f
     try:
         input_ids, layout = join_ids(prompts, device)
         shared = shared_forward(model, input_ids, layout)[layout.score_index(device)]
-        alone = torch.stack([_alone(inner, ids + answer) for ids, answers in prompts for answer in answers])
+        alone = torch.cat([hidden_one_by_one(model, ids, answers) for ids, answers in prompts])
         error = _distance(shared, alone)
         if chunked:
             pieces = [chunked_hidden(model, ids, answers, chunk=17) for ids, answers in prompts]
@@ -108,11 +114,6 @@ def verify_exact(model: nn.Module, prefix: int = 48, chunked: bool = False) -> f
             hint=ONE_BY_ONE,
         )
     return error
-
-
-def _alone(inner: Any, ids: list[int]) -> torch.Tensor:
-    out = inner.base_model(input_ids=torch.tensor([ids], device=inner.device), use_cache=False)
-    return out.last_hidden_state[0, -1]
 
 
 def _distance(shared: torch.Tensor, alone: torch.Tensor) -> float:

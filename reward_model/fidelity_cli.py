@@ -34,8 +34,9 @@ from reward_model.fidelity_inputs import (
     second_columns,
 )
 from reward_model.fidelity_report import fidelity_page, markdown_report, terminal_report
+from reward_model.guards import SCORING_KNOBS, explain_out_of_memory
 from reward_model.learning_curve import LEARNING_CURVE
-from reward_model.scorer import TOKEN_BUDGET, RewardModel
+from reward_model.scorer import TOKEN_BUDGET, RewardModel, SharedPrefix
 
 
 class EvaluateConfig(Config):
@@ -59,6 +60,11 @@ class EvaluateConfig(Config):
         description="auto: only documents the model was not trained on, when it learnt from these labels; all",
     )
     overflow: Overflow = Field("error", description="prompts over the window: error, or skip and count them")
+    shared_prefix: SharedPrefix = Field(
+        "on",
+        description="read a document once for all answers, or off for models that cannot",
+        json_schema_extra={"identity": False},
+    )
     embedding_model: str = Field("minilm", description="model of the similarity baselines, or `none`")
     card: bool = Field(
         True,
@@ -78,10 +84,11 @@ def _score(config: EvaluateConfig, reference: Reference) -> tuple[AnswerTable, d
     if config.scores is not None:
         table = reference.table()
         return table, scored_columns(config.scores, table)
-    model = RewardModel.from_pretrained(config.model)
-    fit_window(reference, model, config.overflow)
-    table = reference.table(lambda prompt: len(model.render(prompt.context, prompt.query)), "tokens")
-    return table, model_columns(model, table, config.token_budget)
+    with explain_out_of_memory("scoring", SCORING_KNOBS):
+        model = RewardModel.from_pretrained(config.model, shared_prefix=config.shared_prefix)
+        fit_window(reference, model, config.overflow)
+        table = reference.table(lambda prompt: len(model.render(prompt.context, prompt.query)), "tokens")
+        return table, model_columns(model, table, config.token_budget)
 
 
 def write_scored(path: Path, table: AnswerTable, columns: dict[str, Floats]) -> None:

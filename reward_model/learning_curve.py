@@ -31,7 +31,7 @@ from reward_model.fidelity import evaluate_scores, summary_figures
 from reward_model.fidelity_inputs import Reference, fit_window, model_columns, read_reference
 from reward_model.model import MANIFEST
 from reward_model.objective import LossName
-from reward_model.scorer import RewardModel
+from reward_model.scorer import RewardModel, SharedPrefix
 from reward_model.splits import hash_fraction, split_by_document
 from reward_model.train_config import TrainConfig
 
@@ -63,6 +63,9 @@ class LearningCurveConfig(Config):
     max_length: int | None = Field(None, ge=1, description="longest sequence; default: the model's window")
     overflow: Literal["error", "skip"] = Field(
         "error", description="prompts over the window: error, or skip and count them"
+    )
+    shared_prefix: SharedPrefix = Field(
+        "on", description="as in train", json_schema_extra={"identity": False}
     )
     bootstrap: int = Field(1000, ge=10, description="resamples of the documents for the 95% intervals")
     seed: int = Field(0, description="of the split, the subsets and training")
@@ -120,7 +123,7 @@ def measure(
     config: LearningCurveConfig, reference: Reference, held_out: Sequence[str], model_dir: Path
 ) -> dict[str, Any]:
     """Fidelity of one model on the held-out prompts, as `evaluate_scores` gives it."""
-    model = RewardModel.from_pretrained(model_dir)
+    model = RewardModel.from_pretrained(model_dir, shared_prefix=config.shared_prefix)
     held = Reference(list(reference.prompts), reference.groups, reference.labels, reference.files)
     held.keep(held_out)
     fit_window(held, model, config.overflow)

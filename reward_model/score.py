@@ -191,7 +191,8 @@ def score_file(config: ScoreConfig) -> Summary:
     if wanted <= done and not part.is_file():
         print(f"{config.output} holds all {len(wanted)} prompts scored: nothing to do")
         return summary
-    engine = make_engine(config)
+    with explain_out_of_memory("loading the model", SCORING_KNOBS):
+        engine = make_engine(config)
     started, seconds, tokens = time.monotonic(), summary.seconds, summary.tokens_read
     try:
         with explain_out_of_memory("scoring", SCORING_KNOBS), JsonlAppender(part) as file:
@@ -259,7 +260,8 @@ def _refuse_overflow(config: ScoreConfig, manifest: Manifest) -> None:
     for prompt in read_prompts(config.prompts):
         texts = _texts(prompt)
         # A token is at least one byte long, so short texts need not be tokenised to be known to fit.
-        size = len(prompt.context.encode()) + len(prompt.query.encode()) + max(map(_size, texts), default=0)
+        sizes = [len(text.encode()) for text in texts]
+        size = len(prompt.context.encode()) + len(prompt.query.encode()) + max(sizes, default=0)
         if not texts or size + FORMAT_TOKENS < manifest.max_length:
             continue
         answers = [len(renderer.answer_ids(text)) for text in texts]
@@ -278,10 +280,6 @@ def _refuse_overflow(config: ScoreConfig, manifest: Manifest) -> None:
 
 FORMAT_TOKENS = 256
 """More than any chat template puts around a prompt and an answer."""
-
-
-def _size(text: str) -> int:
-    return len(text.encode())
 
 
 def _score_all(

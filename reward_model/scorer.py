@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from judge_pipeline.errors import UserError
-from reward_model.attention import shared_forward, unwrap
+from reward_model.attention import hidden_one_by_one, shared_forward, unwrap
 from reward_model.chunked import chunked_hidden
 from reward_model.exactness import prepare_shared_prefix
 from reward_model.head import apply_head
@@ -199,11 +199,6 @@ class RewardModel:
             yield np.asarray(piece)
 
     def _one_by_one(self, prompt: EncodedPrompt) -> np.ndarray:
-        inner = unwrap(self.model)
         self.tokens_read += prompt.shape.total_one_by_one
-        rows = []
-        for answer in prompt.answers:
-            ids = torch.tensor([prompt.prefix + answer], device=self.device)
-            hidden = inner.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, -1]
-            rows.append(apply_head(self.model, hidden))
-        return torch.cat(rows).cpu().numpy()
+        hidden = hidden_one_by_one(self.model, prompt.prefix, prompt.answers)
+        return apply_head(self.model, hidden).cpu().numpy()

@@ -146,6 +146,15 @@ def test_the_command_writes_prompts_ready_to_label(label_run, tiny_base, tmp_pat
     assert chosen[0].id == ranking[0]["prompt_id"]
     assert len(ranking) == 8
     assert "judge-pipeline label" in capsys.readouterr().out
+    # Over the window: an error that says how many, or left out and counted.
+    pool[3]["context"] *= 40
+    write_records(tmp_path / "pool.jsonl", pool)
+    again = [str(word) for word in words] + ["--existing", "replace"]
+    assert main("reward-model", COMMANDS, again) == 2
+    assert "1 of 8 unlabelled prompts are longer than the model's window" in capsys.readouterr().err
+    assert main("reward-model", COMMANDS, [*again, "--overflow", "skip", "--shared-prefix", "off"]) == 0
+    assert "1 of 8 unlabelled prompts" in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "next.uncertainty.json").read_text())) == 7
     # The features are what the model's own head sees: its head on them gives its scores.
     model = RewardModel.from_pretrained(tiny_model)
     texts = [item["text"] for item in pool[0]["responses"]]
