@@ -60,6 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `reward-model`; returns the exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
     available = (DOCTOR,) if words[:1] == ["doctor"] else commands()
+    if available != (DOCTOR,):
+        from reward_model.guards import show_log
+
+        show_log()
     return run_main("reward-model", available, words, DESCRIPTION)
 
 

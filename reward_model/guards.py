@@ -1,11 +1,13 @@
 """Turning the machine's refusals into advice: out of memory names the settings that help, in order of effect.
 
-Also here: keeping a log file free of other libraries' progress bars.
+Also here: what goes to the terminal, which is our own log but not other libraries' progress bars.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -48,6 +50,19 @@ def explain_out_of_memory(doing: str, knobs: Sequence[str]) -> Iterator[None]:
         raise UserError(
             f"out of memory while {doing} ({first})", "turn one of these:\n    - " + "\n    - ".join(knobs)
         ) from error
+
+
+class _Stderr(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
+
+
+def show_log() -> None:
+    """Print what our log says, the attention back end above all, on stderr; the first process speaks for all."""
+    log = logging.getLogger("reward_model")
+    if not any(isinstance(handler, _Stderr) for handler in log.handlers):
+        log.addHandler(_Stderr())
+    log.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
 
 
 def quiet_loading() -> None:
