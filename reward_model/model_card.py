@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from reward_model.fidelity_card import fidelity_section
 from reward_model.model import Manifest
 
 
@@ -103,9 +104,7 @@ points = model.score(context, query, [answer_1, answer_2])  # (2, {len(manifest.
 It is a plain `AutoModelForSequenceClassification` with `problem_type="regression"`; the outputs are the points. The
 text of a prompt is laid out as `reward_model.json` says.
 
-## Fidelity
-
-{_fidelity(facts)}
+{fidelity_section(_fidelity(facts))}
 
 ## Training
 

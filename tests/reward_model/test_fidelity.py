@@ -17,13 +17,17 @@ from judge_pipeline.records import DIMENSIONS, Prompt
 from judge_pipeline.run_dir import file_digest
 from reward_model.data import load_examples
 from reward_model.fidelity import evaluate_scores, summary_figures
+from reward_model.fidelity_card import card_with_fidelity
 from reward_model.fidelity_cli import COMMANDS
 from reward_model.fidelity_inputs import drop_training_documents, read_reference
-from reward_model.model import load_backbone_for_rm, save_reward_model
+from reward_model.model import Manifest, load_backbone_for_rm, save_reward_model
+from reward_model.model_card import CardFacts, render_card
+from reward_model.prompt_format import PromptFormat
 from reward_model.scorer import RewardModel
 from reward_model.splits import split_by_document
 
 RNG = np.random.default_rng(11)
+FORMAT = PromptFormat(head="", middle="", end="</s>")
 
 
 def prompt_rows(documents: int = 6) -> list[dict]:
@@ -139,6 +143,19 @@ def test_the_card_gets_the_tables_once(run_dir, tiny_model, tmp_path):
     assert (run_dir / "o2" / "fidelity.md").read_text().strip() in card
     assert evaluate(copy, run_dir / "labels", "--output", run_dir / "o3", "--no-card", "--seed", "5") == 0
     assert (copy / "README.md").read_text() == card
+
+
+def test_an_evaluation_takes_the_place_of_the_figures_of_training():
+    facts = CardFacts(
+        Manifest(max_length=8, prompt_format=FORMAT, base_model="b"), {}, {}, 1, 2, 0, 0, {"seed": 3}
+    )
+    card = render_card(facts)
+    assert "No documents were held out" in card
+    measured = card_with_fidelity(card, "| a \\1 | b |", "labels")
+    assert measured.count("## Fidelity") == 1
+    assert "No documents were held out" not in measured
+    assert measured.index("## Use") < measured.index("| a \\1 | b |") < measured.index("## Training")
+    assert card_with_fidelity(measured, "| c |", "labels").count("## Fidelity") == 1
 
 
 def test_training_documents_are_left_out(run_dir, tiny_model, tmp_path):
