@@ -1,19 +1,26 @@
 """What happens beside a training step: the metrics file, the progress line, a clean stop.
 
-In: the Trainer's events. Out: `metrics.jsonl` (a line a log or evaluation), progress on the terminal, and a
+In: the Trainer's events. Out: a stop where nothing gets better, `metrics.jsonl` (a line a log or evaluation), progress on the terminal, and a
 checkpoint when the user presses Ctrl-C, so that the next run goes on from there.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import signal
 import threading
 import types
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from judge_pipeline.progress import Progress
 from judge_pipeline.record_files import JsonlAppender, write_records
@@ -63,6 +70,42 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     return [json.loads(line) for line in lines if line.strip()]
+
+
+class EarlyStop(EarlyStoppingCallback):
+    """Stops after `patience` evaluations without a better one; a resumed run counts those before its checkpoint.
+
+    A run that was to stop, and was killed before its model was saved, takes one step (the Trainer cannot take none),
+    which is neither measured nor saved: the best checkpoint stays the best.
+    """
+
+    def __init__(self, patience: int) -> None:
+        super().__init__(patience)
+        self._over = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Count what the checkpoint's log tells."""
+        super().on_train_begin(args, state, control, **kwargs)
+        best = math.inf
+        self.early_stopping_patience_counter = 0
+        for loss in (row["eval_loss"] for row in state.log_history if "eval_loss" in row):
+            self.early_stopping_patience_counter = (
+                0 if loss < best else self.early_stopping_patience_counter + 1
+            )
+            best = min(best, loss)
+        self._over = self.early_stopping_patience_counter >= self.early_stopping_patience
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """End a run that was over."""
+        if self._over:
+            control.should_training_stop = True
+            control.should_save = control.should_evaluate = control.should_log = False
+
+    on_epoch_end = on_step_end
 
 
 class ProgressLine(TrainerCallback):

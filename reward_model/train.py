@@ -17,13 +17,14 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
+from transformers.integrations import TensorBoardCallback
 
 from judge_pipeline.errors import UserError
 from judge_pipeline.run_dir import prepare_run_dir
 from reward_model.attention import unwrap
 from reward_model.batches import over_budget, token_batches
-from reward_model.callbacks import MetricsFile, ProgressLine, StopOnInterrupt
+from reward_model.callbacks import EarlyStop, MetricsFile, ProgressLine, StopOnInterrupt
 from reward_model.finish import CHECKPOINTS, finish
 from reward_model.guards import TRAINING_KNOBS, explain_out_of_memory, quiet_loading
 from reward_model.model import MANIFEST, Backbone
@@ -69,7 +70,8 @@ def training_arguments(config: TrainConfig, has_held_out: bool, warmup: int) -> 
         logging_steps=config.log_steps,
         logging_nan_inf_filter=False,  # a loss that is not finite must stop the run, not be hidden
         include_num_input_tokens_seen="all",
-        report_to=config.report_to,
+        report_to="none" if config.report_to == "tensorboard" else config.report_to,
+        project="reward-model",  # trackio's
         run_name=config.output.name,
         seed=config.seed,
         remove_unused_columns=False,
@@ -90,6 +92,13 @@ def check_tracker(name: str) -> None:
     """Raise UserError when the tracker asked for is not installed."""
     if name != "none" and importlib.util.find_spec(name) is None:
         raise UserError(f"--report-to {name}: {name} is not installed", f"pip install {name}")
+
+
+def tensorboard(folder: Path) -> TrainerCallback:
+    """TensorBoard's files in a folder that stays; the Trainer would put them among the checkpoints."""
+    callback = TensorBoardCallback()
+    callback.logging_dir = str(folder)
+    return callback
 
 
 def say(*parts: object) -> None:
@@ -171,7 +180,9 @@ def fit(
         )
     callbacks: list[Any] = [MetricsFile(config.output / "metrics.jsonl"), ProgressLine(), stop]
     if config.early_stopping and held_out:
-        callbacks.append(EarlyStoppingCallback(config.early_stopping))
+        callbacks.append(EarlyStop(config.early_stopping))
+    if config.report_to == "tensorboard":
+        callbacks.append(tensorboard(config.output / "tensorboard"))
     trainer = RewardTrainer(
         backbone.model,
         training_arguments(

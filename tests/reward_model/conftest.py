@@ -13,6 +13,7 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from judge_pipeline.record_files import write_records
 from judge_pipeline.records import DIMENSIONS
 
 TEMPLATE = (
@@ -136,6 +137,22 @@ def label_run(tmp_path: Path) -> LabelRun:
         return write_label_run(tmp_path / "data", **kwargs)
 
     return build
+
+
+@pytest.fixture
+def contrary_labels(tmp_path: Path) -> dict[str, Path]:
+    """Held-out labels that praise what training learns to punish: the more is learnt, the worse they are met."""
+    folder = tmp_path / "contrary"
+    prompts, labels = make_prompts(4, answers=4, seed=5), []
+    for row in prompts:
+        row |= {name: f"other {row[name]}" for name in ("id", "document_id", "context")}
+        for response in row["responses"]:
+            scores = {name: 10 - value for name, value in scores_of(response["text"]).items()}
+            ids = {"prompt_id": row["id"], "response_id": response["id"]}
+            labels.append(ids | {"scores": scores, "reward": None, "status": "labelled"})
+    write_records(folder / "prompts.jsonl", prompts)
+    write_records(folder / "labels.jsonl", labels)
+    return {"eval_labels": folder / "labels.jsonl", "eval_prompts": folder / "prompts.jsonl"}
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from reward_model.callbacks import ProgressLine, read_metrics
 from reward_model.model import MANIFEST, load_reward_model
@@ -81,3 +82,52 @@ def test_metrics_of_a_torn_file_are_read(tmp_path):
     file = tmp_path / "metrics.jsonl"
     file.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
     assert read_metrics(file) == [{"step": 1, "loss": 2.0}]
+
+
+def held_out_losses(path: Path) -> dict[int, float]:
+    return {
+        row["step"]: row["eval_loss"] for row in read_metrics(path / "metrics.jsonl") if "eval_loss" in row
+    }
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_training_stops_early_with_the_best_checkpoint_whenever_it_was_interrupted(
+    label_run, contrary_labels, tiny_base, tmp_path, monkeypatch, method
+):
+    run = label_run(count=14, answers=4)
+    changes = {
+        "method": method,
+        "epochs": 9,
+        "early_stopping": 2,
+        "learning_rate": 1e-2,
+        "loss": "regression",
+    }
+    changes |= contrary_labels | {"keep_checkpoints": True}
+    whole = train(settings(run, tiny_base, tmp_path / "whole", **changes))
+    losses = held_out_losses(whole)
+    *_, best, _, last = losses  # two evaluations without a better one end the run
+    assert len(losses) < 9
+    assert min(losses, key=lambda step: losses[step]) == best
+    weights = load_reward_model(whole).model.state_dict()
+    if method == "full":
+        saved = load_file(whole / "checkpoints" / f"checkpoint-{best}" / "model.safetensors")
+        assert all(torch.equal(weights[name], value) for name, value in saved.items())
+
+    # Stopped after the first of the two: it still counts.
+    config = settings(run, tiny_base, tmp_path / "stopped", **changes)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, last - 1)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    train(config)
+    # Killed when training was over and the model not yet saved.
+    killed = config.model_copy(update={"output": tmp_path / "killed"})
+    with monkeypatch.context() as patch:
+        patch.setattr("reward_model.train.finish", lambda *_: None)
+        train(killed)
+    assert not (killed.output / MANIFEST).exists()
+    train(killed)
+    for path in (config.output, killed.output):
+        assert held_out_losses(path) == losses
+        again = load_reward_model(path).model.state_dict()
+        assert all(torch.equal(again[name], value) for name, value in weights.items())
