@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,6 @@ from reward_model.model import MANIFEST, load_reward_model, read_manifest
 from reward_model.scorer import RewardModel
 from reward_model.train import train
 from reward_model.train_config import TrainConfig
-from reward_model.trainer import RewardTrainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -269,19 +267,19 @@ def test_documents_over_the_window(label_run, tiny_base, tmp_path, capsys):
     assert "2 prompts over the window were left out" in (out / "README.md").read_text()
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_batch_named(label_run, tiny_base, tmp_path, monkeypatch):
-    run = label_run(count=4)
-    broken = tmp_path / "broken"
-    shutil.copytree(tiny_base, broken)
-    model = AutoModelForSequenceClassification.from_pretrained(broken)
-    with torch.no_grad():
-        model.model.layers[1].mlp.up_proj.weight[:] = 1e30  # overflows in the forward pass
-    monkeypatch.setattr("reward_model.train.share_prefix", lambda model: None)
-    original = RewardTrainer.predict_points
-    monkeypatch.setattr(RewardTrainer, "predict_points", lambda *a: original(*a) * float("nan"))
-    with pytest.raises(UserError, match=r"the loss is nan at step 1, in the batch of prompts: p\d"):
-        train(settings(run, tiny_base, tmp_path / "out", method="full", head_init="none"))
+def test_a_loss_that_is_not_finite_stops_with_the_batch_named(label_run, tiny_base, tmp_path):
+    """One step of this size, and the weights overflow in the next forward pass."""
+    changes = {"method": "full", "learning_rate": 1e30, "warmup": 0, "token_budget": 400}
+    config = settings(label_run(count=14), tiny_base, tmp_path / "out", **changes)
+    with pytest.raises(UserError, match=r"the loss is nan at step 2, in the batch of prompts: p\d+"):
+        train(config)
     assert not (tmp_path / "out" / MANIFEST).exists()
+    # One step an epoch: the held-out prompts meet these weights first.
+    other = config.model_copy(update={"token_budget": 10_000, "output": tmp_path / "other"})
+    with pytest.raises(
+        UserError, match=r"the held-out loss is nan at step \d, in the batch of prompts: p\d+"
+    ):
+        train(other)
 
 
 def test_out_of_memory_names_the_knobs():
