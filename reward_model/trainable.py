@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from judge_pipeline.errors import UserError
-from reward_model.attention import shared_forward, unwrap
+from reward_model.attention import hidden_one_by_one, shared_forward, unwrap
 from reward_model.batches import Encoded, token_batches
 from reward_model.exactness import prepare_shared_prefix
 from reward_model.head import initialise_head, score_weight
@@ -80,6 +80,11 @@ def _with_adapter(model: nn.Module, config: TrainConfig) -> nn.Module:
 
     if config.method == "qlora":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # `fit` does that
+        layers: Iterable[Any] = model.modules()
+        for module in layers:
+            # bitsandbytes packs weights at the first evaluation on such a CPU, and has no gradient through them.
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
     targets: Any = "all-linear" if config.lora.targets == ["all-linear"] else config.lora.targets
     adapted = get_peft_model(
         model,
@@ -135,7 +140,7 @@ def start_head(backbone: Backbone, items: Sequence[Encoded], config: TrainConfig
     """Start the head at the labels' mean or at a probe of them; says in words what was done."""
     how = config.head_init
     if how == "auto":
-        how = "none" if weights_are_sharded() or config.shared_prefix == "off" else "mean"
+        how = "none" if weights_are_sharded() else "mean"
     if how == "none":
         return "head starts at random"
     targets = np.concatenate([item.targets_N_D for item in items])
@@ -144,21 +149,23 @@ def start_head(backbone: Backbone, items: Sequence[Encoded], config: TrainConfig
         mean = np.nanmean(targets, axis=0) if has_targets else np.full(targets.shape[1], MIDDLE)
         items = sorted(items, key=lambda item: item.shape.total)[:MEAN_PROMPTS]
         targets = np.tile(mean, (sum(len(item.answers) for item in items), 1))
-    features = features_of(backbone.model, items, budget, config.device)
+    features = features_of(backbone.model, items, budget, config)
     error = initialise_head(backbone.model, features, torch.from_numpy(np.asarray(targets, np.float32)))
     return f"head starts at the {how} (off by {float(error.mean()):.2f} points)"
 
 
 @torch.no_grad()
-def features_of(model: nn.Module, items: Sequence[Encoded], budget: int, device: str) -> torch.Tensor:
+def features_of(model: nn.Module, items: Sequence[Encoded], budget: int, config: TrainConfig) -> torch.Tensor:
     """Final hidden states (A, H) at the score tokens of all answers, in the order of `items`."""
-    where = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else "cpu")
+    where = torch.device("cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu")
     model.to(where).eval()
+    if config.shared_prefix == "off":
+        alone = [hidden_one_by_one(model, item.prefix.tolist(), _lists(item)).float().cpu() for item in items]
+        model.train()
+        return torch.cat(alone)
     pieces: dict[int, torch.Tensor] = {}
     for batch in token_batches(items, budget):
-        ids, layout = join_ids(
-            [(items[i].prefix.tolist(), [a.tolist() for a in items[i].answers]) for i in batch], where
-        )
+        ids, layout = join_ids([(items[i].prefix.tolist(), _lists(items[i])) for i in batch], where)
         hidden = shared_forward(model, ids, layout)[layout.score_index(where)]
         start = 0
         for index in batch:
@@ -167,6 +174,10 @@ def features_of(model: nn.Module, items: Sequence[Encoded], budget: int, device:
             start += count
     model.train()
     return torch.cat([pieces[index] for index in range(len(items))])
+
+
+def _lists(item: Encoded) -> list[list[int]]:
+    return [answer.tolist() for answer in item.answers]
 
 
 def plain_model(backbone: Backbone, adapter: Path | None, config: TrainConfig) -> nn.Module:
