@@ -10,11 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import DistributedType
+from accelerate.commands.config.config_args import ClusterConfig
+from accelerate.commands.launch import launch_command_parser
 
 from reward_model.callbacks import read_metrics
 from reward_model.model import load_reward_model
 from reward_model.train import train
 from reward_model.train_config import TrainConfig
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
@@ -56,7 +61,7 @@ def test_two_processes_equal_one(label_run, tiny_base, tmp_path):
             *("--module", "reward_model.cli", "train", str(run), "--output", str(two), *flags),
         ],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=300,
@@ -118,9 +123,25 @@ def test_a_shared_prefix_under_fsdp2(tiny_base, tmp_path):
             *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
             *("--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", str(script), str(tiny_base)),
         ],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("name", ["fsdp2", "zero3"])
+def test_accelerate_reads_the_configurations(name):
+    """A key that accelerate does not know is an error there, at the start of a run on somebody's GPUs."""
+    path = ROOT / "scripts" / "accelerate" / f"{name}.yaml"
+    found = ClusterConfig.from_yaml_file(str(path))
+    kind, sharding = {
+        "fsdp2": (DistributedType.FSDP, ("fsdp_config", "fsdp_version", 2)),
+        "zero3": (DistributedType.DEEPSPEED, ("deepspeed_config", "zero_stage", 3)),
+    }[name]
+    assert found.distributed_type == kind
+    assert getattr(found, sharding[0])[sharding[1]] == sharding[2]
+    known = launch_command_parser().parse_known_args(["script"])[0]
+    unknown = [key for key in found.fsdp_config if not hasattr(known, key)]
+    assert unknown == []
