@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,10 @@ from judge_pipeline.run_dir import prepare_run_dir
 from reward_model.callbacks import MetricsFile, ProgressLine, StopOnInterrupt, read_metrics
 
 SUMMARY = "summary.json"
+CE_RISE = 0.2
+"""Nats a token; a fall of the chosen answers' probability by a fifth is no noise of a few batches."""
+MARGIN_LIMIT = 10.0
+"""At a margin of 10 the sigmoid loss is 5e-5: what moves the model further is no preference any more."""
 
 
 def load_policy(config: TrainConfig, path: str) -> Any:
@@ -191,6 +196,7 @@ def _finish(
     steps = [row for row in rows if "loss" in row]
     evaluations = [row for row in rows if "eval_loss" in row]
     seen = int(trainer._total_train_tokens)
+    warnings = warning_signs(steps, evaluations, config.beta, about["held_out_pairs"])
     summary = {
         **about,
         "steps": trainer.state.global_step,
@@ -201,11 +207,46 @@ def _finish(
         "first": steps[0] if steps else None,
         "last": steps[-1] if steps else None,
         "held_out": evaluations[-1] if evaluations else None,
+        "warnings": warnings,
     }
     if not config.keep_checkpoints:
         shutil.rmtree(config.output / "checkpoints", ignore_errors=True)
     write_text(config.output / SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     _print_summary(summary, config)
+
+
+def warning_signs(
+    steps: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any]], beta: float, held_out: int = 0
+) -> list[str]:
+    """Signs of an unstable DPO run in its metrics, as sentences; empty for a run that shows none.
+
+    Everything is measured against the reference on the same pairs, so that batches may differ.
+
+    Args:
+        steps: logged training steps, in order; the last tenth counts.
+        evaluations: held-out evaluations, in order; the last counts, and stands for the steps.
+        beta: DPO's β, by which TRL's rewards are scaled.
+        held_out: pairs in an evaluation; few of them are as often wrong by chance.
+    """
+    last = steps[-max(1, len(steps) // 10) :]
+    if evaluations:
+        last = [{name.removeprefix("eval_"): value for name, value in evaluations[-1].items()}]
+    if not last:
+        return []
+    names = ("rewards/chosen", "rewards/margins", "rewards/accuracies", "logps/chosen", "ce/chosen")
+    end = {name: sum(row[name] for row in last) / len(last) for name in names}
+    found = []
+    tokens = -end["logps/chosen"] / max(end["ce/chosen"], 1e-9)
+    fall = -end["rewards/chosen"] / beta / max(tokens, 1.0)
+    if fall > CE_RISE:
+        found.append(f"the chosen answers became less likely, by {fall:.2f} nats a token")
+    if end["rewards/margins"] > MARGIN_LIMIT:
+        found.append(f"the margin is {end['rewards/margins']:.1f}: far beyond what the loss still asks for")
+    if held_out and evaluations and end["rewards/accuracies"] + held_out**-0.5 < 0.5:  # two standard errors
+        found.append(
+            f"{end['rewards/accuracies']:.0%} of the held-out pairs are ordered as they should be: nothing carries over"
+        )
+    return found
 
 
 def _print_summary(summary: dict[str, Any], config: TrainConfig) -> None:
@@ -224,3 +265,9 @@ def _print_summary(summary: dict[str, Any], config: TrainConfig) -> None:
                 f"  {name:<10} loss {row[prefix + 'loss']:.4f} · margin {row[prefix + 'rewards/margins']:+.4f} · "
                 f"accuracy {row[prefix + 'rewards/accuracies']:.0%} · CE of chosen {row[prefix + 'ce/chosen']:.3f}"
             )
+    for sign in summary["warnings"]:
+        print(f"  UNSTABLE · {sign}")
+    if summary["warnings"]:
+        print(
+            "  a lower --learning-rate, a higher --beta, or more weight on sft steady it; see metrics.jsonl"
+        )

@@ -1,7 +1,7 @@
 """TRL's `DPOTrainer` over shared prompts, with its names, its losses and its reference handling.
 
 Replaced: how log-probabilities are computed (`shared_forward`), and the data preparation's habit of dropping long
-prompts without a word (`checks`). Added: cross-entropy of the chosen answer and the tokens that sharing saves.
+prompts without a word (`check`). Added: cross-entropy of the chosen answer and the tokens that sharing saves.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import nn
 from trl import DPOTrainer
 
 from dpo.shared_forward import share_prompt
+from judge_pipeline.errors import UserError
 
 Check = Callable[[Dataset, str], Dataset]
 
@@ -30,6 +31,8 @@ class SharedPromptDPOTrainer(DPOTrainer):
     Raises:
         UserError: `share` with a model that a shared prefix is not exact for.
         ValueError: `max_length` is set; TRL would cut or drop examples, which `check` decides instead.
+
+    A loss that is not a number stops training with a UserError.
     """
 
     def __init__(
@@ -66,6 +69,14 @@ class SharedPromptDPOTrainer(DPOTrainer):
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         recorder = _Recorder(model)
         result = super()._compute_loss(recorder, inputs, return_outputs)
+        loss = result[0] if return_outputs else result
+        if not torch.isfinite(
+            loss.detach()
+        ).all():  # transformers would log the mean of earlier losses instead
+            raise UserError(
+                f"the loss is not a number at step {self.state.global_step + 1}",
+                "a lower --learning-rate, or --precision fp32; checkpoints are kept",
+            )
         self._log_more(recorder.first, inputs)
         return result
 

@@ -253,6 +253,46 @@ def test_qlora_without_bitsandbytes_names_the_package(tmp_path: Path, tiny_model
     assert "longreward-distill[gpu]" in capsys.readouterr().err
 
 
+def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path: Path, tiny_model: Path, pairs: Path, capsys):
+    from transformers import AutoTokenizer
+
+    broken = make_model()
+    broken.lm_head.weight.data[7, 3] = torch.inf
+    broken.save_pretrained(tmp_path / "broken")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "broken")
+    assert train(pairs, tmp_path / "broken", tmp_path / "out", "--eval-fraction", "0") == 2
+    assert "the loss is not a number at step 1" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "summary.json").exists()
+
+
+def test_an_unstable_run_says_so(tmp_path: Path, tiny_model: Path, pairs: Path, capsys):
+    calm = ("--eval-fraction", "0", "--max-steps", "6", "--method", "full", "--warmup-steps", "0")
+    assert train(pairs, tiny_model, tmp_path / "calm", *calm, "--learning-rate", "1e-5") == 0
+    assert "UNSTABLE" not in capsys.readouterr().out
+    wild = ("--learning-rate", "0.1", "--loss-type", "sigmoid", "--loss-weights", "1")
+    assert train(pairs, tiny_model, tmp_path / "wild", *calm, *wild) == 0
+    assert "UNSTABLE · the chosen answers became less likely" in capsys.readouterr().out
+    assert json.loads((tmp_path / "wild" / "summary.json").read_text())["warnings"]
+
+
+def test_signs_of_an_unstable_run():
+    from dpo.train import warning_signs
+
+    def row(chosen: float, margin: float, share: float = 1.0, prefix: str = "") -> dict[str, float]:
+        values = {"rewards/chosen": chosen, "rewards/margins": margin, "rewards/accuracies": share}
+        values |= {"logps/chosen": -20.0, "ce/chosen": 2.0}  # answers of ten tokens
+        return {prefix + name: value for name, value in values.items()}
+
+    assert warning_signs([], [], 0.1) == []
+    assert warning_signs([row(-9.0, 0.0), row(0.1, 0.4)], [], 0.1) == []  # only the end of a run counts
+    assert warning_signs([row(-0.5, 1.0)], [], 0.1) == [
+        "the chosen answers became less likely, by 0.50 nats a token"
+    ]
+    held_out = [row(0.1, 12.0, 0.25, "eval_")]
+    assert [sign.split()[0] for sign in warning_signs([], held_out, 0.1, 40)] == ["the", "25%"]
+    assert len(warning_signs([], held_out, 0.1, 4)) == 1
+
+
 def test_sharing_off_is_trls_own_computation(tmp_path: Path, tiny_model: Path, pairs: Path):
     for name in ("on", "off"):
         flags = ("--shared-prefix", name, "--eval-fraction", "0", "--max-steps", "3")
