@@ -80,7 +80,8 @@ class ScoreConfig(Config):
     token_budget: int = Field(
         TOKEN_BUDGET,
         ge=1,
-        description="torch: tokens in one pass; a longer prompt is read in chunks",
+        description="torch: tokens in one pass; a longer prompt is read in chunks. Scores do not depend on it, up to "
+        "rounding: 1e-4 points in float32",
         json_schema_extra=HOW,
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(

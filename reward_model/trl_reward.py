@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from judge_pipeline.errors import UserError
 from judge_pipeline.records import weighted_reward
-from reward_model.scorer import TOKEN_BUDGET, EncodedPrompt, RewardModel
+from reward_model.scorer import TOKEN_BUDGET, EncodedPrompt, RewardModel, SharedPrefix
 
 Message = dict[str, Any]
 Text = str | Sequence[Message]
@@ -45,6 +45,7 @@ class LongContextReward:
         token_budget: int = TOKEN_BUDGET,
         device: str | None = None,
         dtype: str | None = None,
+        shared_prefix: SharedPrefix = "on",
     ) -> None:
         """Load the model, unless it is given.
 
@@ -55,10 +56,11 @@ class LongContextReward:
             token_budget: tokens a forward pass.
             device: as in `RewardModel.from_pretrained`.
             dtype: as in `RewardModel.from_pretrained`.
+            shared_prefix: as in `RewardModel.from_pretrained`.
         """
-        self.model = (
-            model if isinstance(model, RewardModel) else RewardModel.from_pretrained(model, device, dtype)
-        )
+        if not isinstance(model, RewardModel):
+            model = RewardModel.from_pretrained(model, device, dtype, shared_prefix=shared_prefix)
+        self.model = model
         names, stored = self.model.dimensions, self.model.manifest.weight_list()
         self.weights = {n: weights.get(n, 1.0) if weights else w for n, w in zip(names, stored, strict=True)}
         self.overflow, self.token_budget = overflow, token_budget

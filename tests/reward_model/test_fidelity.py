@@ -131,6 +131,46 @@ def test_the_command_scores_with_the_model_and_writes_everything(run_dir, tiny_m
     assert "output \\ target" in capsys.readouterr().out
 
 
+def test_the_judges_second_run_and_its_votes_are_the_ceiling(run_dir, tiny_model, capsys):
+    """Beside every baseline, in the terminal, the JSON and the page."""
+    file = run_dir / "labels" / "labels.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    second = json.loads(json.dumps(rows))
+    for row, other in zip(rows, second, strict=True):
+        score = row["scores"]["faithfulness"]
+        votes = [score, min(10.0, score + 1), max(0.0, score - 1)]
+        row["evidence"] = {"faithfulness": {"votes": votes, "spread": 1.0}}
+        other["scores"]["faithfulness"] = min(10.0, score + RNG.integers(0, 2))
+    write_records(file, rows)
+    write_records(run_dir / "second" / "labels.jsonl", second)
+    output = run_dir / "ceiling"
+    assert (
+        evaluate(tiny_model, run_dir / "labels", "--output", output, "--second-labels", run_dir / "second")
+        == 0
+    )
+    found = json.loads((output / "fidelity.json").read_text())
+    result = next(item for item in found["results"] if item["target"] == "faithfulness")
+    by_name = {row["name"]: row for row in result["rows"]}
+    assert by_name["judge, second run"]["within"]["spearman"]["value"] > 0.9
+    assert by_name["judge, second run"]["kind"] == "ceiling"
+    baselines = {name for name, row in by_name.items() if row["kind"] == "baseline"}
+    assert {"constant", "longer answer", "shorter answer", "bigram support"} <= baselines
+    model_row = by_name["reward model"]
+    figures = {"spearman", "kendall", "pairs", "best_of_n", "worst_of_n", "same_pair", "regret"}
+    assert figures <= set(model_row["within"])
+    assert {"spearman", "kendall", "mae"} == set(model_row["over_set"])
+    assert {"slope", "intercept", "bins"} <= set(model_row["calibration"])
+    assert model_row["within"]["spearman"]["low"] <= model_row["within"]["spearman"]["high"]
+    assert found["votes"]["faithfulness"]["spearman"]["value"] > 0.8
+    text, page = capsys.readouterr().out, (output / "report.html").read_text()
+    for place in (text, page):
+        assert "judge, second run" in place
+        assert "judge's votes on faithfulness" in place.replace("&#39;", "'")
+    assert "<svg" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "https://" not in page
+
+
 def test_the_card_gets_the_tables_once(run_dir, tiny_model, tmp_path):
     copy = tmp_path / "model"
     shutil.copytree(tiny_model, copy)

@@ -13,7 +13,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from judge_pipeline.errors import UserError
 from reward_model.head import score_weight
-from reward_model.model import load_backbone_for_rm
+from reward_model.model import load_backbone_for_rm, save_reward_model
 from reward_model.scorer import RewardModel
 from reward_model.trl_reward import LongContextReward
 
@@ -47,6 +47,19 @@ def test_rewards_are_weighted_means_of_the_scores(model):
     assert found[1] is None  # nothing to score, which TRL leaves out
     assert math.isnan(reward.last_scores["helpfulness"][1])
     assert reward.last_scores["logicality"][2] == pytest.approx(first[1, 1], abs=1e-4)
+
+
+def test_a_directory_is_loaded_and_may_be_read_one_by_one(model, tmp_path):
+    save_reward_model(model.model, model.tokenizer, tmp_path, model.manifest)
+    call = {
+        "prompts": ["p"] * 2,
+        "completions": ["one", "two"],
+        "context": [DOCUMENT] * 2,
+        "query": ["?"] * 2,
+    }
+    alone = LongContextReward(tmp_path, shared_prefix="off")
+    np.testing.assert_allclose(alone(**call), LongContextReward(tmp_path)(**call), atol=1e-4)
+    assert alone.model.tokens_read > 1.8 * len(model.render(DOCUMENT, "?"))
 
 
 def test_the_document_is_read_once_for_all_completions(model):
