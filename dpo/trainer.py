@@ -48,6 +48,7 @@ class SharedPromptDPOTrainer(DPOTrainer):
         if share and config is not None and config.max_length is not None:
             raise ValueError("set max_length=None: a shared prompt is never truncated")
         self.tokens_saved = 0
+        self._counts_restored = False
         super().__init__(*args, **kwargs)
         self._install()
 
@@ -67,6 +68,8 @@ class SharedPromptDPOTrainer(DPOTrainer):
         return super()._precompute_ref_logps(dataset, name, batch_size)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
+        if self.model.training and not self._counts_restored:
+            self._restore_counts()
         recorder = _Recorder(model)
         result = super()._compute_loss(recorder, inputs, return_outputs)
         loss = result[0] if return_outputs else result
@@ -79,6 +82,14 @@ class SharedPromptDPOTrainer(DPOTrainer):
             )
         self._log_more(recorder.first, inputs)
         return result
+
+    def _restore_counts(self) -> None:
+        """Tokens counted before the checkpoint that a run goes on from; TRL starts at 0 again."""
+        self._counts_restored = True
+        counted = [row for row in self.state.log_history if "tokens_saved" in row]
+        if counted:
+            self._total_train_tokens = int(counted[-1]["num_tokens"])
+            self.tokens_saved = int(counted[-1]["tokens_saved"])
 
     @torch.no_grad()
     def _log_more(self, outputs: Any, inputs: dict[str, Any]) -> None:

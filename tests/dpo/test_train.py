@@ -142,6 +142,10 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
     curves = [read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("whole", "cut")]
     losses = [[(row["step"], row["loss"]) for row in rows if "loss" in row] for rows in curves]
     assert [step for step, _ in losses[1]] == list(range(1, 9))
+    for name in ("num_tokens", "tokens_saved"):
+        assert [row[name] for row in curves[1] if "loss" in row] == [
+            row[name] for row in curves[0] if "loss" in row
+        ]
     for (_, a), (_, b) in zip(*losses, strict=True):
         assert a == pytest.approx(b, abs=1e-5)
 
