@@ -73,6 +73,10 @@ class EvaluateConfig(Config):
             raise ValueError("--labels-a and --labels-b go together")
         if sum((self.reward_model is not None, self.labels_a is not None)) > 1:
             raise ValueError("--reward-model and --labels-a/-b: one of them gives the rewards")
+        if self.judge.batch_out or self.judge.batch_in:
+            raise ValueError(
+                "batch files serve `judge-pipeline label` only: name an endpoint or a local judge"
+            )
         return self
 
 

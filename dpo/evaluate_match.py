@@ -41,7 +41,7 @@ def _usable(prompt: Prompt) -> list[Response]:
 
 
 def match_files(first: Path, second: Path) -> tuple[list[Match], dict[str, int]]:
-    """Pair prompts by id; counts what has no partner or no answer.
+    """Pair prompts by id; counts prompts without a partner or an answer, and the empty answers of each side.
 
     Raises:
         DataError: the same id stands for another question or document.
@@ -50,6 +50,7 @@ def match_files(first: Path, second: Path) -> tuple[list[Match], dict[str, int]]
     others = {prompt.id: prompt for prompt in read_prompts(second, need_responses=True)}
     matches: list[Match] = []
     left_out = {"only in the first file": 0, "only in the second file": 0, "without an answer": 0}
+    empty = [0, 0]
     seen = set()
     for prompt in read_prompts(first, need_responses=True):
         other = others.get(prompt.id)
@@ -65,11 +66,14 @@ def match_files(first: Path, second: Path) -> tuple[list[Match], dict[str, int]]
                 hint="both models must have answered the same prompts",
             )
         answers = (_usable(prompt), _usable(other))
+        for side, (record, kept) in enumerate(zip((prompt, other), answers, strict=True)):
+            empty[side] += len(record.responses) - len(kept)
         if all(answers):
             matches.append(Match(prompt, answers))
         else:
             left_out["without an answer"] += 1
     left_out["only in the second file"] = len(others.keys() - seen)
+    left_out |= {"empty answers of the first file": empty[0], "empty answers of the second file": empty[1]}
     if not matches:
         raise UserError(
             f"{first} and {second} have no answered prompt in common", "prompts are matched by their id"

@@ -22,6 +22,7 @@ from dpo.prompting import PROMPT_FORMAT, template_id, to_messages
 from dpo.quiet import quiet_libraries
 from dpo.samplers.base import Decoding, Draw, Failed, Request, Sampler, prompt_seed
 from judge_pipeline.config import Config
+from judge_pipeline.embedded import resolve_model
 from judge_pipeline.errors import UserError
 from judge_pipeline.fences import defuse
 from judge_pipeline.progress import Progress
@@ -107,6 +108,11 @@ def open_sampler(config: SampleConfig) -> Sampler:
 
         return EndpointSampler(config.model, config.base_url, config.api_key_variable, config.concurrency)
     if engine == "vllm":
+        if (Path(resolve_model(config.model)) / "adapter_config.json").is_file():
+            raise UserError(
+                f"'{config.model}' is an adapter, and vLLM loads whole models",
+                "train it with `dpo train --merge`, or sample with --engine transformers",
+            )
         from dpo.samplers.vllm_sampler import VllmSampler
 
         return VllmSampler(config.model, config.dtype, config.engine_args)

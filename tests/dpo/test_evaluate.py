@@ -97,6 +97,25 @@ def test_prompts_without_a_partner_are_counted_and_others_refused(tmp_path: Path
     assert "no answered prompt in common" in capsys.readouterr().err
 
 
+def test_empty_answers_are_counted_by_side(tmp_path: Path, capsys):
+    rows_a, rows_b = answered(4, 5.0), answered(4, 4.0)
+    for response in (rows_b[0]["responses"][1], *rows_b[1]["responses"]):
+        response |= {"text": "", "flags": ["empty"]}
+    code, found = evaluate(tmp_path, rows_a, rows_b)
+    assert code == 0
+    assert found["prompts"] == 3
+    assert found["left_out"]["without an answer"] == 1
+    assert found["left_out"]["empty answers of the first file"] == 0
+    assert found["left_out"]["empty answers of the second file"] == 3
+    assert "left out, empty answers of the second file: 3" in capsys.readouterr().out
+
+
+def test_batch_files_are_refused(tmp_path: Path, capsys):
+    flags = ("--pairwise", "--judge.batch-out", str(tmp_path / "batch"), "--judge.model", "m")
+    assert evaluate(tmp_path, answered(1, 5.0), answered(1, 4.0), *flags)[0] == 2
+    assert "batch files serve" in capsys.readouterr().err
+
+
 def test_no_rewards_says_what_to_give(tmp_path: Path, capsys):
     rows = answered(2, 5.0)
     for row in rows:

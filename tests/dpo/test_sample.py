@@ -303,6 +303,13 @@ def test_missing_vllm_names_the_line_that_installs_it(tmp_path: Path, capsys):
     assert "longreward-distill[vllm]" in capsys.readouterr().err
 
 
+def test_vllm_is_not_given_an_adapter(tmp_path: Path, capsys):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    assert run_sample(tmp_path, tmp_path / "adapter", "--engine", "vllm") == 2
+    assert "dpo train --merge" in capsys.readouterr().err
+
+
 def test_output_must_be_appendable(tmp_path: Path):
     with pytest.raises(UserError, match="jsonl"):
         sample.run(sample.SampleConfig(prompts="p.jsonl", model="m", output="out.parquet"))
