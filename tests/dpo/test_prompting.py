@@ -133,3 +133,19 @@ def test_training_reads_control_tokens_as_text_and_leaves_other_pairs_to_trl(tmp
     assert "1 of 2 pairs spell a control token (first '<|end|>', line 2)" in capsys.readouterr().err
     same = control_text_as_text(Dataset.from_list(rows[:1]), ChatEncoder(tokenizer), tmp_path / "pairs.jsonl")
     assert same[0] == rows[0]
+
+
+def test_a_run_says_so_and_finds_its_cached_reference_again(tmp_path: Path, tiny_model: Path, capsys):
+    from test_train import pair_rows, train
+
+    rows = pair_rows(3)
+    rows[1]["prompt"][0]["content"] = HOSTILE
+    pairs = write_jsonl(tmp_path / "pairs.jsonl", rows)
+    flags = ("--method", "full", "--max-steps", "1", "--eval-fraction", "0")
+    cached = []
+    for _ in range(2):
+        assert train(pairs, tiny_model, tmp_path / "out", *flags) == 0
+        assert "1 of 3 pairs spell a control token (first '<|end|>', line 2)" in capsys.readouterr().err
+        cached.append(sorted(path.name for path in (tmp_path / "out" / "data").rglob("*.arrow")))
+        (tmp_path / "out" / "summary.json").unlink()
+    assert cached[0] == cached[1]
