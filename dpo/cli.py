@@ -12,8 +12,13 @@ from judge_pipeline.config import main as run_main
 
 def _train(config: train_config.TrainConfig) -> int:
     from dpo import train  # TRL takes seconds to import, which `dpo pairs --help` should not
+    from reward_model.guards import show_log
+    from reward_model.processes import leave_together
 
-    return train.run(config)
+    show_log()
+    status = train.run(config)
+    leave_together()
+    return status
 
 
 COMMANDS = (

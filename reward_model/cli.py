@@ -48,11 +48,13 @@ def commands() -> tuple[Command, ...]:
 
 
 def _train(config: object) -> int:
+    from reward_model.processes import leave_together
     from reward_model.train import train  # the Trainer takes seconds to import, which `--help` should not
     from reward_model.train_config import TrainConfig
 
     assert isinstance(config, TrainConfig)
     train(config)
+    leave_together()
     return 0
 
 

@@ -74,8 +74,8 @@ judge=(--judge.model "$judge_model")
 if [ -n "$judge_url" ]; then
     judge+=(--judge.base-url "$judge_url" --judge.api-key-env "$judge_key_env")
 elif [ "$judge_model" = smollm2 ]; then
-    # A 135M judge on two cores: short analyses, one example a prompt and few statements, so that it takes minutes.
-    judge+=(--statements-per-call 6 --few-shot 1 --analysis-chars 160 --max-statements 6 --max-key-points 3
+    # A 135M judge on two cores: no examples (it would copy them), short analyses and few statements.
+    judge+=(--statements-per-call 6 --few-shot 0 --analysis-chars 160 --max-statements 6 --max-key-points 3
         --item-chars 160 --max-tokens 640)
 fi
 

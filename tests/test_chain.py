@@ -58,7 +58,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sample = ["sample", file("prompts.jsonl"), "--model", "smollm2", "--output", file("answers.jsonl")]
     ok(dpo([*sample, "--n", "3", "--max-new-tokens", "40"]))
     label = ["label", file("answers.jsonl"), "--output", file("labels"), "--judge.model", "smollm2"]
-    few = ["--few-shot", "1", "--analysis-chars", "80", "--max-statements", "2", "--max-key-points", "2"]
+    few = ["--few-shot", "0", "--analysis-chars", "80", "--max-statements", "2", "--max-key-points", "2"]
     label += [*few, "--item-chars", "80", "--max-tokens", "256", "--statements-per-call", "6"]
     assert judge_pipeline(label) in (0, 3)  # 3: a dimension is missing somewhere, with its reason
     before = finished_calls(run / "labels")
