@@ -63,6 +63,8 @@ def show_log() -> None:
     if not any(isinstance(handler, _Stderr) for handler in log.handlers):
         log.addHandler(_Stderr())
     log.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+    # bitsandbytes warns at import, 4-bit or not, that a faster CPU kernel could be downloaded from a hub.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def quiet_loading() -> None:
