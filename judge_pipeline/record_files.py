@@ -6,11 +6,14 @@ rows to a file that a killed run may have left with a torn tail.
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -18,7 +21,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from judge_pipeline.errors import DataError, UserError, disk_error
-from judge_pipeline.records import Label, Prompt
+from judge_pipeline.records import FieldError, Label, Prompt
 
 Record = TypeVar("Record", bound=BaseModel)
 
@@ -61,24 +64,27 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield number, _parse_line(path, number, line)
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(
-            f"the gzip stream ends early ({error})",
+            f"the gzip stream ends early or is damaged behind this line ({error})",
             path=path,
             line=number,
             hint="the file was cut while it was copied or written: copy it again",
         ) from error
+    except OSError as error:
+        raise UserError(f"could not read {path}: {error.strerror or error}") from error
 
 
 def _parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
         row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
     except UnicodeDecodeError as error:
+        encoding = "UTF-16" if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "LATIN1"
         raise DataError(
             f"is not UTF-8 (byte {error.start} of the line)",
             path=path,
             line=number,
-            hint="convert it: iconv -f LATIN1 -t UTF-8 FILE > NEW",
+            hint=f"convert it: iconv -f {encoding} -t UTF-8 FILE > NEW",
         ) from error
     except json.JSONDecodeError as error:
         if not line.endswith(b"\n"):
@@ -94,6 +100,8 @@ def _parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
             line=number,
             hint="one JSON object a line",
         ) from error
+    except (RecursionError, ValueError) as error:  # too deep, or a number with thousands of digits
+        raise DataError(f"holds JSON that cannot be read: {error}", path=path, line=number) from error
     if not isinstance(row, dict):
         raise DataError(f"holds a {type(row).__name__}, not a JSON object", path=path, line=number)
     return row
@@ -101,30 +109,58 @@ def _parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
 
 def _data_error(path: Path, number: int, error: ValidationError) -> DataError:
     first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"]) or None
-    message = "is missing" if first["type"] == "missing" else first["msg"].removeprefix("Value error, ")
+    where = [str(part) for part in first["loc"]]
+    cause = first.get("ctx", {}).get("error")
+    hint = None
+    if isinstance(cause, FieldError):
+        message, hint = cause.message, cause.hint
+        where.append(cause.field)
+    elif first["type"] == "missing":
+        message = "is missing"
+    elif first["input"] is None:
+        message = "is null"
+    else:
+        message = first["msg"].removeprefix("Value error, ")
     more = error.error_count() - 1
-    return DataError(
-        message + (f" (and {more} more in this record)" if more else ""), path=path, line=number, field=field
-    )
+    message += f" (and {more} more in this record)" if more else ""
+    return DataError(message, path=path, line=number, field=".".join(where) or None, hint=hint)
 
 
-def read_records(path: Path | str, model: type[Record], key: Callable[[Record], object]) -> Iterator[Record]:
-    """Yield validated records; two records with the same key are an error that names both lines."""
+def read_records(
+    path: Path | str,
+    model: type[Record],
+    key: Callable[[Record], object],
+    *,
+    key_field: str = "id",
+    check: Callable[[Record], None] | None = None,
+) -> Iterator[Record]:
+    """Yield validated records; two records with the same key are an error that names both lines.
+
+    `key_field` is the field such an error names; `check` raises FieldError for a record that will not do here.
+    """
     path = Path(path)
     seen: dict[object, int] = {}
     for number, row in read_rows(path):
         try:
             record = model.model_validate(row)
+            if check is not None:
+                check(record)
         except ValidationError as error:
             raise _data_error(path, number, error) from error
+        except FieldError as error:
+            raise DataError(
+                error.message, path=path, line=number, field=error.field, hint=error.hint
+            ) from error
         name = key(record)
         if name in seen:
+            shown = (
+                " of ".join(repr(part) for part in reversed(name)) if isinstance(name, tuple) else repr(name)
+            )
             raise DataError(
-                f"id {name!r} stands already on line {seen[name]}",
+                f"{shown} stands already on line {seen[name]}",
                 path=path,
                 line=number,
-                field="id",
+                field=key_field,
                 hint="give every record its own id",
             )
         seen[name] = number
@@ -133,24 +169,28 @@ def read_records(path: Path | str, model: type[Record], key: Callable[[Record], 
         raise DataError("holds no records", path=path)
 
 
+def _has_responses(prompt: Prompt) -> None:
+    if not prompt.responses:
+        raise FieldError(
+            "responses",
+            f"prompt '{prompt.id}' has no responses",
+            "add answers, or let `dpo sample` write them",
+        )
+
+
 def read_prompts(path: Path | str, *, need_responses: bool = False) -> Iterator[Prompt]:
     """Yield the prompts of a file; with `need_responses` a prompt without answers is an error."""
-    for position, prompt in enumerate(read_records(path, Prompt, lambda row: row.id), start=1):
-        if need_responses and not prompt.responses:
-            raise DataError(
-                f"prompt '{prompt.id}' (record {position}) has no responses",
-                path=path,
-                field="responses",
-                hint="add answers, or let `dpo sample` write them",
-            )
-        yield prompt
+    return read_records(path, Prompt, lambda row: row.id, check=_has_responses if need_responses else None)
 
 
 def read_labels(path: Path | str) -> Iterator[Label]:
     """Yield the rows of a `labels.jsonl`; a run's folder may be named instead of the file in it."""
     path = Path(path)
     return read_records(
-        path / "labels.jsonl" if path.is_dir() else path, Label, lambda row: (row.prompt_id, row.response_id)
+        path / "labels.jsonl" if path.is_dir() else path,
+        Label,
+        lambda row: (row.prompt_id, row.response_id),
+        key_field="response_id",
     )
 
 
@@ -173,10 +213,12 @@ def _replace(path: Path, pieces: Iterable[str], finish: Callable[[Path], None] |
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         temporary = Path(name)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            for piece in pieces:
-                file.write(piece)
-                count += 1
+        with os.fdopen(handle, "wb") as file:
+            packed = path.suffix == ".gz"
+            with gzip.GzipFile(fileobj=file, mode="wb", mtime=0) if packed else nullcontext(file) as sink:
+                for piece in pieces:
+                    sink.write(piece.encode())
+                    count += 1
             file.flush()
             os.fsync(file.fileno())
         if finish is not None:
@@ -193,7 +235,7 @@ def _replace(path: Path, pieces: Iterable[str], finish: Callable[[Path], None] |
 
 
 def write_records(path: Path | str, records: Iterable[BaseModel | dict[str, Any]]) -> int:
-    """Write all records to `path` (.jsonl or .parquet) at once or not at all; returns how many."""
+    """Write all records to `path` (.jsonl, .jsonl.gz or .parquet) at once or not at all; returns how many."""
     path = Path(path)
     lines = (to_json(record) + "\n" for record in records)
     return _replace(path, lines, _jsonl_to_parquet if path.suffix == ".parquet" else None)
@@ -204,7 +246,14 @@ def _jsonl_to_parquet(path: Path) -> None:
     import pyarrow.parquet as pq
 
     rows = [row for _, row in _jsonl_rows(path)]
-    pq.write_table(pa.Table.from_pylist(rows), path)
+    try:
+        # Not Table.from_pylist: that keeps only the fields of the first row.
+        columns = pa.Table.from_struct_array(pa.array(rows)) if rows else pa.table({})
+        pq.write_table(columns, path)
+    except pa.ArrowException as error:
+        raise UserError(
+            f"these records do not fit into one Parquet schema: {error}", "write .jsonl instead"
+        ) from error
 
 
 class JsonlAppender:
@@ -249,7 +298,10 @@ class JsonlAppender:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as error:  # what a failed append left in the buffer does not fit now either
+            raise disk_error(error, self.path) from error
 
     def __enter__(self) -> JsonlAppender:
         return self

@@ -20,6 +20,14 @@ Scores = dict[str, float | None]
 """Dimension → points 0–10, 10 best; null where there is none."""
 
 
+class FieldError(ValueError):
+    """A record that is wrong in one field; raised where pydantic would only name the record."""
+
+    def __init__(self, field: str, message: str, hint: str | None = None) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field, self.message, self.hint = field, message, hint
+
+
 def _identifier(value: object) -> object:
     """Accept integers as ids: 17 and "17" name the same record."""
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
@@ -32,6 +40,11 @@ def _whole_characters(value: str) -> str:
     except UnicodeEncodeError as error:
         raise ValueError(f"holds half a character (a lone surrogate) at position {error.start}") from error
     return value
+
+
+def _list_or_nothing(value: object) -> object:
+    """Null is an absent list: Parquet gives every row all the fields that any row has."""
+    return [] if value is None else value
 
 
 def _not_blank(value: str) -> str:
@@ -64,12 +77,13 @@ class Response(BaseModel):
     _id = field_validator("id", mode="before")(_identifier)
     _id_text = field_validator("id")(_not_blank)
     _text = field_validator("text")(_whole_characters)
+    _flags = field_validator("flags", mode="before")(_list_or_nothing)
     _ranges = field_validator("human", "scores")(_in_range)
 
     @model_validator(mode="after")
     def _text_is_there(self) -> Response:
         if not self.text.strip() and "empty" not in self.flags:
-            raise ValueError(f"response '{self.id}': text is empty or only white space")
+            raise FieldError("text", f"is empty or only white space (response '{self.id}')")
         return self
 
 
@@ -98,6 +112,7 @@ class Prompt(BaseModel):
     preferences: list[Preference] = Field(default_factory=list)
 
     _ids = field_validator("id", "document_id", mode="before")(_identifier)
+    _lists = field_validator("responses", "preferences", mode="before")(_list_or_nothing)
     _texts = field_validator("id", "context", "query")(_not_blank)
 
     @model_validator(mode="after")
@@ -107,11 +122,16 @@ class Prompt(BaseModel):
         ids = [response.id for response in self.responses]
         doubled = sorted({name for name in ids if ids.count(name) > 1})
         if doubled:
-            raise ValueError(f"responses: id '{doubled[0]}' appears twice")
-        for preference in self.preferences:
-            for side in (preference.winner, preference.loser):
-                if side not in ids:
-                    raise ValueError(f"preferences: '{side}' is no response of this prompt")
+            position = max(index for index, name in enumerate(ids) if name == doubled[0])
+            raise FieldError(
+                f"responses.{position}.id", f"'{doubled[0]}' appears twice", "give every response its own id"
+            )
+        for number, preference in enumerate(self.preferences):
+            for side, name in (("winner", preference.winner), ("loser", preference.loser)):
+                if name not in ids:
+                    raise FieldError(
+                        f"preferences.{number}.{side}", f"'{name}' is no response of this prompt"
+                    )
         return self
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import gzip
 import json
+import subprocess
+import sys
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -61,6 +63,21 @@ def test_gzip_is_read_and_a_cut_gzip_is_named(tmp_path):
             "missing",
         ),
         (b'{"id": "p1", "context": "x", "query": "q"}\n', 2, "id", "line 1"),
+        (b'{"id": "p2", "context": "x", "query": null}\n', 2, "query", "is null"),
+        (
+            b'{"id": "p2", "context": "x", "query": "q", "responses": [{"id": "a", "text": " \\n"}]}\n',
+            2,
+            "responses.0.text",
+            "white space",
+        ),
+        (
+            b'{"id": "p2", "context": "x", "query": "q", "responses": [{"id": 1, "text": "x"}, {"id": 1, "text": "y"}]}\n',
+            2,
+            "responses.1.id",
+            "twice",
+        ),
+        (b'{"id": ' + b'{"a":' * 200_000 + b"\n", 2, None, "cannot be read"),
+        (b'{"id": ' + b"1" * 5000 + b"}\n", 2, None, "cannot be read"),
         (b'{"id": "p2", "context": "x\\ud83d", "query": "q"}\n', 2, "context", "half a character"),
     ],
 )
@@ -75,8 +92,71 @@ def test_bad_rows_are_named_by_line_and_field(tmp_path, tail, line, field, word)
 def test_a_prompt_without_answers_is_named_where_answers_are_needed(tmp_path):
     path = write(tmp_path / "p.jsonl", ROW | {"responses": []})
     assert len(list(read_prompts(path))) == 1
-    with pytest.raises(DataError, match="no responses"):
+    with pytest.raises(DataError, match="no responses") as caught:
         list(read_prompts(path, need_responses=True))
+    assert (caught.value.line, caught.value.field) == (1, "responses")
+
+
+def test_a_label_that_stands_twice_is_named(tmp_path):
+    row = {"prompt_id": "p", "response_id": "a", "scores": {}, "reward": None, "status": "failed"}
+    path = write(tmp_path / "labels.jsonl", row, row)
+    with pytest.raises(DataError, match="line 2, field 'response_id': 'a' of 'p' stands already on line 1"):
+        list(read_labels(path))
+
+
+def test_utf_16_is_recognised(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(json.dumps(ROW).encode("utf-16"))
+    with pytest.raises(DataError, match="iconv -f UTF-16"):
+        list(read_prompts(path))
+
+
+def test_parquet_keeps_fields_that_the_first_row_lacks(tmp_path):
+    path = tmp_path / "p.parquet"
+    second = ROW["responses"][0] | {"flags": ["duplicate"], "human": {"helpfulness": 7.0}}
+    rows = [ROW, ROW | {"id": "p2", "task": "qa", "responses": [second]}]
+    write_records(path, rows)
+    found = list(read_prompts(path))
+    assert [prompt.responses[0].flags for prompt in found] == [[], ["duplicate"]]
+    assert found[1].model_dump()["task"] == "qa"
+    assert found[1].responses[0].human == {"helpfulness": 7.0}
+
+
+def test_records_without_a_common_schema_are_no_parquet(tmp_path):
+    with pytest.raises(UserError, match="one Parquet schema"):
+        write_records(tmp_path / "p.parquet", [{"a": 1}, {"a": "x"}])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_named_gz_is_written_packed(tmp_path):
+    path = tmp_path / "p.jsonl.gz"
+    assert write_records(path, [ROW]) == 1
+    assert json.loads(gzip.decompress(path.read_bytes())) == ROW
+    assert [prompt.id for prompt in read_prompts(path)] == ["p1"]
+
+
+def test_a_file_that_cannot_be_read_is_named():
+    with pytest.raises(UserError, match="could not read /proc/self/mem"):
+        list(read_rows("/proc/self/mem"))
+
+
+def test_a_file_that_may_not_grow_is_named_and_holds_whole_rows(tmp_path):
+    path = tmp_path / "a.jsonl"
+    script = (
+        "import resource, sys; from judge_pipeline.record_files import JsonlAppender\n"
+        "from judge_pipeline.config import Command, Config, main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "def go(_):\n"
+        "    with JsonlAppender(sys.argv[1]) as file:\n"
+        "        [file.append({'n': n, 'text': 'x' * 100}) for n in range(99)]\n"
+        "sys.exit(main('tool', [Command('go', '', Config, go, '')], ['go']))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"tool: error: could not write {path}: File too large" in done.stderr
+    with JsonlAppender(path) as appender:
+        appender.append({"n": "last"})
+    assert [row["n"] for _, row in read_rows(path)] == [*range(8), "last"]
 
 
 def test_missing_and_empty_files_are_named(tmp_path):
