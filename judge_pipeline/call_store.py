@@ -20,7 +20,7 @@ import time
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,22 @@ CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS batched (
     key TEXT PRIMARY KEY, file TEXT NOT NULL, owner TEXT NOT NULL, call BLOB NOT NULL);
 """
+
+
+STORE_FILES = ("calls.sqlite", "calls.sqlite-wal", "calls.sqlite-shm")
+"""A store in a run directory, and what SQLite keeps beside it."""
+
+
+def holds_calls(path: Path) -> bool:
+    """Whether there is a store at `path` with anything paid for or awaited; one that cannot be read counts."""
+    if not path.is_file():
+        return False
+    query = " OR ".join(f"EXISTS (SELECT 1 FROM {table})" for table in ("calls", "attempts", "batched"))
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+            return bool(db.execute(f"SELECT {query}").fetchone()[0])
+    except sqlite3.Error:
+        return True
 
 
 @dataclass(frozen=True)

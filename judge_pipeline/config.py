@@ -116,9 +116,7 @@ def _add_leaf(parser: argparse.ArgumentParser, leaf: Leaf) -> None:
         parser.add_argument(leaf.flag, dest=leaf.dotted, action=argparse.BooleanOptionalAction, **options)
         return
     if origin is Literal:
-        options["metavar"] = (
-            "{" + ",".join(str(choice) for choice in typing.get_args(_kinds(leaf.field.annotation)[0])) + "}"
-        )
+        options["metavar"] = "{" + ",".join(_choices(leaf.field.annotation)) + "}"
     elif origin in (list, tuple):
         options.update(nargs="+", action="extend", metavar=leaf.path[-1].upper())
     else:
@@ -134,30 +132,54 @@ def _parse_mapping(text: str, flag: str) -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
+def _choices(annotation: Any) -> list[str]:
+    """Every literal an annotation allows: `Literal["a", "b"] | Literal["c"]` → a, b, c."""
+    return [
+        str(choice)
+        for kind in _kinds(annotation)
+        if typing.get_origin(kind) is Literal
+        for choice in typing.get_args(kind)
+    ]
+
+
 def _nearest(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
     return f"did you mean '{close[0]}'?" if close else ""
 
 
-def read_yaml(path: Path, model: type[Config]) -> dict[str, Any]:
-    """Read a configuration file into nested keys; dashes, dots and nesting are all understood."""
+def read_yaml(path: Path, model: type[Config], command: str | None = None) -> dict[str, Any]:
+    """Read a configuration file into nested keys; dashes, dots and nesting are all understood.
+
+    The run.yaml of an earlier run of `command` ("dpo sample") is a configuration file too: the settings in it.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"--config: {path} is not there") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"--config: {path} is not YAML: {error}") from error
+    except OSError as error:
+        raise UserError(f"--config: could not read {path}: {error.strerror or error}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise UserError(f"--config: {path} holds a {type(content).__name__}, not keys and values")
     known = {leaf.dotted: leaf for leaf in leaves(model)}
+    if "config" not in known and isinstance(content.get("config"), dict) and "versions" in content:
+        content = _settings_of_run(path, content, command)
     values: dict[str, Any] = {}
     for dotted, value in _flatten(content, known):
         if dotted not in known:
             raise UserError(f"{path}: unknown key '{dotted}'", _nearest(dotted, list(known)))
         _put(values, known[dotted].path, value)
     return values
+
+
+def _settings_of_run(path: Path, run: dict[str, Any], command: str | None) -> dict[str, Any]:
+    if command is not None and run.get("command") != command:
+        raise UserError(f"--config: {path} describes a run of `{run.get('command')}`, not of `{command}`")
+    # What to do with the directory was a decision of that day: a run repeated must not replace what is there.
+    return {key: value for key, value in run["config"].items() if key != "existing"}
 
 
 def _flatten(content: dict[Any, Any], known: dict[str, Leaf], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -175,9 +197,11 @@ def _put(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     values[path[-1]] = value
 
 
-def resolve(model: type[Config], flags: dict[str, Any], config_file: Path | None = None) -> Config:
+def resolve(
+    model: type[Config], flags: dict[str, Any], config_file: Path | None = None, command: str | None = None
+) -> Config:
     """Settings from a YAML file with flags (dotted name → text or list of texts) laid over it."""
-    values = read_yaml(config_file, model) if config_file else {}
+    values = read_yaml(config_file, model, command) if config_file else {}
     known = {leaf.dotted: leaf for leaf in leaves(model)}
     for dotted, value in flags.items():
         leaf = known[dotted]
@@ -219,7 +243,8 @@ def build_parser(prog: str, description: str, commands: Sequence[Command]) -> ar
             "--config",
             type=Path,
             metavar="FILE",
-            help="YAML file with any of the settings below; a flag beats it (default: none)",
+            help="YAML file with any of the settings below, or the run.yaml of an earlier run; a flag beats it "
+            "(default: none)",
         )
         for leaf in leaves(command.config):
             _add_leaf(sub, leaf)
@@ -248,7 +273,7 @@ def _parse(
         raise UserError(f"unknown argument '{unknown[0]}'", hint)
     given = vars(namespace)
     flags_given = {key: value for key, value in given.items() if key not in ("command", "config")}
-    return command, resolve(command.config, flags_given, given["config"])
+    return command, resolve(command.config, flags_given, given["config"], f"{prog} {command.name}")
 
 
 def main(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from judge_pipeline.call_store import LASTING_FAILURES, CallStore, StoreWriter
+from judge_pipeline.call_store import LASTING_FAILURES, STORE_FILES, CallStore, StoreWriter, holds_calls
 from judge_pipeline.config import Command
 from judge_pipeline.dimensions.base import Dimension
 from judge_pipeline.dimensions.registry import build_dimensions
@@ -68,9 +68,13 @@ def run_label(config: LabelConfig) -> int:
         from judge_pipeline.dry_run import run_dry
 
         return run_dry(config)
-    prepare_run_dir(config.output, config, "judge-pipeline label", config.existing, [config.prompts])
+    path = config.output / "calls.sqlite"
+    idle = () if holds_calls(path) else STORE_FILES
+    prepare_run_dir(
+        config.output, config, "judge-pipeline label", config.existing, [config.prompts], idle=idle
+    )
     started = time.monotonic()
-    store = CallStore(config.output / "calls.sqlite")
+    store = CallStore(path)
     try:
         result = asyncio.run(_label(config, names, weighting, inputs, store))
         summary = summarize(

@@ -1,7 +1,7 @@
 """Run directories: `run.yaml` says what was run, with what, and is enough to run it again.
 
 A directory that holds a run of the same configuration is resumed; of another, the user chooses: refuse
-(default), resume, or replace.
+(default), resume, or replace. A run that ended before it had done anything is no obstacle to another one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -130,6 +130,8 @@ def read_run_yaml(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path} is not there: this is not the directory of a run") from error
+    except OSError as error:
+        raise UserError(f"could not read {path}: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not readable as YAML: {error}") from error
     if not isinstance(content, dict):
@@ -155,13 +157,14 @@ def prepare_run_dir(
     existing: Existing = "refuse",
     inputs: Sequence[Path] = (),
     extra: dict[str, Any] | None = None,
+    idle: Collection[str] = (),
 ) -> bool:
     """Make `output` ready for a run and write its run.yaml; True when an earlier run there is resumed.
 
-    Raises UserError when the directory holds a run of another configuration and `existing` is "refuse", or
-    holds files but no run at all.
+    `idle` names files in it that hold no work yet. Raises UserError when the directory holds a run of another
+    configuration that has done something and `existing` is "refuse", or holds files but no run at all.
     """
-    return prepare_run_file(output / "run.yaml", output, config, command, existing, inputs, extra)
+    return prepare_run_file(output / "run.yaml", output, config, command, existing, inputs, extra, idle)
 
 
 def prepare_run_file(
@@ -172,13 +175,16 @@ def prepare_run_file(
     existing: Existing = "refuse",
     inputs: Sequence[Path] = (),
     extra: dict[str, Any] | None = None,
+    idle: Collection[str] = (),
 ) -> bool:
     """`prepare_run_dir` for an output that may be one file with its run's description beside it."""
     run = describe_run(config, command, inputs, extra)
     resuming = False
     try:
-        if run_file.is_file():
+        if run_file.is_file() and (existing == "replace" or _has_work(output, run_file, idle)):
             resuming = _meet_earlier_run(run_file, output, config, run, existing)
+        elif run_file.is_file():
+            pass  # an earlier start failed before its first result: nothing is lost, whatever it was to be
         elif output.is_dir() and any(output.iterdir()) and existing != "resume":
             raise UserError(
                 f"{output} holds files but no run.yaml: it is not a run of ours",
@@ -200,13 +206,13 @@ def _meet_earlier_run(
     if existing == "replace":
         _remove(output, run_file)
         return False
-    known = {"command": run["command"], "config": _identity(config, run["config"]), "inputs": run["inputs"]}
+    known = {"command": run["command"], "config": _identity(config, run["config"])}
     before = {
         "command": earlier.get("command"),
         "config": _only(earlier.get("config") or {}, known["config"]),
-        "inputs": earlier.get("inputs") or {},
     }
     differences = _differences(before, known)
+    differences += _input_differences(earlier.get("inputs") or {}, run["inputs"], named=bool(differences))
     if differences and existing == "refuse":
         raise UserError(
             f"{output} already holds a run of another configuration:\n  " + "\n  ".join(differences),
@@ -214,6 +220,29 @@ def _meet_earlier_run(
         )
     run["started"] = earlier.get("started", run["started"])
     return True
+
+
+def _input_differences(old: dict[str, str], new: dict[str, str], *, named: bool) -> list[str]:
+    """What became of the files read; with `named`, the settings have said already that others are read now."""
+    lines = [
+        f"inputs: {path} has other content now"
+        for path in sorted(old.keys() & new.keys())
+        if old[path] != new[path]
+    ]
+    if not named:
+        lines += [f"inputs: {path} was read there, not now" for path in sorted(old.keys() - new.keys())]
+        lines += [f"inputs: {path} is read now, not there" for path in sorted(new.keys() - old.keys())]
+    return lines
+
+
+def _has_work(output: Path, run_file: Path, idle: Collection[str]) -> bool:
+    """Whether an earlier run left anything besides its description, empty files and `idle` ones."""
+    if output.is_dir():
+        found = (path for path in output.rglob("*") if path.is_symlink() or not path.is_dir())
+        left = [path for path in found if path.name not in idle]
+    else:  # beside a file lie what belongs to it: FILE.part, FILE.summary.json
+        left = [path for path in output.parent.iterdir() if path.name.startswith(output.name)]
+    return any(path != run_file and path.lstat().st_size > 0 for path in left)
 
 
 def _only(values: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:

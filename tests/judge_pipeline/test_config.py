@@ -8,9 +8,9 @@ from typing import Literal
 import pytest
 from pydantic import Field
 
-from judge_pipeline.config import Command, Config, main
+from judge_pipeline.config import Command, Config, main, resolve
 from judge_pipeline.errors import UserError
-from judge_pipeline.run_dir import prepare_run_dir, read_run_yaml
+from judge_pipeline.run_dir import prepare_run_dir, prepare_run_file, read_run_yaml
 
 
 class Judge(Config):
@@ -67,6 +67,7 @@ def test_yaml_gives_settings_and_flags_beat_it(tmp_path, text):
         (["go", "p", "--mode", "sparse"], ["--mode", "'dense' or 'bm25'"]),
         (["go", "p", "--weights", "faithfulness"], ["--weights", "name=value"]),
         (["go", "--config", "none.yaml"], ["none.yaml is not there"]),
+        (["go", "--config", "/"], ["could not read /"]),
     ],
 )
 def test_mistakes_are_named(capsys, argv, words):
@@ -129,17 +130,40 @@ def test_same_configuration_resumes_and_another_is_refused(tmp_path):
     inputs.write_text("{}")
     config, output = Settings(prompts=inputs), tmp_path / "run"
     assert prepare_run_dir(output, config, "go", inputs=[inputs]) is False
+    (output / "labels.jsonl").write_text("old")
     assert prepare_run_dir(output, config.model_copy(update={"workers": 8}), "go", inputs=[inputs]) is True
     other = config.model_copy(update={"mode": "bm25"})
     with pytest.raises(UserError, match="mode: 'dense' there, 'bm25' now"):
         prepare_run_dir(output, other, "go", inputs=[inputs])
     assert prepare_run_dir(output, other, "go", "resume", [inputs]) is True
     inputs.write_text("{} {}")
-    with pytest.raises(UserError, match="inputs"):
+    with pytest.raises(UserError, match=r"p\.jsonl has other content now"):
         prepare_run_dir(output, other, "go", inputs=[inputs])
-    (output / "labels.jsonl").write_text("old")
     assert prepare_run_dir(output, config, "go", "replace", [inputs]) is False
     assert not (output / "labels.jsonl").exists()
+
+
+def test_a_run_that_left_nothing_is_no_obstacle_to_another(tmp_path):
+    config, output = Settings(prompts=Path("p")), tmp_path / "run"
+    other = config.model_copy(update={"mode": "bm25"})
+    prepare_run_dir(output, config, "go")
+    (output / "labels.jsonl").touch()
+    (output / "calls.sqlite").write_text("no calls in it")
+    assert prepare_run_dir(output, other, "go", idle=["calls.sqlite"]) is False
+    assert read_run_yaml(output)["config"]["mode"] == "bm25"
+    with pytest.raises(UserError, match="another configuration"):
+        prepare_run_dir(output, config, "go")
+
+
+def test_a_file_in_the_making_is_work(tmp_path):
+    config, output = Settings(prompts=Path("p")), tmp_path / "scored.jsonl"
+    run_file = tmp_path / "scored.jsonl.run.yaml"
+    other = config.model_copy(update={"mode": "bm25"})
+    prepare_run_file(run_file, output, config, "go")
+    prepare_run_file(run_file, output, other, "go")
+    (tmp_path / "scored.jsonl.part").write_text("{}")
+    with pytest.raises(UserError, match="another configuration"):
+        prepare_run_file(run_file, output, config, "go")
 
 
 def test_a_folder_that_is_no_run_is_not_touched(tmp_path):
@@ -157,3 +181,31 @@ def test_run_yaml_is_enough_to_repeat_the_run(tmp_path):
     assert again.judge == config.judge
     assert again.prompts == Path("p.jsonl").absolute()
     assert {"torch", "transformers", "python"} <= set(run_yaml["versions"])
+
+
+def test_a_run_yaml_is_a_configuration_file(tmp_path, capsys):
+    config = Settings(prompts=Path("p.jsonl"), judge=Judge(temperature=0.7), weights={"a": 2.0})
+    prepare_run_dir(tmp_path / "run", config, "tool go")
+    file = str(tmp_path / "run" / "run.yaml")
+    assert run("go", "--config", file)[1] == config.model_copy(update={"prompts": Path("p.jsonl").absolute()})
+    assert run("go", "--config", file, "--judge.temperature", "0.1")[1].judge.temperature == 0.1
+    prepare_run_dir(tmp_path / "other", config, "tool stop")
+    assert run("go", "--config", str(tmp_path / "other" / "run.yaml"))[0] == 2
+    assert "describes a run of `tool stop`, not of `tool go`" in capsys.readouterr().err
+
+
+def test_a_run_is_not_repeated_with_its_leave_to_replace(tmp_path):
+    class Replacing(Config):
+        existing: Literal["refuse", "replace"] = "refuse"
+
+    prepare_run_dir(tmp_path / "run", Replacing(existing="replace"), "tool go")
+    assert resolve(Replacing, {}, tmp_path / "run" / "run.yaml", "tool go") == Replacing()
+
+
+def test_help_lists_all_choices_of_a_union(capsys):
+    class Choosing(Config):
+        loss: Literal["huber", "mse"] | Literal["auto"] | None = "auto"
+
+    with pytest.raises(SystemExit):
+        main("tool", [Command("go", "", Choosing, lambda _: None, "")], ["go", "--help"])
+    assert "--loss {huber,mse,auto}" in capsys.readouterr().out

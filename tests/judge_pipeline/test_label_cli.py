@@ -172,6 +172,15 @@ def test_another_configuration_in_the_same_directory_is_the_users_choice(server,
     assert len(list(read_labels(run))) == 4
 
 
+def test_a_start_that_failed_is_no_obstacle_to_the_next(server, prompts, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert label(server, prompts, run, "--judge.model", "jugde") == 2
+    assert "does not know the model 'jugde'" in capsys.readouterr().err
+    assert label(server, prompts, run, "--overflow", "error", "--max-calls", "0") == 3
+    assert label(server, prompts, run, "--votes", "2") == 2, "rows are there now"
+    assert label(server, prompts, run) == 0
+
+
 def test_limits_stop_cleanly_and_the_next_run_goes_on(server, prompts, tmp_path):
     run = tmp_path / "run"
     assert label(server, prompts, run, "--max-calls", "7") == 3
