@@ -126,8 +126,14 @@ class CallRunner:
         renew = key in again and key not in self._made
         task = asyncio.create_task(self._fetch(key, call, place, renew))
         self._running[key] = task
-        task.add_done_callback(lambda _: self._running.pop(key, None))
+        task.add_done_callback(lambda done: self._ended(key, done))
         return await asyncio.shield(task)
+
+    def _ended(self, key: str, task: asyncio.Task[Stored]) -> None:
+        self._running.pop(key, None)
+        if not task.cancelled():
+            # Seen, even when whoever asked is gone: the first error ended the run and is told once.
+            task.exception()
 
     async def _fetch(self, key: str, call: Call, place: Place, renew: bool) -> Stored:
         asked_here = key in self._made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -219,6 +220,28 @@ def test_a_defect_ends_the_run_and_keeps_what_was_answered(tmp_path):
     run(tmp_path, rows, again, window=2)
     assert sum(again.asked.values()) == 10 * 4 - (asked - 1)
     assert len(list(read_labels(tmp_path))) == 20
+
+
+def test_a_call_that_fails_when_nobody_waits_any_more_is_not_reported_by_the_loop(tmp_path):
+    reported = []
+
+    async def go():
+        asyncio.get_running_loop().set_exception_handler(
+            lambda _, context: reported.append(context["message"])
+        )
+        store = CallStore(tmp_path / "c.sqlite")
+        writer = StoreWriter(store)
+        runner = CallRunner(FakeEngine(delay=lambda _: 0.05, broken={"x"}), writer)
+        asking = asyncio.create_task(runner.ask(call("x")))
+        await asyncio.sleep(0.01)
+        asking.cancel()
+        await asyncio.sleep(0.1)
+        gc.collect()
+        await writer.close()
+        store.close()
+
+    asyncio.run(go())
+    assert reported == []
 
 
 def test_after_the_limit_prompts_not_begun_get_rows_without_being_planned(tmp_path):
