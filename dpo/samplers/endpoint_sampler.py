@@ -38,7 +38,7 @@ class EndpointSampler:
         timeout_s: float = 600.0,
         retries: int = 6,
     ) -> None:
-        self.model, self.base_url = model, base_url
+        self.model, self.base_url, self.key_variable = model, base_url, key_variable
         self.concurrency = concurrency
         self.at_a_time = concurrency * 8
         self.client = openai.OpenAI(
@@ -76,7 +76,8 @@ class EndpointSampler:
                 draws += got[:wanted]
         except openai.AuthenticationError as error:
             raise UserError(
-                f"{self.base_url} refuses the key: {error.message}", "set the key's environment variable"
+                f"{self.base_url} refuses the key: {error.message}",
+                f"put the right key into {self.key_variable}, or name another variable: --api-key-variable",
             ) from error
         except openai.PermissionDeniedError as error:
             raise UserError(f"{self.base_url} denies access: {error.message}") from error

@@ -259,12 +259,18 @@ def test_endpoint_gives_every_prompt_its_answers(tmp_path: Path, endpoint, mode:
 
 
 @pytest.mark.parametrize(
-    ("mode", "words"), [("key", "refuses the key"), ("model", "does not know the model 'm'")]
+    ("mode", "words"),
+    [("key", ("refuses the key", "OPENAI_API_KEY")), ("model", ("does not know the model 'm'",))],
 )
-def test_endpoint_errors_that_concern_the_whole_run(tmp_path: Path, endpoint, capsys, mode: str, words: str):
+def test_endpoint_errors_that_concern_the_whole_run(
+    tmp_path: Path, endpoint, capsys, mode: str, words: tuple[str, ...]
+):
     endpoint.mode = mode
     assert run_sample(tmp_path, "m", "--base-url", endpoint.url) == 2
-    assert words in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert all(word in said for word in words)
+    endpoint.mode = "n"  # nothing was sampled, so another model may be named for the same file
+    assert run_sample(tmp_path, "m2", "--base-url", endpoint.url) == 0
 
 
 def test_endpoint_failures_of_one_prompt_are_counted(tmp_path: Path, endpoint, capsys):

@@ -21,6 +21,9 @@ def test_embedded_models_resolve_to_loadable_folders():
 
 
 def test_other_names_pass_and_bad_paths_are_named(tmp_path):
+    with pytest.raises(UserError, match="a folder without a model"):
+        embedded.resolve_model(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
     assert embedded.resolve_model(str(tmp_path)) == str(tmp_path)
     assert embedded.resolve_model("some-org/some-model") == "some-org/some-model"
     with pytest.raises(UserError, match="not a model directory"):
