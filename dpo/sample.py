@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from dpo.prompting import PROMPT_FORMAT, template_id, to_messages
 from dpo.quiet import quiet_libraries
 from dpo.samplers.base import Decoding, Draw, Failed, Request, Sampler, prompt_seed
-from judge_pipeline.config import Config
+from judge_pipeline.config import Config, check_url
 from judge_pipeline.embedded import resolve_model
 from judge_pipeline.errors import UserError
 from judge_pipeline.fences import defuse
@@ -82,6 +82,11 @@ class SampleConfig(Config):
     )
     replace: bool = Field(False, description="drop answers that the input already has")
     existing: Existing = Field("refuse", description=EXISTING_HELP, json_schema_extra=NO_IDENTITY)
+
+    @field_validator("base_url")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        return check_url(value) if value is not None else None
 
 
 @dataclass

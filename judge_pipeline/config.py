@@ -87,6 +87,15 @@ def _kinds(annotation: Any) -> list[Any]:
     return [annotation]
 
 
+def check_url(value: str) -> str:
+    """An endpoint's address as it is; for a settings model's validator. Raises ValueError without http(s)://."""
+    if not value.startswith(("http://", "https://")):
+        raise ValueError(
+            f"'{value}' is no address: it begins with http:// or https://, and usually ends in /v1"
+        )
+    return value
+
+
 def _origin(annotation: Any) -> Any:
     kinds = _kinds(annotation)
     return typing.get_origin(kinds[0]) or kinds[0]
@@ -221,8 +230,11 @@ def _settings_error(error: ValidationError, known: dict[str, Leaf]) -> UserError
         leaf = next((known[name] for name in known if dotted == name or dotted.startswith(name + ".")), None)
         name = leaf.dotted.upper() if leaf and leaf.extra.get("positional") else leaf.flag if leaf else dotted
         message = "is missing" if item["type"] == "missing" else item["msg"].removeprefix("Value error, ")
+        if item["type"] == "literal_error" and leaf:
+            message = f"Input should be one of {', '.join(_choices(leaf.field.annotation))}"
         lines.append(f"{name}: {message}" if name else message)
-    return UserError("\n".join(lines), "--help lists every setting with its default")
+    # A union of literals is one error for each of its parts.
+    return UserError("\n".join(dict.fromkeys(lines)), "--help lists every setting with its default")
 
 
 def build_parser(prog: str, description: str, commands: Sequence[Command]) -> argparse.ArgumentParser:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from judge_pipeline.config import Config
+from judge_pipeline.config import Config, check_url
 from judge_pipeline.errors import UserError
 from judge_pipeline.options import JudgeOptions
 from judge_pipeline.retrieval import Retrieval
@@ -82,6 +82,11 @@ class JudgeConfig(Config):
         "--judge.base-url the endpoint is asked what they leave open",
         json_schema_extra=FREE,
     )
+
+    @field_validator("base_url")
+    @classmethod
+    def _addresses(cls, value: list[str]) -> list[str]:
+        return [check_url(url) for url in value]
 
     @field_validator("extra_body", mode="before")
     @classmethod

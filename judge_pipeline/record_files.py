@@ -65,6 +65,10 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 if line.strip():
                     yield number, _parse_line(path, number, line)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        if number == 0:
+            raise DataError(
+                f"is not a gzip file ({error})", path=path, hint="name it .jsonl if it is plain text"
+            ) from error
         raise DataError(
             f"the gzip stream ends early or is damaged behind this line ({error})",
             path=path,

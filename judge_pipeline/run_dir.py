@@ -178,6 +178,7 @@ def prepare_run_file(
     idle: Collection[str] = (),
 ) -> bool:
     """`prepare_run_dir` for an output that may be one file with its run's description beside it."""
+    _check_place(output, run_file, existing, inputs)
     run = describe_run(config, command, inputs, extra)
     resuming = False
     try:
@@ -197,6 +198,24 @@ def prepare_run_file(
     except OSError as error:
         raise disk_error(error, run_file) from error
     return resuming
+
+
+def _check_place(output: Path, run_file: Path, existing: Existing, inputs: Sequence[Path]) -> None:
+    """Refuse an output of the wrong kind, and one whose making would destroy an input."""
+    is_folder = run_file.parent == output
+    if is_folder and output.is_file():
+        raise UserError(f"--output {output} is a file", "name a directory")
+    if not is_folder and output.is_dir():
+        raise UserError(f"--output {output} is a folder", "name a file")
+    place = output.resolve()
+    for path in inputs:
+        if path.resolve() == place:
+            raise UserError(f"--output is the input {path}", "name another file; inputs are kept as they are")
+        if existing == "replace" and place in path.resolve().parents:
+            raise UserError(
+                f"--existing replace would delete the input {path}, which lies in {output}",
+                "move the input out of there, or name another --output",
+            )
 
 
 def _meet_earlier_run(

@@ -63,7 +63,7 @@ class ScoreConfig(Config):
         description="prompts with responses, .jsonl, .jsonl.gz or .parquet",
         json_schema_extra={"positional": True},
     )
-    output: Path = Field(description="file to write, .jsonl or .parquet")
+    output: Path = Field(description="file to write, .jsonl, .jsonl.gz or .parquet")
     existing: Existing = Field("refuse", description=EXISTING_HELP, json_schema_extra=HOW)
     weights: dict[str, float] = Field(
         {},
@@ -173,7 +173,8 @@ def score_file(config: ScoreConfig) -> Summary:
     manifest = read_manifest(config.model)
     weights = _weights(config, manifest)
     run_file = Path(f"{config.output}.run.yaml")
-    if config.overflow == "error" and (not run_file.is_file() or config.existing == "replace"):
+    begun = config.output.is_file() or Path(f"{config.output}.part").is_file()
+    if config.overflow == "error" and (not begun or config.existing == "replace"):
         _refuse_overflow(config, manifest)  # before anything is written; a resumed run has been through it
     resuming = prepare_run_file(
         run_file,
@@ -279,8 +280,7 @@ def _refuse_overflow(config: ScoreConfig, manifest: Manifest) -> None:
         )
 
 
-FORMAT_TOKENS = 256
-"""More than any chat template puts around a prompt and an answer."""
+FORMAT_TOKENS = 256  # more than any chat template puts around a prompt and an answer
 
 
 def _score_all(
@@ -374,7 +374,7 @@ def fill(
 def _finalise(part: Path, output: Path) -> None:
     """Put the finished file in its place."""
     try:
-        if output.suffix == ".parquet":
+        if output.suffix in (".parquet", ".gz"):
             write_records(output, read_prompts(part))
             part.unlink()
         else:

@@ -28,6 +28,8 @@ PROBE = Call(
 )
 """One tiny call that shows whether an endpoint holds answers to a JSON schema."""
 
+IS_IT_RUNNING = "is the server running, and is --judge.base-url right (it usually ends in /v1)?"
+
 
 async def check_endpoint(engine: EndpointEngine, *, attempts: int = 3) -> None:
     """Check every lane and take its context window. Raises UserError with the way out."""
@@ -42,10 +44,7 @@ async def _check_lane(lane: Lane, model: str, attempts: int) -> int | None:
             response = await lane.client.models.with_raw_response.list(timeout=20.0)
             return _window(lane.url, model, response.http_response.text)
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            raise UserError(
-                f"the endpoint {lane.url} refuses the key (HTTP {error.status_code})",
-                "put the right key into the environment variable that --judge.api-key-env names",
-            ) from error
+            raise _refused_key(lane.url, error) from error
         except openai.APIConnectionError as error:
             problem = f"the endpoint {lane.url} does not answer: {error.__cause__ or error!r}"
         except openai.APIStatusError as error:
@@ -54,7 +53,14 @@ async def _check_lane(lane: Lane, model: str, attempts: int) -> int | None:
             problem = f"the endpoint {lane.url} is in trouble: HTTP {error.status_code}"
         if attempt + 1 < attempts:
             await asyncio.sleep(0.5 * 2**attempt)
-    raise UserError(problem, "is the server running, and is --judge.base-url right (it usually ends in /v1)?")
+    raise UserError(problem, IS_IT_RUNNING)
+
+
+def _refused_key(url: str, error: openai.APIStatusError) -> UserError:
+    return UserError(
+        f"the endpoint {url} refuses the key (HTTP {error.status_code})",
+        "put the right key into the environment variable that --judge.api-key-env names",
+    )
 
 
 def _window(url: str, model: str, text: str) -> int | None:
@@ -84,6 +90,12 @@ async def single_model(base_url: str, api_key: str) -> str:
     client = openai.AsyncOpenAI(base_url=base_url, api_key=api_key, max_retries=1, timeout=20.0)
     try:
         names = [model.id async for model in client.models.list()]
+    except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+        raise _refused_key(base_url, error) from error
+    except openai.APIConnectionError as error:
+        raise UserError(
+            f"the endpoint {base_url} does not answer: {error.__cause__ or error!r}", IS_IT_RUNNING
+        ) from error
     except openai.OpenAIError as error:
         raise UserError(
             f"--judge.model is not given, and {base_url} does not list its models: {error}"

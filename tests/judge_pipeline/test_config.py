@@ -64,7 +64,7 @@ def test_yaml_gives_settings_and_flags_beat_it(tmp_path, text):
         (["go", "p", "--otput", "x"], ["--otput", "did you mean '--output'"]),
         (["go"], ["PROMPTS: is missing"]),
         (["go", "p", "--limit", "many"], ["--limit", "integer"]),
-        (["go", "p", "--mode", "sparse"], ["--mode", "'dense' or 'bm25'"]),
+        (["go", "p", "--mode", "sparse"], ["--mode", "one of dense, bm25"]),
         (["go", "p", "--weights", "faithfulness"], ["--weights", "name=value"]),
         (["go", "--config", "none.yaml"], ["none.yaml is not there"]),
         (["go", "--config", "/"], ["could not read /"]),
@@ -166,6 +166,22 @@ def test_a_file_in_the_making_is_work(tmp_path):
         prepare_run_file(run_file, output, config, "go")
 
 
+def test_inputs_are_never_the_price_of_an_output(tmp_path):
+    inputs, config = tmp_path / "run" / "p.jsonl", Settings(prompts=Path("p"))
+    inputs.parent.mkdir()
+    inputs.write_text("{}")
+    prepare_run_dir(inputs.parent, config, "go", "resume", [inputs])
+    with pytest.raises(UserError, match="would delete the input"):
+        prepare_run_dir(inputs.parent, config, "go", "replace", [inputs])
+    with pytest.raises(UserError, match="--output is the input"):
+        prepare_run_file(tmp_path / "p.run.yaml", inputs, config, "go", "replace", [inputs])
+    with pytest.raises(UserError, match="is a file"):
+        prepare_run_dir(inputs, config, "go", "replace")
+    with pytest.raises(UserError, match="is a folder"):
+        prepare_run_file(tmp_path / "run.run.yaml", inputs.parent, config, "go")
+    assert inputs.read_text() == "{}"
+
+
 def test_a_folder_that_is_no_run_is_not_touched(tmp_path):
     (tmp_path / "thesis.tex").write_text("dear")
     with pytest.raises(UserError, match="not a run of ours"):
@@ -206,6 +222,8 @@ def test_help_lists_all_choices_of_a_union(capsys):
     class Choosing(Config):
         loss: Literal["huber", "mse"] | Literal["auto"] | None = "auto"
 
+    assert main("tool", [Command("go", "", Choosing, lambda _: None, "")], ["go", "--loss", "x"]) == 2
+    assert capsys.readouterr().err.count("--loss: Input should be one of huber, mse, auto\n") == 1
     with pytest.raises(SystemExit):
         main("tool", [Command("go", "", Choosing, lambda _: None, "")], ["go", "--help"])
     assert "--loss {huber,mse,auto}" in capsys.readouterr().out

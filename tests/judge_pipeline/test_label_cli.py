@@ -154,6 +154,7 @@ def test_settings_that_cannot_be_are_refused(server, prompts, tmp_path, capsys):
         (["--dimensions", "helpfullness"], "did you mean 'helpfulness'"),
         (["--judge.modell", "x"], "--judge.model"),
         (["--overflow", "cut"], "--overflow"),
+        (["--judge.base-url", "localhost:8000/v1"], "begins with http://"),
     ):
         assert label(server, prompts, tmp_path / "run", *flags) == 2
         assert words in capsys.readouterr().err

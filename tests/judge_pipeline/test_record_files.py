@@ -135,6 +135,12 @@ def test_a_file_named_gz_is_written_packed(tmp_path):
     assert [prompt.id for prompt in read_prompts(path)] == ["p1"]
 
 
+def test_plain_text_named_gz_is_named(tmp_path):
+    path = write(tmp_path / "p.jsonl.gz", ROW)
+    with pytest.raises(DataError, match="is not a gzip file"):
+        list(read_prompts(path))
+
+
 def test_a_file_that_cannot_be_read_is_named():
     with pytest.raises(UserError, match="could not read /proc/self/mem"):
         list(read_rows("/proc/self/mem"))

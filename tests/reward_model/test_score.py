@@ -90,13 +90,14 @@ def test_records_come_back_whole_and_in_order(model, tmp_path):
         assert new == old
 
 
-def test_parquet_in_and_out(model, tmp_path):
+def test_parquet_and_gzip_in_and_out(model, tmp_path):
     source = prompts_file(tmp_path / "in.jsonl")
-    parquet = tmp_path / "in.parquet"
-    write_records(parquet, read_prompts(source))
-    for name, given in (("a.jsonl", source), ("b.parquet", parquet)):
-        score_file(ScoreConfig(model=model, prompts=given, output=tmp_path / name))
-    np.testing.assert_allclose(points(tmp_path / "b.parquet"), points(tmp_path / "a.jsonl"))
+    score_file(ScoreConfig(model=model, prompts=source, output=tmp_path / "a.jsonl"))
+    for suffix in ("parquet", "jsonl.gz"):
+        given, output = tmp_path / f"in.{suffix}", tmp_path / f"out.{suffix}"
+        write_records(given, read_prompts(source))
+        score_file(ScoreConfig(model=model, prompts=given, output=output))
+        np.testing.assert_allclose(points(output), points(tmp_path / "a.jsonl"))
 
 
 def test_a_stopped_run_goes_on_where_it_was(model, tmp_path, monkeypatch, capsys):
