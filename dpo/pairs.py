@@ -25,7 +25,7 @@ from judge_pipeline.config import Config
 from judge_pipeline.errors import UserError
 from judge_pipeline.record_files import read_labels, read_prompts, write_records, write_text
 from judge_pipeline.records import DIMENSIONS, Label, Prompt, Scores
-from judge_pipeline.run_dir import describe_run, write_run_yaml
+from judge_pipeline.run_dir import check_place, describe_run, write_run_yaml
 
 FlagName = Literal["empty", "truncated", "refused", "duplicate"]
 
@@ -235,6 +235,9 @@ def hash_text(pair: Pair) -> str:
 
 def run(config: PairsConfig) -> int:
     """Make pairs; an input that gives none is an error that says why."""
+    inputs = [path for path in (config.scored, config.labels, config.mix) if path]
+    run_file = Path(f"{config.output}.run.yaml")
+    check_place(config.output, run_file, inputs)
     rules = rules_of(config)
     counts: Counter[str] = Counter()
     rows: list[dict[str, Any]] = []
@@ -262,12 +265,7 @@ def run(config: PairsConfig) -> int:
     report["pairs_written"] = len(rows)
     report["pairs_mixed_in"] = sum(row["arm"] == "mix" for row in rows)
     write_records(config.output, rows)
-    write_run_yaml(
-        Path(f"{config.output}.run.yaml"),
-        describe_run(
-            config, "dpo pairs", [path for path in (config.scored, config.labels, config.mix) if path]
-        ),
-    )
+    write_run_yaml(run_file, describe_run(config, "dpo pairs", inputs))
     report_path = Path(f"{config.output}.report.json")
     write_text(report_path, _json(report))
     print_report(report, config.output, report_path, sys.stdout)

@@ -15,7 +15,7 @@ from dpo.quiet import quiet_libraries
 from judge_pipeline.config import Config
 from judge_pipeline.errors import UserError
 from judge_pipeline.record_files import read_prompts, write_records
-from judge_pipeline.run_dir import describe_run, write_run_yaml
+from judge_pipeline.run_dir import check_place, describe_run, write_run_yaml
 
 
 class ScoreShortConfig(Config):
@@ -32,6 +32,8 @@ def run(config: ScoreShortConfig) -> int:
     from judge_pipeline.evaluation.short_context_rm import ShortContextRM  # torch is slow to import
 
     quiet_libraries()
+    run_file = Path(f"{config.output}.run.yaml")
+    check_place(config.output, run_file, [config.prompts])
     prompts = list(read_prompts(config.prompts, need_responses=True))
     answers = [(prompt.query, item) for prompt in prompts for item in prompt.responses if item.text.strip()]
     try:
@@ -44,8 +46,6 @@ def run(config: ScoreShortConfig) -> int:
     for (_, item), reward in zip(answers, rewards, strict=True):
         setattr(item, SHORT_REWARD, float(reward))  # responses keep fields that the schema does not name
     write_records(config.output, prompts)
-    write_run_yaml(
-        Path(f"{config.output}.run.yaml"), describe_run(config, "dpo score-short", [config.prompts])
-    )
+    write_run_yaml(run_file, describe_run(config, "dpo score-short", [config.prompts]))
     print(f"{config.output}: {len(answers)} answers to {len(prompts)} prompts scored")
     return 0

@@ -178,7 +178,7 @@ def prepare_run_file(
     idle: Collection[str] = (),
 ) -> bool:
     """`prepare_run_dir` for an output that may be one file with its run's description beside it."""
-    _check_place(output, run_file, existing, inputs)
+    check_place(output, run_file, inputs, existing)
     run = describe_run(config, command, inputs, extra)
     resuming = False
     try:
@@ -200,8 +200,8 @@ def prepare_run_file(
     return resuming
 
 
-def _check_place(output: Path, run_file: Path, existing: Existing, inputs: Sequence[Path]) -> None:
-    """Refuse an output of the wrong kind, and one whose making would destroy an input."""
+def check_place(output: Path, run_file: Path, inputs: Sequence[Path], existing: Existing = "refuse") -> None:
+    """Refuse an output of the wrong kind, and one whose making would destroy an input. Raises UserError."""
     is_folder = run_file.parent == output
     if is_folder and output.is_file():
         raise UserError(f"--output {output} is a file", "name a directory")

@@ -277,3 +277,11 @@ def test_a_pair_file_that_cannot_be_used_names_the_line(tmp_path: Path, row: dic
     with pytest.raises(DataError, match=words) as error:
         list(read_pairs(path))
     assert "line 2" in str(error.value)
+
+
+def test_pairs_do_not_overwrite_the_answers_they_are_made_of(tmp_path: Path, capsys):
+    scored = write_jsonl(tmp_path / "scored.jsonl", scored_rows())
+    before = scored.read_bytes()
+    assert main(["pairs", str(scored), "--output", str(scored)]) == 2
+    assert "--output is the input" in capsys.readouterr().err
+    assert scored.read_bytes() == before
