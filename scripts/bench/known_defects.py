@@ -61,9 +61,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=float, default=1)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--freeze-layers", type=int, default=15)
+    parser.add_argument("--head-init", default="auto", choices=["auto", "mean", "probe"])
     parser.add_argument("--precision", default="fp32", choices=["bf16", "fp32", "auto"])
     parser.add_argument("--token-budget", type=int, default=2500)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     return parser.parse_args()
 
 
@@ -108,6 +110,7 @@ def train_on(args: argparse.Namespace, prompts: list[Prompt], labels: dict[tuple
             "eval_fraction": 0.0,
             "method": "full",
             "freeze_layers": args.freeze_layers,
+            "head_init": args.head_init,
             "precision": args.precision,
             "device": "auto" if torch.cuda.is_available() else "cpu",
             "epochs": args.epochs,
@@ -243,7 +246,9 @@ def main() -> None:
         print(f"size {size}: {time.time() - begun:.0f} s\n{tables(steps)}", flush=True)
         result = {
             "settings": {
-                name: str(value) for name, value in vars(args).items() if name not in ("data", "work")
+                name: str(value)
+                for name, value in vars(args).items()
+                if name not in ("data", "work", "output")
             },
             "training_prompts_available": len(training),
             "test": {"prompts": len(test), "answers": table.rows, "stories": table.documents},
@@ -253,7 +258,7 @@ def main() -> None:
             **environment(),
         }
         # After every size: a long run that is stopped leaves what it has measured.
-        write_result(Path(__file__).with_suffix(".json"), result)
+        write_result(args.output, result)
         (args.work / "tables.md").write_text(tables(steps) + "\n", encoding="utf-8")
 
 
