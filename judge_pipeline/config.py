@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from judge_pipeline import __version__
-from judge_pipeline.errors import UserError, disk_error
+from judge_pipeline.errors import UserError, disk_error, library_disk_error
 
 
 class Config(BaseModel):
@@ -306,8 +306,15 @@ def main(
         return 130
     except BrokenPipeError:
         return 0  # `… | head` closed our output: nothing is wrong
-    except OSError as error:
-        if error.filename is None and error.errno is None:
-            raise  # no file behind it: a defect of ours, its traceback is wanted
-        print(f"{prog}: error: {disk_error(error, error.filename or 'output')}", file=sys.stderr)
-        return UserError.exit_code
+    except Exception as error:
+        told = _writing_failed(error)
+        if told is None:
+            raise  # a defect of ours: its traceback is wanted
+        print(f"{prog}: error: {told}", file=sys.stderr)
+        return told.exit_code
+
+
+def _writing_failed(error: Exception) -> UserError | None:
+    if isinstance(error, OSError) and (error.filename is not None or error.errno is not None):
+        return disk_error(error, error.filename or "a file")
+    return library_disk_error(error)

@@ -7,6 +7,7 @@ without a traceback and exit with `exit_code`; anything else is a defect of ours
 from __future__ import annotations
 
 import errno
+import re
 from pathlib import Path
 
 
@@ -43,6 +44,28 @@ class DataError(UserError):
             where += f", field '{field}'"
         super().__init__(f"{where}: {message}", hint)
         self.path, self.line, self.field = Path(path), line, field
+
+
+_WRITING_FAILED = re.compile(
+    r"no space left|serializing: I/O error|disk quota|iostream error|inline_container|PytorchStreamWriter",
+    re.IGNORECASE,
+)
+"""How torch's and safetensors' own writers, which raise no OSError, say that a file could not be written."""
+
+
+def library_disk_error(error: BaseException) -> UserError | None:
+    """A message for a library's failure to write a file; None for every other error."""
+    told: BaseException | None = error
+    while told is not None:
+        if isinstance(told, RuntimeError | OSError) or type(told).__name__ == "SafetensorError":
+            text = " ".join(str(told).split())
+            if _WRITING_FAILED.search(text) and "StreamReader" not in text:
+                return UserError(
+                    f"a file could not be written, the disk is probably full: {text[:200]}",
+                    "what was finished is kept; free some space and run the same command again",
+                )
+        told = told.__cause__ or told.__context__
+    return None
 
 
 def disk_error(error: OSError, path: Path | str) -> UserError:

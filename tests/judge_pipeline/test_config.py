@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -123,6 +125,25 @@ def test_interruption_and_full_disk_have_their_own_endings(capsys):
     assert "disk is full: could not write /data/x" in text
     with pytest.raises(ValueError, match="ours"):
         code(broken)
+
+
+@pytest.mark.parametrize(
+    "save",
+    ["import torch; torch.save(torch.zeros(9999), sys.argv[1])",
+     "import torch, safetensors.torch; safetensors.torch.save_file({'a': torch.zeros(9999)}, sys.argv[1])"],
+)  # fmt: skip
+def test_weights_that_do_not_fit_the_disk_are_a_message(tmp_path, save):
+    script = (
+        "import resource, sys; from judge_pipeline.config import Command, Config, main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "def go(_):\n"
+        f"    {save}\n"
+        "sys.exit(main('tool', [Command('go', '', Config, go, '')], ['go']))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "w")], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "could not" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_same_configuration_resumes_and_another_is_refused(tmp_path):
