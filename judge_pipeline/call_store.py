@@ -51,6 +51,9 @@ CREATE TABLE IF NOT EXISTS batched (
 """
 
 
+WAIT_S = 60.0
+"""How long a process waits for another one that writes."""
+
 STORE_FILES = ("calls.sqlite", "calls.sqlite-wal", "calls.sqlite-shm")
 """A store in a run directory, and what SQLite keeps beside it."""
 
@@ -123,7 +126,7 @@ class CallStore:
             self._prepare()
 
     def _connect(self) -> sqlite3.Connection:
-        return sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
+        return sqlite3.connect(self.path, timeout=WAIT_S, isolation_level=None, check_same_thread=False)
 
     def _prepare(self) -> None:
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
@@ -132,11 +135,23 @@ class CallStore:
                 f"{self.path} was written by another version of this program (format {version})",
                 "use that version, or choose a new --output",
             )
-        self._db.execute("PRAGMA busy_timeout = 60000")
-        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute(f"PRAGMA busy_timeout = {WAIT_S * 1000:.0f}")
+        self._write_ahead()
         self._db.execute("PRAGMA synchronous = FULL")
         if version == 0:
             self._db.executescript(f"BEGIN IMMEDIATE;{_TABLES}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
+
+    def _write_ahead(self) -> None:
+        """Switch to WAL. SQLite gives up at once when two processes try this on a new file; we wait our turn."""
+        deadline = time.monotonic() + WAIT_S
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.05)
 
     @contextmanager
     def _errors_named(self) -> Iterator[None]:

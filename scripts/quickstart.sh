@@ -98,7 +98,7 @@ stage pairs "best against worst" \
     dpo pairs "$run/scored.jsonl" --output "$run/pairs.jsonl" --min-responses 2 --keep-flagged truncated
 stage dpo "a short DPO run" \
     dpo train "$run/pairs.jsonl" --model "$model" --output "$run/dpo" \
-    --eval-fraction 0 --max-steps 5 --gradient-accumulation-steps 1 --gradient-checkpointing
+    --eval-fraction 0 --max-steps 4 --gradient-accumulation-steps 1 --gradient-checkpointing
 stage_times "$run" >"$run/stages.json"
 say "[report] one page for the whole run"
 python scripts/quickstart_report.py "$run"

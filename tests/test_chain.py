@@ -121,7 +121,7 @@ def test_scores_are_those_of_plain_transformers_one_answer_at_a_time(run: Path) 
             with torch.no_grad():
                 expected = plain(input_ids=torch.tensor([encoded.prefix + ids])).logits[0]
             found = torch.tensor([item["scores"][name] for name in DIMENSIONS])
-            torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+            torch.testing.assert_close(found, expected.clamp(0, 10), atol=1e-4, rtol=0)
 
 
 def test_pairs_load_as_a_dataset_and_the_trained_policy_loads(run: Path, tmp_path: Path) -> None:

@@ -122,6 +122,9 @@ def test_a_tokenizer_file_can_be_named(tmp_path):
 
 
 def test_a_missing_tokenizer_is_a_clear_error(tmp_path):
+    with pytest.raises(UserError, match="without a model"):
+        FastTokenizer(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="no tokenizer"):
         FastTokenizer(str(tmp_path))
 
