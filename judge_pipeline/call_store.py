@@ -25,31 +25,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from judge_pipeline.call_schema import SCHEMA_VERSION, TABLES
 from judge_pipeline.calls import Call, CallUsage, Reply, TokenLogprob
 from judge_pipeline.errors import UserError
 
-SCHEMA_VERSION = 1
 LASTING_FAILURES = frozenset({"truncated", "refused", "context_too_long"})
 """Failures that asking again would repeat; `--retry-failed` asks again all the same."""
-
-_TABLES = """
-CREATE TABLE IF NOT EXISTS calls (
-    key TEXT PRIMARY KEY, model TEXT NOT NULL, template TEXT NOT NULL, request BLOB NOT NULL,
-    text TEXT NOT NULL, finish_reason TEXT NOT NULL, structured INTEGER NOT NULL,
-    input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL, cached_input_tokens INTEGER NOT NULL,
-    latency_s REAL NOT NULL, logprobs BLOB, endpoint TEXT NOT NULL, owner TEXT NOT NULL, finished REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS attempts (
-    id INTEGER PRIMARY KEY, key TEXT NOT NULL, model TEXT NOT NULL, template TEXT NOT NULL,
-    request BLOB NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL, text TEXT NOT NULL,
-    finish_reason TEXT NOT NULL, input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL,
-    cached_input_tokens INTEGER NOT NULL, latency_s REAL NOT NULL, endpoint TEXT NOT NULL, owner TEXT NOT NULL,
-    finished REAL NOT NULL);
-CREATE INDEX IF NOT EXISTS attempts_by_key ON attempts (key, id);
-CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS batched (
-    key TEXT PRIMARY KEY, file TEXT NOT NULL, owner TEXT NOT NULL, call BLOB NOT NULL);
-"""
-
 
 WAIT_S = 60.0
 """How long a process waits for another one that writes."""
@@ -139,7 +120,7 @@ class CallStore:
         self._write_ahead()
         self._db.execute("PRAGMA synchronous = FULL")
         if version == 0:
-            self._db.executescript(f"BEGIN IMMEDIATE;{_TABLES}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
+            self._db.executescript(f"BEGIN IMMEDIATE;{TABLES}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
 
     def _write_ahead(self) -> None:
         """Switch to WAL. SQLite gives up at once when two processes try this on a new file; we wait our turn."""
