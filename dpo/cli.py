@@ -5,15 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from dpo import evaluate, pairs, sample, score_short, train_config
-from judge_pipeline.config import Command
-from judge_pipeline.config import main as run_main
+from dpo.evaluate import evaluate
+from dpo.pairs import pairs, score_short
+from dpo.sample import sample
+from dpo.train import train_config
+from judge_pipeline.common.config import Command
+from judge_pipeline.common.config import main as run_main
 
 
 def _train(config: train_config.TrainConfig) -> int:
-    from dpo import train  # TRL takes seconds to import, which `dpo pairs --help` should not
-    from reward_model.guards import show_log
-    from reward_model.processes import leave_together
+    from dpo.train import train  # TRL takes seconds to import, which `dpo pairs --help` should not
+    from reward_model.training.guards import show_log
+    from reward_model.training.processes import leave_together
 
     show_log()
     status = train.run(config)

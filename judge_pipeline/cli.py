@@ -8,10 +8,10 @@ from pathlib import Path
 
 from pydantic import Field
 
-from judge_pipeline import config as configuration
-from judge_pipeline import label
-from judge_pipeline.config import Command, Config
+from judge_pipeline.common import config as configuration
+from judge_pipeline.common.config import Command, Config
 from judge_pipeline.evaluation import evaluate
+from judge_pipeline.labelling import label
 
 
 class ReportConfig(Config):
@@ -22,7 +22,7 @@ class ReportConfig(Config):
 
 def run_report(config: ReportConfig) -> int:
     """Write report.html of a label run again."""
-    from judge_pipeline.report import write_report
+    from judge_pipeline.report.write import write_report
 
     print(write_report(config.run))
     return 0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from judge_pipeline.config import Command
-from judge_pipeline.config import main as run_main
+from judge_pipeline.common.config import Command
+from judge_pipeline.common.config import main as run_main
 from reward_model.doctor import DoctorConfig, run_doctor
 
 DESCRIPTION = "Train and use a long-context reward model distilled from an LLM judge."
@@ -22,10 +22,10 @@ DOCTOR = Command(
 
 def commands() -> tuple[Command, ...]:
     """All subcommands. They are imported here, so that `doctor` runs where their packages are missing."""
-    from reward_model.fidelity_cli import COMMANDS as FIDELITY_COMMANDS
-    from reward_model.score import ScoreConfig
-    from reward_model.score import run as run_score
-    from reward_model.train_config import TrainConfig
+    from reward_model.fidelity.evaluate import COMMANDS as FIDELITY_COMMANDS
+    from reward_model.scoring.score import ScoreConfig
+    from reward_model.scoring.score import run as run_score
+    from reward_model.training.train_config import TrainConfig
 
     return (
         Command(
@@ -48,9 +48,11 @@ def commands() -> tuple[Command, ...]:
 
 
 def _train(config: object) -> int:
-    from reward_model.processes import leave_together
-    from reward_model.train import train  # the Trainer takes seconds to import, which `--help` should not
-    from reward_model.train_config import TrainConfig
+    from reward_model.training.processes import leave_together
+    from reward_model.training.train import (
+        train,  # the Trainer takes seconds to import, which `--help` should not
+    )
+    from reward_model.training.train_config import TrainConfig
 
     assert isinstance(config, TrainConfig)
     train(config)
@@ -63,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     available = (DOCTOR,) if words[:1] == ["doctor"] else commands()
     if available != (DOCTOR,):
-        from reward_model.guards import show_log
+        from reward_model.training.guards import show_log
 
         show_log()
     return run_main("reward-model", available, words, DESCRIPTION)

@@ -21,8 +21,8 @@ from typing import Literal
 from packaging.requirements import Requirement
 
 from judge_pipeline import __version__
-from judge_pipeline.config import Config
-from judge_pipeline.embedded import INSTALL, MINILM, SMOLLM2, model_store, package_folder
+from judge_pipeline.common.bundled_models import INSTALL, MINILM, SMOLLM2, model_store, package_folder
+from judge_pipeline.common.config import Config
 
 PRODUCT = "longreward-distill"
 State = Literal["ok", "missing", "broken", "note"]
@@ -181,7 +181,7 @@ def check_attention() -> Iterator[Finding]:
     """The shared-prefix back end that would be used, each proven on a small example here."""
     import torch
 
-    from reward_model.attention_backends import choose_kernel
+    from reward_model.shared_prefix.backends import choose_kernel
 
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     for device in devices:

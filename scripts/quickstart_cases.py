@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from judge_pipeline.html.charts import Markup, histogram, nothing, table
-from judge_pipeline.html.page import Section, code_block, columns, details, join, render_fragment
+from judge_pipeline.common.html.charts import Markup, histogram, nothing, table
+from judge_pipeline.common.html.page import Section, code_block, columns, details, join, render_fragment
 from scripts.quickstart_run import Run, chosen_prompt, dimension_names
 
 GLYPHS = {"full": ("●", "supported"), "partial": ("◐", "partly supported"), "none": ("○", "not supported")}

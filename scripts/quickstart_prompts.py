@@ -13,10 +13,10 @@ from pydoc_data.topics import topics  # type: ignore[import-untyped, unused-igno
 
 from pydantic import Field
 
-from judge_pipeline.config import Command, Config, main
-from judge_pipeline.errors import UserError
-from judge_pipeline.record_files import read_prompts, write_records
-from judge_pipeline.records import Prompt
+from judge_pipeline.common.config import Command, Config, main
+from judge_pipeline.common.errors import UserError
+from judge_pipeline.common.record_files import read_prompts, write_records
+from judge_pipeline.common.records import Prompt
 
 # (document, topics it is made of, question, for the judge?)
 QUESTIONS: tuple[tuple[str, tuple[str, ...], str, bool], ...] = (

@@ -17,10 +17,18 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from judge_pipeline.errors import UserError
-from judge_pipeline.evaluation.agreement_render import target_section
-from judge_pipeline.html.charts import Markup, bars, histogram, line, nothing, scatter, stat_tiles, table
-from judge_pipeline.html.page import (
+from judge_pipeline.common.errors import UserError
+from judge_pipeline.common.html.charts import (
+    Markup,
+    bars,
+    histogram,
+    line,
+    nothing,
+    scatter,
+    stat_tiles,
+    table,
+)
+from judge_pipeline.common.html.page import (
     Section,
     code_block,
     columns,
@@ -32,8 +40,9 @@ from judge_pipeline.html.page import (
     prose,
     render_page,
 )
-from judge_pipeline.html.report_sections import SCORE_EDGES
-from judge_pipeline.record_files import write_text
+from judge_pipeline.common.record_files import write_text
+from judge_pipeline.report.sections import SCORE_EDGES
+from judge_pipeline.statistics.render import target_section
 from scripts.quickstart_cases import example, pairs, statements
 from scripts.quickstart_run import STAGES, Run, dimension_names, load_run
 

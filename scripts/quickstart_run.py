@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from judge_pipeline.errors import DataError, UserError
-from judge_pipeline.record_files import read_labels, read_prompts, read_rows
-from judge_pipeline.records import DIMENSIONS, Label, Prompt
-from judge_pipeline.run_dir import read_run_yaml
+from judge_pipeline.common.errors import DataError, UserError
+from judge_pipeline.common.record_files import read_labels, read_prompts, read_rows
+from judge_pipeline.common.records import DIMENSIONS, Label, Prompt
+from judge_pipeline.common.run_dir import read_run_yaml
 
 STAGES = {
     "prompts": "questions about long documents",

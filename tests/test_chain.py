@@ -16,9 +16,9 @@ from transformers import AutoModelForSequenceClassification
 
 from dpo.cli import main as dpo
 from judge_pipeline.cli import main as judge_pipeline
-from judge_pipeline.records import DIMENSIONS
+from judge_pipeline.common.records import DIMENSIONS
 from reward_model.cli import main as reward_model
-from reward_model.scorer import RewardModel
+from reward_model.scoring.scorer import RewardModel
 
 pytestmark = pytest.mark.slow
 

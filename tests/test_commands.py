@@ -10,7 +10,7 @@ import pytest
 from dpo import cli as dpo_cli
 from judge_pipeline import __version__
 from judge_pipeline import cli as judge_cli
-from judge_pipeline.config import Command, build_parser, leaves
+from judge_pipeline.common.config import Command, build_parser, leaves
 from reward_model import cli as reward_cli
 
 PROGRAMS = {

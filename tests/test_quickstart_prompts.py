@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from judge_pipeline.embedded import resolve_model
-from judge_pipeline.record_files import read_prompts, write_records
-from judge_pipeline.records import Response
+from judge_pipeline.common.bundled_models import resolve_model
+from judge_pipeline.common.record_files import read_prompts, write_records
+from judge_pipeline.common.records import Response
 
 
 @pytest.fixture(scope="module")

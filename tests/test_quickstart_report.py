@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from judge_pipeline.record_files import read_prompts
+from judge_pipeline.common.record_files import read_prompts
 
 sys.path.insert(0, str(Path(__file__).parent / "judge_pipeline"))
 
@@ -196,8 +196,8 @@ def test_a_broken_file_is_named(finished, capsys):
 
 def test_figures_of_the_evaluation_are_taken_over(finished, tmp_path, capsys):
     """What `reward-model evaluate` really writes fits in, with its baselines and intervals."""
-    from reward_model.fidelity_cli import EvaluateConfig
-    from reward_model.fidelity_cli import run as evaluate
+    from reward_model.fidelity.evaluate import EvaluateConfig
+    from reward_model.fidelity.evaluate import run as evaluate
 
     config = EvaluateConfig(
         model=finished / "reward_model",

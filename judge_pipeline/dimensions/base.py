@@ -13,8 +13,9 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from judge_pipeline.calls import Call, FailureReason, Reply
-from judge_pipeline.records import Prompt
+from judge_pipeline.calls.call import Call, FailureReason, Reply
+from judge_pipeline.common.records import Prompt
+from judge_pipeline.documents.chunking import Span
 
 
 @dataclass(frozen=True)
@@ -26,15 +27,6 @@ class Request:
 
 
 Plan = Generator[list[Request], list[Reply], "list[Outcome]"]
-
-
-@dataclass(frozen=True)
-class Span:
-    """A piece of the document: `context[start:end]`, with the retrieval score that chose it."""
-
-    start: int
-    end: int
-    score: float = 0.0
 
 
 class Evidence(Protocol):

@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from judge_pipeline.calls import Sampling
-from judge_pipeline.citation import locate
+from judge_pipeline.calls.call import Sampling
+from judge_pipeline.common.records import Prompt
 from judge_pipeline.dimensions.asking import (
     Ask,
     RateAsk,
@@ -24,15 +24,16 @@ from judge_pipeline.dimensions.asking import (
     rate,
     reading_sampling,
 )
-from judge_pipeline.dimensions.base import Evidence, Outcome, Plan, Span
-from judge_pipeline.fences import one_line
-from judge_pipeline.options import JudgeOptions, rule_points
-from judge_pipeline.prompt_files import CaseFields, build_call, load_template
-from judge_pipeline.records import Prompt
+from judge_pipeline.dimensions.base import Evidence, Outcome, Plan
+from judge_pipeline.dimensions.options import JudgeOptions, rule_points
+from judge_pipeline.documents.chunking import Span
+from judge_pipeline.documents.citation import locate
+from judge_pipeline.documents.language import Language
+from judge_pipeline.prompts.fences import one_line
+from judge_pipeline.prompts.templates import CaseFields, build_call, load_template
 from judge_pipeline.replies.list_shape import Items, ListShape, example_items
 from judge_pipeline.replies.marks import Problem
 from judge_pipeline.replies.rating_shapes import Rated, RatingShape
-from judge_pipeline.replies.reply_shapes import Language
 
 
 @dataclass(frozen=True)

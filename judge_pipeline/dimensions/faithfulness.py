@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from judge_pipeline.common.records import Prompt
 from judge_pipeline.dimensions.asking import (
     Ask,
     Vote,
@@ -29,16 +30,15 @@ from judge_pipeline.dimensions.asking import (
     reading_sampling,
 )
 from judge_pipeline.dimensions.base import Evidence, Outcome, Plan
+from judge_pipeline.dimensions.options import JudgeOptions, rule_points
 from judge_pipeline.dimensions.verification import Claim, Verifier
-from judge_pipeline.fences import one_line
-from judge_pipeline.options import JudgeOptions, rule_points
-from judge_pipeline.prompt_files import build_call, load_template
-from judge_pipeline.records import Prompt
+from judge_pipeline.documents.language import Language
+from judge_pipeline.prompts.fences import one_line
+from judge_pipeline.prompts.templates import build_call, load_template
 from judge_pipeline.replies.list_shape import Items, ListShape, example_items
 from judge_pipeline.replies.marks import Problem
-from judge_pipeline.replies.reply_shapes import Language
 from judge_pipeline.replies.verdict_shapes import Judged
-from judge_pipeline.verdicts import VERDICT_POINTS, Verdict
+from judge_pipeline.replies.verdicts import VERDICT_POINTS, Verdict
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from judge_pipeline.dimensions.options import JudgeOptions
 from judge_pipeline.dimensions.rating import RatingDimension
-from judge_pipeline.options import JudgeOptions
 
 
 class Helpfulness(RatingDimension):

@@ -5,8 +5,8 @@ The prompt has the judge look for errors first and rate only then, as the paper 
 
 from __future__ import annotations
 
+from judge_pipeline.dimensions.options import JudgeOptions
 from judge_pipeline.dimensions.rating import RatingDimension
-from judge_pipeline.options import JudgeOptions
 
 
 class Logicality(RatingDimension):

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from judge_pipeline.calls import Reply, Sampling
+from judge_pipeline.calls.call import Reply, Sampling
+from judge_pipeline.common.records import Prompt
 from judge_pipeline.dimensions.asking import Ask, RateAsk, answered, in_place, prompt_language, rate
 from judge_pipeline.dimensions.base import Evidence, Plan
-from judge_pipeline.options import JudgeOptions
-from judge_pipeline.prompt_files import PROMPTS, build_call, load_template
-from judge_pipeline.records import Prompt
+from judge_pipeline.dimensions.options import JudgeOptions
+from judge_pipeline.prompts.templates import PROMPTS, build_call, load_template
 from judge_pipeline.replies.marks import Problem
 from judge_pipeline.replies.rating_shapes import JointShape, Rated, RatingShape
 

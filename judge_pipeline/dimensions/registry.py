@@ -23,15 +23,15 @@ import importlib
 import inspect
 from collections.abc import Callable, Sequence
 
+from judge_pipeline.common.errors import UserError
 from judge_pipeline.dimensions.base import Dimension
 from judge_pipeline.dimensions.completeness import Completeness
 from judge_pipeline.dimensions.faithfulness import Faithfulness
 from judge_pipeline.dimensions.helpfulness import Helpfulness
 from judge_pipeline.dimensions.logicality import Logicality
+from judge_pipeline.dimensions.options import JudgeOptions
 from judge_pipeline.dimensions.rating import JOINT
 from judge_pipeline.dimensions.trajectory import ExecutionFaithfulness, PlanCompleteness
-from judge_pipeline.errors import UserError
-from judge_pipeline.options import JudgeOptions
 
 Factory = Callable[[JudgeOptions], Dimension]
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from judge_pipeline.dimensions.completeness import Completeness
 from judge_pipeline.dimensions.faithfulness import Faithfulness
-from judge_pipeline.options import JudgeOptions
+from judge_pipeline.dimensions.options import JudgeOptions
 
 
 class PlanCompleteness(Completeness):

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
-from judge_pipeline.calls import Reply
+from judge_pipeline.calls.call import Reply
 from judge_pipeline.dimensions.asking import Ask, ask, vote_sampling
-from judge_pipeline.dimensions.base import Evidence, Request, Span
-from judge_pipeline.options import JudgeOptions
-from judge_pipeline.prompt_files import build_call, load_template
+from judge_pipeline.dimensions.base import Evidence, Request
+from judge_pipeline.dimensions.options import JudgeOptions
+from judge_pipeline.documents.chunking import Span
+from judge_pipeline.documents.language import Language
+from judge_pipeline.prompts.templates import build_call, load_template
 from judge_pipeline.replies.marks import Problem
-from judge_pipeline.replies.reply_shapes import Language
 from judge_pipeline.replies.verdict_shapes import Judged, VerdictShape, VerdictsShape
 
 NOT_CURED_ALONE = frozenset({"http", "timeout", "stopped", "batch_error"})

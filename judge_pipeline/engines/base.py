@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from judge_pipeline.calls import Call, Reply
-from judge_pipeline.concurrency import Order
+from judge_pipeline.calls.call import Call, Reply
+from judge_pipeline.engines.concurrency import Order
 
 
 class StopCalls(Exception):

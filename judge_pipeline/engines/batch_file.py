@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from judge_pipeline.call_store import CallStore, Finished
-from judge_pipeline.calls import Call, Reply
-from judge_pipeline.concurrency import Order
+from judge_pipeline.calls.call import Call, Reply
+from judge_pipeline.calls.store import CallStore, Finished
+from judge_pipeline.common.errors import UserError, disk_error
 from judge_pipeline.engines.base import ANYWHERE, Place, StopCalls
 from judge_pipeline.engines.chat_protocol import (
     MalformedReply,
@@ -25,7 +25,7 @@ from judge_pipeline.engines.chat_protocol import (
     reply_from_body,
     request_body,
 )
-from judge_pipeline.errors import UserError, disk_error
+from judge_pipeline.engines.concurrency import Order
 
 URL = "/v1/chat/completions"
 BUFFERED = 4096

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from judge_pipeline.calls import Call, CallUsage, Reply, TokenLogprob
+from judge_pipeline.calls.call import Call, CallUsage, Reply, TokenLogprob
 
 SchemaMode = Literal["strict", "loose", "off"]
 """How a JSON schema is sent: as strict, without that word (some servers refuse it), or not at all."""

@@ -17,8 +17,8 @@ from typing import Any
 
 import openai
 
-from judge_pipeline.calls import Call, Reply
-from judge_pipeline.concurrency import AdaptiveLimit, Gate, Slot
+from judge_pipeline.calls.call import Call, Reply
+from judge_pipeline.common.errors import UserError
 from judge_pipeline.engines.base import ANYWHERE, Place
 from judge_pipeline.engines.chat_protocol import (
     MalformedReply,
@@ -28,6 +28,7 @@ from judge_pipeline.engines.chat_protocol import (
     parse_completion,
     request_body,
 )
+from judge_pipeline.engines.concurrency import AdaptiveLimit, Gate, Slot
 from judge_pipeline.engines.retries import (
     OVERLOADED_STATUS,
     RETRIED_STATUS,
@@ -35,7 +36,6 @@ from judge_pipeline.engines.retries import (
     Setback,
     retry_after,
 )
-from judge_pipeline.errors import UserError
 
 GONE_AFTER = 12
 """This many calls in a row that found no server at all, each after all its retries, end the run."""

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from judge_pipeline.calls import Call, Reply
+from judge_pipeline.calls.call import Call, Reply
 from judge_pipeline.engines.base import ANYWHERE, Place, StopCalls
 
 GATHER_S = 0.02

@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 
-from judge_pipeline.calls import Call, CallUsage, Reply, Sampling, TokenLogprob
-from judge_pipeline.embedded import resolve_model
+from judge_pipeline.calls.call import Call, CallUsage, Reply, Sampling, TokenLogprob
+from judge_pipeline.common.bundled_models import resolve_model
+from judge_pipeline.common.errors import UserError
 from judge_pipeline.engines.shared_decoding import (
     Decoder,
     PlainDecoder,
@@ -26,7 +27,6 @@ from judge_pipeline.engines.shared_decoding import (
     SharedPrefixDecoder,
     shares_exactly,
 )
-from judge_pipeline.errors import UserError
 
 log = logging.getLogger(__name__)
 PREFIX_MEMORY_TOKENS = 16384

@@ -10,12 +10,12 @@ import json
 import time
 from typing import Any
 
-from judge_pipeline.calls import Call, CallUsage, Reply, TokenLogprob
-from judge_pipeline.concurrency import AdaptiveLimit, Gate
-from judge_pipeline.embedded import resolve_model
+from judge_pipeline.calls.call import Call, CallUsage, Reply, TokenLogprob
+from judge_pipeline.common.bundled_models import resolve_model
+from judge_pipeline.common.errors import UserError
 from judge_pipeline.engines.base import ANYWHERE, Place
+from judge_pipeline.engines.concurrency import AdaptiveLimit, Gate
 from judge_pipeline.engines.vllm_stop import stop_vllm
-from judge_pipeline.errors import UserError
 
 
 class VllmEngine:

@@ -11,9 +11,9 @@ from typing import Any
 
 import openai
 
-from judge_pipeline.calls import Call, Message, Sampling
+from judge_pipeline.calls.call import Call, Message, Sampling
+from judge_pipeline.common.errors import UserError
 from judge_pipeline.engines.endpoint import EndpointEngine, Lane
-from judge_pipeline.errors import UserError
 
 PROBE = Call(
     template="probe",

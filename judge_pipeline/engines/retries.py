@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from judge_pipeline.calls import FailureReason, Reply
+from judge_pipeline.calls.call import FailureReason, Reply
 
 RETRIED_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 OVERLOADED_STATUS = frozenset({429, 503, 529})

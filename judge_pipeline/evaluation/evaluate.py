@@ -12,9 +12,9 @@ from pathlib import Path
 
 from pydantic import Field
 
-from judge_pipeline.config import Command, Config
-from judge_pipeline.label_config import JudgeConfig
-from judge_pipeline.run_dir import EXISTING_HELP, Existing
+from judge_pipeline.common.config import Command, Config
+from judge_pipeline.common.run_dir import EXISTING_HELP, Existing
+from judge_pipeline.engines.judge_config import JudgeConfig
 
 
 class EvaluateConfig(Config):
@@ -52,7 +52,7 @@ class EvaluateConfig(Config):
 
 def run(config: EvaluateConfig) -> int:
     """Evaluate and write the files."""
-    from judge_pipeline.evaluation.evaluate_run import (
+    from judge_pipeline.evaluation.run import (
         run_evaluation,  # scipy and scikit-learn: slow, and needed here only
     )
 

@@ -10,9 +10,9 @@ import json
 import re
 from typing import Any
 
-from judge_pipeline.calls import Call, FailureReason, Reply
-from judge_pipeline.evaluation.baseline_prompts import baseline_call
-from judge_pipeline.records import SCORE_RANGE, Prompt
+from judge_pipeline.calls.call import Call, FailureReason, Reply
+from judge_pipeline.common.records import SCORE_RANGE, Prompt
+from judge_pipeline.prompts.baseline_prompts import baseline_call
 
 _MARK = re.compile(r"\[\[\s*(-?\d+(?:\.\d+)?)\s*(?:/\s*10\s*)?\]\]")
 SCHEMA: dict[str, Any] = {

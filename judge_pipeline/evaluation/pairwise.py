@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from judge_pipeline.calls import Call, FailureReason, Reply
-from judge_pipeline.evaluation.baseline_prompts import baseline_call
-from judge_pipeline.records import Prompt
+from judge_pipeline.calls.call import Call, FailureReason, Reply
+from judge_pipeline.common.records import Prompt
+from judge_pipeline.prompts.baseline_prompts import baseline_call
 
 Choice = Literal["A", "B", "tie"]
 _MARK = re.compile(r"\[\[\s*(A|B|C|tie)\s*\]\]", re.IGNORECASE)

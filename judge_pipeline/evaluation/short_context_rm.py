@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from judge_pipeline.embedded import resolve_model
-from judge_pipeline.errors import UserError
-from judge_pipeline.evaluation.agreement_table import AnswerTable, Floats
-from judge_pipeline.fences import defuse
-from judge_pipeline.progress import Progress
+from judge_pipeline.common.bundled_models import resolve_model
+from judge_pipeline.common.errors import UserError
+from judge_pipeline.common.progress import Progress
+from judge_pipeline.prompts.fences import defuse
+from judge_pipeline.statistics.table import AnswerTable, Floats
 
 
 class ShortContextRM:

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 import regex
 
-from judge_pipeline.calls import TokenLogprob
+from judge_pipeline.calls.call import TokenLogprob
 from judge_pipeline.replies.marks import fold
-from judge_pipeline.verdicts import Rating
+from judge_pipeline.replies.verdicts import Rating
 
 MIN_MASS = 0.5
 """With less probability on valid ratings than this the expectation says little: the printed one stands."""

@@ -13,10 +13,11 @@ from typing import Any, ClassVar
 
 import regex
 
-from judge_pipeline.calls import Reply
+from judge_pipeline.calls.call import Reply
+from judge_pipeline.documents.language import Language
 from judge_pipeline.replies.marks import Problem, fold, own_words
-from judge_pipeline.replies.reply_shapes import Fields, Language, Shape, object_schema, wrong_schema
-from judge_pipeline.verdicts import no_result
+from judge_pipeline.replies.shape import Fields, Shape, object_schema, wrong_schema
+from judge_pipeline.replies.verdicts import no_result
 
 NOTHING: dict[Language, str] = {"en": "NONE", "zh": "无"}
 

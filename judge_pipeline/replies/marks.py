@@ -21,7 +21,7 @@ from typing import TypeVar
 
 import regex
 
-from judge_pipeline.calls import FailureReason
+from judge_pipeline.calls.call import FailureReason
 
 
 @dataclass(frozen=True)

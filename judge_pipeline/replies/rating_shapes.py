@@ -8,11 +8,12 @@ from typing import Any
 
 import regex
 
-from judge_pipeline.calls import Reply
+from judge_pipeline.calls.call import Reply
+from judge_pipeline.documents.language import Language
 from judge_pipeline.replies.expected import Expectation, expected_rating
 from judge_pipeline.replies.marks import Problem, fold, own_words
-from judge_pipeline.replies.reply_shapes import Fields, Language, Shape, object_schema, wrong_schema
-from judge_pipeline.verdicts import Rating, no_result, points_of, read_rating
+from judge_pipeline.replies.shape import Fields, Shape, object_schema, wrong_schema
+from judge_pipeline.replies.verdicts import Rating, no_result, points_of, read_rating
 
 RATING_LABEL: dict[Language, str] = {"en": "Rating", "zh": "评分"}
 MISSED_LABEL: dict[Language, str] = {"en": "Missed", "zh": "遗漏"}

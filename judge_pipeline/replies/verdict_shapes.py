@@ -8,10 +8,11 @@ from typing import Any
 
 import regex
 
-from judge_pipeline.calls import Reply
+from judge_pipeline.calls.call import Reply
+from judge_pipeline.documents.language import Language
 from judge_pipeline.replies.marks import Problem, fold, own_words
-from judge_pipeline.replies.reply_shapes import Fields, Language, Shape, object_schema, wrong_schema
-from judge_pipeline.verdicts import Verdict, locate_verdict, no_result, read_verdicts, verdict_of
+from judge_pipeline.replies.shape import Fields, Shape, object_schema, wrong_schema
+from judge_pipeline.replies.verdicts import Verdict, locate_verdict, no_result, read_verdicts, verdict_of
 
 VERDICT_WORDS: dict[Language, dict[Verdict, str]] = {
     "en": {"full": "Fully supported", "partial": "Partially supported", "none": "No support"},

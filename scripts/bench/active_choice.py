@@ -1,7 +1,7 @@
 """Which prompts to label next: the ensemble's choice against chance, at the same number of labels.
 
 Answers with known defects (`degrade`), frozen features of a base model, heads fitted on the labelled prompts. From a few
-labelled prompts on, each round adds as many again: once those `reward_model.active` proposes, once random ones. Measured
+labelled prompts on, each round adds as many again: once those `reward_model.active.choice` proposes, once random ones. Measured
 on stories of their own: within-prompt Spearman of the mean of the dimensions, over several starts.
 
     python scripts/bench/active_choice.py --data DIR [--prompts 60] [--starts 10]
@@ -22,14 +22,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
-from judge_pipeline.evaluation.agreement import within_correlation
-from judge_pipeline.evaluation.agreement_render import markdown
-from judge_pipeline.progress import Progress
-from judge_pipeline.records import DIMENSIONS, Label, Prompt
-from reward_model.active import Floats, Labelled, choose, fit_head, rank_prompts
-from reward_model.active_features import answer_features
-from reward_model.model import load_backbone_for_rm
-from reward_model.scorer import RewardModel
+from judge_pipeline.common.progress import Progress
+from judge_pipeline.common.records import DIMENSIONS, Label, Prompt
+from judge_pipeline.statistics.agreement import within_correlation
+from judge_pipeline.statistics.render import markdown
+from reward_model.active.choice import Floats, Labelled, choose, fit_head, rank_prompts
+from reward_model.active.features import answer_features
+from reward_model.modeling.model import load_backbone_for_rm
+from reward_model.scoring.scorer import RewardModel
 from scripts.bench import known_defects
 from scripts.bench.evidence_common import environment, write_result
 

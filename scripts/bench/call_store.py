@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from judge_pipeline.call_store import CallStore, Finished
-from judge_pipeline.calls import Call, CallUsage, Message, Reply
+from judge_pipeline.calls.call import Call, CallUsage, Message, Reply
+from judge_pipeline.calls.store import CallStore, Finished
 from scripts.bench.evidence_common import environment, write_result
 
 HERE = Path(__file__)

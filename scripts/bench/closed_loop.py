@@ -28,13 +28,13 @@ from typing import Any
 sys.path.sort(key=lambda place: Path(place or ".").resolve() == Path(__file__).resolve().parent)
 
 from dpo.cli import main as dpo
-from dpo.evaluate_match import Match, match_files, vote_by_reward
-from dpo.evaluate_page import figure_rows, with_interval
-from dpo.evaluate_stats import evaluation
-from judge_pipeline.record_files import read_prompts, write_records
-from judge_pipeline.records import Prompt
+from dpo.evaluate.match import Match, match_files, vote_by_reward
+from dpo.evaluate.page import figure_rows, with_interval
+from dpo.evaluate.stats import evaluation
+from judge_pipeline.common.record_files import read_prompts, write_records
+from judge_pipeline.common.records import Prompt
 from reward_model.cli import main as reward_model
-from reward_model.splits import hash_fraction
+from reward_model.data.splits import hash_fraction
 
 QUESTION = (
     "Explain the rules that this part of the Python reference gives about '{topic}', and name one exception."

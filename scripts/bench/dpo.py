@@ -37,9 +37,9 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from trl import DPOConfig, DPOTrainer
 
-from dpo.quiet import quiet_libraries
-from dpo.trainer import SharedPromptDPOTrainer
-from judge_pipeline.embedded import resolve_model
+from dpo.train.trainer import SharedPromptDPOTrainer
+from judge_pipeline.common.bundled_models import resolve_model
+from judge_pipeline.common.quiet import quiet_libraries
 
 PAGE = 4096
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from judge_pipeline.run_dir import versions
+from judge_pipeline.common.run_dir import versions
 
 
 def processor() -> str:

@@ -18,8 +18,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from judge_pipeline.cli import main as judge_pipeline
-from judge_pipeline.evaluation.agreement_compare import PREFERENCES
-from judge_pipeline.evaluation.agreement_render import interval, markdown
+from judge_pipeline.statistics.compare import PREFERENCES
+from judge_pipeline.statistics.render import interval, markdown
 from scripts.bench.evidence_common import environment, write_result
 
 FILES = ("qmsum_meetings.jsonl", "longdocfactscore.jsonl", "mtrag.jsonl", "qa_feedback.jsonl")

@@ -29,22 +29,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 import torch
 
-from judge_pipeline.evaluation.agreement_bootstrap import DocumentBootstrap
-from judge_pipeline.evaluation.agreement_compare import PREFERENCES, Comparison, Predictor
-from judge_pipeline.evaluation.agreement_render import interval, markdown
-from judge_pipeline.evaluation.agreement_table import REWARD, AnswerTable, Floats, build_table
-from judge_pipeline.evaluation.baselines import all_baselines, minilm_embed
-from judge_pipeline.record_files import read_prompts, write_records
-from judge_pipeline.records import Preference, Prompt
-from reward_model.fidelity_inputs import model_columns
-from reward_model.head import score_weight
-from reward_model.model import Backbone
-from reward_model.run_data import encode_data, read_data
-from reward_model.scorer import RewardModel
-from reward_model.splits import hash_fraction
-from reward_model.train import train
-from reward_model.train_config import TrainConfig
-from reward_model.trainable import build_backbone, share_prefix, start_head
+from judge_pipeline.common.record_files import read_prompts, write_records
+from judge_pipeline.common.records import Preference, Prompt
+from judge_pipeline.statistics.baselines import all_baselines, minilm_embed
+from judge_pipeline.statistics.bootstrap import DocumentBootstrap
+from judge_pipeline.statistics.compare import PREFERENCES, Comparison, Predictor
+from judge_pipeline.statistics.render import interval, markdown
+from judge_pipeline.statistics.table import REWARD, AnswerTable, Floats, build_table
+from reward_model.data.splits import hash_fraction
+from reward_model.fidelity.inputs import model_columns
+from reward_model.modeling.head import score_weight
+from reward_model.modeling.model import Backbone
+from reward_model.scoring.scorer import RewardModel
+from reward_model.training.run_data import encode_data, read_data
+from reward_model.training.train import train
+from reward_model.training.train_config import TrainConfig
+from reward_model.training.trainable import build_backbone, share_prefix, start_head
 from scripts.bench.evidence_common import environment, write_result
 
 

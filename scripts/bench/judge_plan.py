@@ -29,14 +29,14 @@ import numpy as np
 import numpy.typing as npt
 from transformers import AutoTokenizer
 
-from judge_pipeline.calls import Call, Reply
-from judge_pipeline.chunking import FastTokenizer
+from judge_pipeline.calls.call import Call, Reply
+from judge_pipeline.common.bundled_models import resolve_model
+from judge_pipeline.common.records import Prompt
+from judge_pipeline.dimensions.options import JudgeOptions
 from judge_pipeline.dimensions.registry import build_dimensions
-from judge_pipeline.embedded import resolve_model
-from judge_pipeline.evidence import DocumentEvidence, EvidenceBuilder
-from judge_pipeline.options import JudgeOptions
-from judge_pipeline.records import Prompt
-from judge_pipeline.retrieval import SentenceEmbedder
+from judge_pipeline.documents.chunking import FastTokenizer
+from judge_pipeline.documents.evidence import DocumentEvidence, EvidenceBuilder
+from judge_pipeline.documents.retrieval import SentenceEmbedder
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from scripts.bench.evidence_common import environment, write_result

@@ -25,19 +25,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 import torch
 
-from judge_pipeline.evaluation.agreement import prompt_metrics
-from judge_pipeline.evaluation.agreement_bootstrap import DocumentBootstrap
-from judge_pipeline.evaluation.agreement_render import interval, markdown
-from judge_pipeline.evaluation.agreement_table import REWARD, AnswerTable, Floats, build_table
-from judge_pipeline.evaluation.baselines import all_baselines, minilm_embed
-from judge_pipeline.record_files import read_prompts, write_records
-from judge_pipeline.records import DIMENSIONS, Label, Prompt
-from reward_model.fidelity import evaluate_scores
-from reward_model.fidelity_inputs import model_columns
-from reward_model.scorer import RewardModel
-from reward_model.splits import hash_fraction
-from reward_model.train import train
-from reward_model.train_config import TrainConfig
+from judge_pipeline.common.record_files import read_prompts, write_records
+from judge_pipeline.common.records import DIMENSIONS, Label, Prompt
+from judge_pipeline.statistics.agreement import prompt_metrics
+from judge_pipeline.statistics.baselines import all_baselines, minilm_embed
+from judge_pipeline.statistics.bootstrap import DocumentBootstrap
+from judge_pipeline.statistics.render import interval, markdown
+from judge_pipeline.statistics.table import REWARD, AnswerTable, Floats, build_table
+from reward_model.data.splits import hash_fraction
+from reward_model.fidelity.fidelity import evaluate_scores
+from reward_model.fidelity.inputs import model_columns
+from reward_model.scoring.scorer import RewardModel
+from reward_model.training.train import train
+from reward_model.training.train_config import TrainConfig
 from scripts.bench.degrade import STRENGTHS, build_set
 from scripts.bench.evidence_common import environment, write_result
 

@@ -30,17 +30,17 @@ from pathlib import Path
 from pydoc_data.topics import topics  # type: ignore[import-untyped, unused-ignore]
 from typing import Any
 
-from judge_pipeline.calls import Call
-from judge_pipeline.concurrency import Order
+from judge_pipeline.calls.call import Call
+from judge_pipeline.common.bundled_models import resolve_model
+from judge_pipeline.common.records import Prompt, Response
 from judge_pipeline.dimensions.base import Plan
+from judge_pipeline.dimensions.options import JudgeOptions
 from judge_pipeline.dimensions.registry import build_dimensions
-from judge_pipeline.dry_run import Forecast, PlanDriver, Unsearched
-from judge_pipeline.embedded import resolve_model
+from judge_pipeline.documents.evidence import EvidenceBuilder
 from judge_pipeline.engines.base import Place
+from judge_pipeline.engines.concurrency import Order
 from judge_pipeline.engines.endpoint import EndpointEngine
-from judge_pipeline.evidence import EvidenceBuilder
-from judge_pipeline.options import JudgeOptions
-from judge_pipeline.records import Prompt, Response
+from judge_pipeline.labelling.dry_run import Forecast, PlanDriver, Unsearched
 
 HERE = Path(__file__)
 BLOCK = 32

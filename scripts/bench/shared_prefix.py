@@ -31,12 +31,12 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification, LlamaConfig
 
-from reward_model.attention import enable_shared_prefix
-from reward_model.attention_backends import choose_kernel
-from reward_model.chunked import chunked_hidden
-from reward_model.head import apply_head
-from reward_model.layout import Layout, PromptShape, join_ids
-from reward_model.model import Backbone, load_backbone_for_rm, save_reward_model
+from reward_model.modeling.head import apply_head
+from reward_model.modeling.model import Backbone, load_backbone_for_rm, save_reward_model
+from reward_model.shared_prefix.backends import choose_kernel
+from reward_model.shared_prefix.chunked import chunked_hidden
+from reward_model.shared_prefix.interface import enable_shared_prefix
+from reward_model.shared_prefix.layout import Layout, PromptShape, join_ids
 
 PRESETS: dict[str, dict[str, Any]] = {
     "smollm2": {"score": [1024, 2048, 4096, 8064], "train": [1024, 2048, 4096], "answer": 96, "chunk": 1024},

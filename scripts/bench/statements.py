@@ -28,12 +28,12 @@ from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score
 from sklearn.model_selection import GroupKFold
 
 from judge_pipeline.cli import main as judge_pipeline
-from judge_pipeline.evaluation.agreement import decided_pairs, pair_accuracy
-from judge_pipeline.evaluation.agreement_bootstrap import DocumentBootstrap
-from judge_pipeline.evaluation.agreement_render import interval, markdown
-from judge_pipeline.evaluation.agreement_table import AnswerTable, Floats, build_table
-from judge_pipeline.record_files import read_labels, read_prompts, write_records
-from judge_pipeline.records import Label, Prompt
+from judge_pipeline.common.record_files import read_labels, read_prompts, write_records
+from judge_pipeline.common.records import Label, Prompt
+from judge_pipeline.statistics.agreement import decided_pairs, pair_accuracy
+from judge_pipeline.statistics.bootstrap import DocumentBootstrap
+from judge_pipeline.statistics.render import interval, markdown
+from judge_pipeline.statistics.table import AnswerTable, Floats, build_table
 from scripts.bench.evidence_common import environment, write_result
 
 SIZES = (1, 6)

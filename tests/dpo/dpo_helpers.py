@@ -10,6 +10,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
+from dpo.cli import main
+from judge_pipeline.common.records import DIMENSIONS
+
 WORDS = (
     "The harbour opened in 1921 and the lighthouse keeper wrote every storm into a book of blue paper. "
     "Ships came from the north with timber, and from the south with salt, oranges and letters. "
@@ -76,3 +79,58 @@ def prompt_rows(count: int, words: int = 20) -> list[dict[str, Any]]:
         }
         for i in range(count)
     ]
+
+
+def pair_rows(count: int = 8, same_length: bool = False) -> list[dict[str, Any]]:
+    def answer(i: int, shift: int, length: int) -> list[dict[str, str]]:
+        return [{"role": "assistant", "content": WORDS[i + shift : i + shift + length]}]
+
+    return [
+        {
+            "prompt": [{"role": "user", "content": WORDS[i * 5 : i * 5 + 60]}],
+            "chosen": answer(i, 0, 30 if same_length else 20 + 4 * i),
+            "rejected": answer(i, 50, 30 if same_length else 55 - 4 * i),
+            "document_id": f"d{i // 2}",
+            "template": None,
+        }
+        for i in range(count)
+    ]
+
+
+FAST = (
+    "--device",
+    "cpu",
+    "--precision",
+    "fp32",
+    "--gradient-accumulation-steps",
+    "1",
+    "--learning-rate",
+    "1e-3",
+)
+
+
+def train(pairs: Path, model: Path, output: Path, *flags: str) -> int:
+    return main(["train", str(pairs), "--model", str(model), "--output", str(output), *FAST, *flags])
+
+
+def scored_rows(count: int = 6, answers: int = 5) -> list[dict[str, Any]]:
+    rows = prompt_rows(count)
+    for p, row in enumerate(rows):
+        row["responses"] = [
+            {
+                "id": f"sample-{i}",
+                "text": f"Answer {i} to {p}. " + "More. " * i,
+                "source": "m",
+                "scores": dict(zip(DIMENSIONS, (5.0, 5.0, 3.0 + i, 5.0), strict=True)),
+                "reward": 4.5 + i / 4,
+                "template": "abc",
+            }
+            for i in range(answers)
+        ]
+    return rows
+
+
+def make(tmp_path: Path, rows: list[dict[str, Any]], *flags: str) -> tuple[int, Path]:
+    scored = write_jsonl(tmp_path / "scored.jsonl", rows)
+    output = tmp_path / "pairs.jsonl"
+    return main(["pairs", str(scored), "--output", str(output), *flags]), output

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from dpo.chat import ChatEncoder, ChatMessages
 from dpo.cli import main
-from dpo.prompting import ChatEncoder, ChatMessages
-from dpo.samplers.transformers_sampler import TransformersSampler
-from judge_pipeline.embedded import resolve_model
-from judge_pipeline.errors import UserError
+from dpo.sample.transformers_sampler import TransformersSampler
+from judge_pipeline.common.bundled_models import resolve_model
+from judge_pipeline.common.errors import UserError
 
 SMOLLM2 = AutoTokenizer.from_pretrained(resolve_model("smollm2"))
 ENCODER = ChatEncoder(SMOLLM2)
@@ -107,7 +107,7 @@ def test_training_reads_control_tokens_as_text_and_leaves_other_pairs_to_trl(tmp
     from datasets import Dataset
     from trl.data_utils import _tokenize
 
-    from dpo.train_data import control_text_as_text
+    from dpo.train.data import control_text_as_text
 
     tokenizer = make_tokenizer()
 
@@ -136,7 +136,7 @@ def test_training_reads_control_tokens_as_text_and_leaves_other_pairs_to_trl(tmp
 
 
 def test_a_run_says_so_and_finds_its_cached_reference_again(tmp_path: Path, tiny_model: Path, capsys):
-    from test_train import pair_rows, train
+    from dpo_helpers import pair_rows, train
 
     rows = pair_rows(3)
     rows[1]["prompt"][0]["content"] = HOSTILE

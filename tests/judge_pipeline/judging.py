@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 
 import regex
 
-from judge_pipeline.calls import Call, Reply
-from judge_pipeline.dimensions.base import Dimension, Evidence, Outcome, Span
-from judge_pipeline.records import Prompt
+from judge_pipeline.calls.call import Call, Reply
+from judge_pipeline.common.records import Prompt
+from judge_pipeline.dimensions.base import Dimension, Evidence, Outcome
+from judge_pipeline.documents.chunking import Span
 
 Judge = Callable[[Call], Reply | str]
 

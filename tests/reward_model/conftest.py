@@ -13,8 +13,8 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from judge_pipeline.record_files import write_records
-from judge_pipeline.records import DIMENSIONS
+from judge_pipeline.common.record_files import write_records
+from judge_pipeline.common.records import DIMENSIONS
 
 TEMPLATE = (
     "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"

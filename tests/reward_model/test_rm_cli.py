@@ -9,9 +9,9 @@ import sys
 import pytest
 import yaml
 
-from judge_pipeline.config import leaves
+from judge_pipeline.common.config import leaves
 from reward_model.cli import commands, main
-from reward_model.train_config import TrainConfig
+from reward_model.training.train_config import TrainConfig
 
 
 def test_every_command_has_an_example_and_describes_its_settings():

@@ -1,0 +1,1 @@
+"""`dpo evaluate`: two models' answers side by side."""

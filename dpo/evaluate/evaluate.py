@@ -1,0 +1,164 @@
+"""`dpo evaluate`: are the new model's answers better? Win, tie and loss of two models on the same prompts.
+
+In: two prompts files with the answers of model A and model B, and who decides: a reward model, the rewards that
+the files carry, two label runs of the judge (which also give FactScore's two figures from the faithfulness
+evidence), or the judge asked directly about each pair of answers, in both orders. Out: `evaluation.json`,
+`report.html` with the answers side by side, `run.yaml`.
+
+Scores of benchmarks such as LongBench come from lm-eval, which reads what `dpo train` writes (pip install lm-eval):
+
+    lm_eval --model hf --model_args pretrained=MODEL,dtype=bfloat16,max_length=65536 \\
+        --tasks longbench --apply_chat_template --batch_size 1 --output_path DIR
+
+With an adapter, `pretrained=BASE,peft=OUTPUT`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from dpo.evaluate.match import Match, match_files, take_labels, vote_by_reward
+from dpo.evaluate.page import evaluation_page, print_evaluation
+from dpo.evaluate.stats import evaluation
+from judge_pipeline.calls.call import Call
+from judge_pipeline.common.config import Config
+from judge_pipeline.common.errors import UserError
+from judge_pipeline.common.progress import Progress
+from judge_pipeline.common.quiet import quiet_libraries
+from judge_pipeline.common.record_files import write_text
+from judge_pipeline.common.run_dir import EXISTING_HELP, Existing, prepare_run_dir
+from judge_pipeline.engines.judge_config import JudgeConfig
+
+HOW: dict[str, Any] = {"identity": False}
+
+
+class EvaluateConfig(Config):
+    """Settings of `dpo evaluate`."""
+
+    a: Path = Field(
+        description="answers of model A, e.g. the trained one", json_schema_extra={"positional": True}
+    )
+    b: Path = Field(
+        description="answers of model B, e.g. the one before", json_schema_extra={"positional": True}
+    )
+    output: Path = Field(description="directory of the evaluation")
+    existing: Existing = Field("refuse", description=EXISTING_HELP, json_schema_extra=HOW)
+    name_a: str = Field("A", description="what the report calls model A")
+    name_b: str = Field("B", description="what the report calls model B")
+    reward_model: Path | None = Field(
+        None, description="reward model that scores both; none takes the files' rewards"
+    )
+    labels_a: Path | None = Field(None, description="label run over A's answers; its rewards decide")
+    labels_b: Path | None = Field(None, description="label run over B's answers")
+    pairwise: bool = Field(False, description="ask the judge about each pair of answers, in both orders")
+    judge: JudgeConfig = Field(
+        default_factory=lambda: JudgeConfig.model_validate({}), description="who is asked with --pairwise"
+    )
+    tie_margin: float = Field(0.1, ge=0, description="points of reward within which two answers are as good")
+    bootstrap: int = Field(2000, ge=100, description="resamples of the documents for the intervals")
+    show: int = Field(
+        100, ge=0, description="prompts shown side by side in the report", json_schema_extra=HOW
+    )
+    seed: int = Field(0, description="of the resampling")
+
+    @model_validator(mode="after")
+    def _one_decides(self) -> EvaluateConfig:
+        if (self.labels_a is None) != (self.labels_b is None):
+            raise ValueError("--labels-a and --labels-b go together")
+        if sum((self.reward_model is not None, self.labels_a is not None)) > 1:
+            raise ValueError("--reward-model and --labels-a/-b: one of them gives the rewards")
+        if self.judge.batch_out or self.judge.batch_in:
+            raise ValueError(
+                "batch files serve `judge-pipeline label` only: name an endpoint or a local judge"
+            )
+        return self
+
+
+def score_with(model_dir: Path, matches: Sequence[Match]) -> None:
+    """Score both models' answers, each document read once for all of them."""
+    from reward_model.scoring.scorer import RewardModel
+
+    model = RewardModel.from_pretrained(model_dir)
+    with Progress(len(matches), "scoring", "prompts") as progress:
+        for match in matches:
+            texts = [answer.text for side in match.answers for answer in side]
+            try:
+                points = model.score(match.prompt.context, match.prompt.query, texts)
+            except UserError as error:
+                raise UserError(f"prompt '{match.prompt.id}': {error.message}", error.hint) from error
+            rewards = model.reward(points)
+            position = 0
+            for side in match.answers:
+                for index, answer in enumerate(side):
+                    scores = dict(
+                        zip(model.dimensions, map(float, points[position].clip(0, 10)), strict=True)
+                    )
+                    side[index] = answer.model_copy(
+                        update={"scores": scores, "reward": float(rewards[position])}
+                    )
+                    position += 1
+            progress.update()
+
+
+async def _ask(judge: JudgeConfig, matches: Sequence[Match], store_path: Path) -> dict[str, Any]:
+    from judge_pipeline.calls.store import CallStore
+    from judge_pipeline.engines.ask_all import ask_all
+    from judge_pipeline.engines.open import open_engine
+    from judge_pipeline.evaluation.pairwise import judge_pair, pair_calls, vote_summary
+
+    store = CallStore(store_path)
+    try:
+        engine = await open_engine(judge, store)
+        try:
+            calls: list[Call] = []
+            for match in matches:
+                pair = match.prompt.model_copy(
+                    update={"responses": [match.answers[0][0], match.answers[1][0]]}
+                )
+                calls += pair_calls(pair, 0, 1, structured=engine.supports_schema)
+            replies = await ask_all(engine, store, calls, "pairwise")
+        finally:
+            await engine.close()
+    finally:
+        store.close()
+    votes = [judge_pair(replies[2 * i], replies[2 * i + 1]) for i in range(len(matches))]
+    for match, vote in zip(matches, votes, strict=True):
+        match.vote = vote.vote
+    return vote_summary(votes)
+
+
+def run(config: EvaluateConfig) -> int:
+    """Compare; 0 when every prompt was decided, 1 when the judge or a reward failed on some."""
+    quiet_libraries()
+    inputs = [path for path in (config.a, config.b) if path]
+    matches, left_out = match_files(config.a, config.b)
+    prepare_run_dir(config.output, config, "dpo evaluate", config.existing, inputs)
+    if config.reward_model is not None:
+        score_with(config.reward_model, matches)
+    elif config.labels_a is not None and config.labels_b is not None:
+        take_labels(matches, (config.labels_a, config.labels_b))
+    found: dict[str, Any] = {"decided_by": "the reward"}
+    if config.pairwise:
+        found = {"decided_by": "the judge, both orders of the first answers"}
+        found["pairwise"] = asyncio.run(_ask(config.judge, matches, config.output / "calls.sqlite"))
+    else:
+        for match in matches:
+            match.vote = vote_by_reward(match, config.tie_margin)
+        if all(match.vote is None for match in matches):
+            raise UserError(
+                "no prompt has rewards on both sides",
+                "give --reward-model, or --labels-a and --labels-b, or --pairwise",
+            )
+    found |= {"a": config.name_a, "b": config.name_b, "left_out": left_out}
+    found |= evaluation(matches, config.bootstrap, config.seed)
+    page = evaluation_page(found, matches, config.show)
+    write_text(config.output / "report.html", page)
+    write_text(config.output / "evaluation.json", json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+    print_evaluation(found, config.output)
+    return 0 if found["judged"] == found["prompts"] else 1

@@ -1,0 +1,1 @@
+"""`dpo pairs` and `dpo score-short`: scored answers to preference pairs."""

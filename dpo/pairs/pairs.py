@@ -1,0 +1,278 @@
+"""`dpo pairs`: scored answers to preference pairs in TRL's format (LongReward, section 4.1).
+
+In: prompts whose responses carry rewards (`reward-model score`, or a label run through `--labels`). Out: a file
+that `load_dataset` reads and stock TRL trains on, and `<output>.report.json` with what was dropped and why, the
+margins, the lengths of chosen against rejected, and how often each dimension decides.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from dpo.chat import to_messages
+from dpo.pairs.choice import EXCLUDING_FLAGS, Arm, Choice, Rules, choose, weights_for
+from dpo.pairs.records import Pair, read_pairs
+from dpo.pairs.report import pair_report, print_report
+from judge_pipeline.common.config import Config
+from judge_pipeline.common.errors import UserError
+from judge_pipeline.common.record_files import read_labels, read_prompts, write_records, write_text
+from judge_pipeline.common.records import DIMENSIONS, Label, Prompt, Scores
+from judge_pipeline.common.run_dir import check_place, describe_run, write_run_yaml
+
+FlagName = Literal["empty", "truncated", "refused", "duplicate"]
+
+
+class PairsConfig(Config):
+    """Settings of `dpo pairs`."""
+
+    scored: Path = Field(description="prompts with scored responses", json_schema_extra={"positional": True})
+    output: Path = Field(description="file to write, .jsonl or .parquet")
+    labels: Path | None = Field(
+        None, description="label run whose rewards are used instead of the file's own"
+    )
+    arm: Arm = Field("best-worst", description="which baseline of the paper: best-worst is LongReward itself")
+    pairs: Literal["best-worst", "all"] = Field(
+        "best-worst", description="one pair a prompt, or all above the margin"
+    )
+    min_responses: int = Field(5, ge=2, description="scored answers a prompt must have")
+    min_margin: float = Field(
+        0.0, ge=0, description="least difference of rewards, in points; ties are always dropped"
+    )
+    keep_flagged: list[FlagName] = Field(
+        default_factory=list, description="flagged answers to use all the same, e.g. truncated"
+    )
+    weights: dict[str, float] = Field(
+        default_factory=dict,
+        description="dimension weights, faithfulness=2,…; others weigh 1; none takes the rewards as they stand",
+    )
+    task_weights: Path | None = Field(
+        None, description="YAML or JSON file: task → dimension → weight; others weigh 1"
+    )
+    reference: str | None = Field(None, description="contrast: id or source of the given reference answer")
+    contrast_rejected: Literal["random", "worst"] = Field(
+        "random", description="contrast: which sampled answer"
+    )
+    mix: Path | None = Field(None, description="short-context preference pairs to mix in")
+    mix_proportion: float = Field(0.0, ge=0, lt=1, description="their share of the output")
+    seed: int = Field(0, description="seed of random choices (contrast, mixing)")
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> PairsConfig:
+        if (self.arm == "contrast") != (self.reference is not None):
+            raise ValueError("--arm contrast and --reference go together")
+        if self.arm == "short-context-rm" and (self.weights or self.task_weights):
+            raise ValueError(
+                "--arm short-context-rm has one reward: --weights and --task-weights do not apply"
+            )
+        if (self.mix is None) != (self.mix_proportion == 0):
+            raise ValueError("--mix and --mix-proportion go together")
+        if "duplicate" in self.keep_flagged or "empty" in self.keep_flagged:
+            raise ValueError("--keep-flagged: empty and doubled answers never make a pair")
+        return self
+
+
+def read_task_weights(path: Path | None) -> dict[str, dict[str, float]] | None:
+    """Task → dimension → weight from a YAML or JSON file."""
+    if path is None:
+        return None
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"--task-weights: {path} is not there") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--task-weights: {path} is not readable: {error}") from error
+    try:
+        return {str(task): {str(k): float(v) for k, v in row.items()} for task, row in content.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"--task-weights: {path} is not task → dimension → weight", "summary:\n  faithfulness: 2"
+        ) from error
+
+
+def rules_of(config: PairsConfig) -> Rules:
+    """The selection's rules from the settings."""
+    task_weights = read_task_weights(config.task_weights)
+    for flag, weights in (("--weights", config.weights), *_by_task(task_weights)):
+        for name, weight in weights.items():
+            if not 0 <= weight < float("inf"):
+                raise UserError(f"{flag}: {name}={weight:g} is not a weight", "weights are numbers from 0 up")
+    return Rules(
+        arm=config.arm,
+        every_pair=config.pairs == "all",
+        min_responses=config.min_responses,
+        min_margin=config.min_margin,
+        keep_flagged=frozenset(config.keep_flagged),
+        weights=config.weights or None,
+        task_weights=task_weights,
+        reference=config.reference,
+        contrast_rejected=config.contrast_rejected,
+        seed=config.seed,
+    )
+
+
+def _by_task(task_weights: dict[str, dict[str, float]] | None) -> list[tuple[str, dict[str, float]]]:
+    return [(f"--task-weights, task '{task}'", row) for task, row in (task_weights or {}).items()]
+
+
+def check_weights_used(rules: Rules, dimensions: set[str], tasks: set[str]) -> None:
+    """Name weights that weigh nothing in the file.
+
+    Args:
+        rules: with the weights.
+        dimensions: that some answer has a score of.
+        tasks: that some prompt has.
+
+    Raises:
+        UserError: a dimension has no score anywhere; a task that no prompt has is a warning.
+    """
+    for flag, weights in (("--weights", rules.weights or {}), *_by_task(rules.task_weights)):
+        for name in weights:
+            if name not in dimensions:
+                known = ", ".join(sorted(dimensions)) or "none"
+                raise UserError(f"{flag}: no answer has a score of '{name}'", f"dimensions here: {known}")
+    for task in sorted(set(rules.task_weights or {}) - tasks):
+        print(f"warning: --task-weights: no prompt has the task '{task}'", file=sys.stderr)
+
+
+def _with_labels(prompts: Iterator[Prompt], path: Path | None) -> Iterator[Prompt]:
+    """Put a label run's scores and rewards in place of the file's own."""
+    if path is None:
+        yield from prompts
+        return
+    labels: dict[tuple[str, str], Label] = {
+        (row.prompt_id, row.response_id): row for row in read_labels(path)
+    }
+    for prompt in prompts:
+        responses = []
+        for response in prompt.responses:
+            label = labels.get((prompt.id, response.id))
+            update = {"scores": label.scores if label else None, "reward": label.reward if label else None}
+            responses.append(response.model_copy(update=update))
+        yield prompt.model_copy(update={"responses": responses})
+
+
+def to_row(prompt: Prompt, choice: Choice, arm: Arm) -> dict[str, Any]:
+    """A row of the output; every row has the same keys, so that Arrow finds one schema."""
+    extra = prompt.model_extra or {}
+    names = list(dict.fromkeys([*DIMENSIONS, *(choice.chosen.scores or {}), *(choice.rejected.scores or {})]))
+
+    def scores(found: Scores | None) -> Scores:
+        return {name: (found or {}).get(name) for name in names}
+
+    return {
+        "prompt": to_messages(prompt),
+        "chosen": [{"role": "assistant", "content": choice.chosen.text}],
+        "rejected": [{"role": "assistant", "content": choice.rejected.text}],
+        "chosen_reward": choice.chosen_reward,
+        "rejected_reward": choice.rejected_reward,
+        "margin": choice.margin,
+        "prompt_id": prompt.id,
+        "document_id": prompt.document_id,
+        "chosen_id": choice.chosen.id,
+        "rejected_id": choice.rejected.id,
+        "chosen_scores": scores(choice.chosen.scores),
+        "rejected_scores": scores(choice.rejected.scores),
+        "task": str(extra["task"]) if extra.get("task") is not None else None,
+        "template": (choice.rejected.model_extra or {}).get("template"),
+        "arm": arm,
+    }
+
+
+def mixed_in(rows: list[dict[str, Any]], config: PairsConfig) -> list[dict[str, Any]]:
+    """The rows with the wanted share of short-context pairs, shuffled.
+
+    Raises:
+        UserError: the file has too few of them.
+    """
+    if config.mix is None:
+        return rows
+    others = list(read_pairs(config.mix))
+    wanted = round(config.mix_proportion / (1 - config.mix_proportion) * len(rows))
+    if wanted > len(others):
+        most = len(others) / (len(others) + len(rows))
+        raise UserError(
+            f"--mix-proportion {config.mix_proportion:g} needs {wanted} pairs, {config.mix} has {len(others)}",
+            f"--mix-proportion {int(most * 1000) / 1000:g} is the most it gives",
+        )
+    chance = random.Random(config.seed)
+    blank = dict.fromkeys(rows[0], None) if rows else {}
+    blank_scores = dict.fromkeys(rows[0]["chosen_scores"], None) if rows else {}
+    mixed = [
+        {
+            **blank,
+            "chosen_scores": blank_scores,
+            "rejected_scores": blank_scores,
+            **_known(pair),
+            "arm": "mix",
+        }
+        for pair in chance.sample(others, wanted)
+    ]
+    everything = rows + mixed
+    chance.shuffle(everything)
+    return everything
+
+
+def _known(pair: Pair) -> dict[str, Any]:
+    """What a mixed pair brings of our own columns; documents of its own are told apart from ours."""
+    row = pair.model_dump(include=set(Pair.model_fields) - {"chosen_scores", "rejected_scores"})
+    return {**row, "document_id": pair.document_id or f"mix:{hash_text(pair)}"}
+
+
+def hash_text(pair: Pair) -> str:
+    """A name for a prompt without an id."""
+    import hashlib
+
+    return hashlib.sha256("\x1f".join(turn.content for turn in pair.prompt).encode()).hexdigest()[:16]
+
+
+def run(config: PairsConfig) -> int:
+    """Make pairs; an input that gives none is an error that says why."""
+    inputs = [path for path in (config.scored, config.labels, config.mix) if path]
+    run_file = Path(f"{config.output}.run.yaml")
+    check_place(config.output, run_file, inputs)
+    rules = rules_of(config)
+    counts: Counter[str] = Counter()
+    rows: list[dict[str, Any]] = []
+    decided_by: list[dict[str, float] | None] = []
+    prompts = _with_labels(read_prompts(config.scored, need_responses=True), config.labels)
+    dimensions: set[str] = set()
+    tasks: set[str] = set()
+    for prompt in prompts:
+        dimensions.update(name for response in prompt.responses for name in response.scores or {})
+        tasks.add(str((prompt.model_extra or {}).get("task")))
+        for choice in choose(prompt, rules, counts):
+            row = to_row(prompt, choice, config.arm)
+            rows.append(row)
+            decided_by.append(weights_for(row["task"], rules))
+    check_weights_used(rules, dimensions, tasks)
+    if not rows:
+        reasons = "\n  ".join(f"{name}: {count}" for name, count in sorted(counts.items()))
+        raise UserError(
+            f"{config.scored} gives no pair:\n  {reasons}",
+            "rewards come from `reward-model score`; see --min-responses, --min-margin and --keep-flagged "
+            f"({', '.join(EXCLUDING_FLAGS)} are left out)",
+        )
+    report = pair_report(rows, decided_by, counts)
+    rows = mixed_in(rows, config)
+    report["pairs_written"] = len(rows)
+    report["pairs_mixed_in"] = sum(row["arm"] == "mix" for row in rows)
+    write_records(config.output, rows)
+    write_run_yaml(run_file, describe_run(config, "dpo pairs", inputs))
+    report_path = Path(f"{config.output}.report.json")
+    write_text(report_path, _json(report))
+    print_report(report, config.output, report_path, sys.stdout)
+    return 0
+
+
+def _json(report: dict[str, Any]) -> str:
+    import json
+
+    return json.dumps(report, indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,1 @@
+"""`dpo sample`: several answers to every prompt."""

@@ -1,1 +1,0 @@
-"""Engines that draw answers: transformers, vLLM in process, any OpenAI-compatible endpoint."""

@@ -1,0 +1,1 @@
+"""A judge call and its reply, and the store that remembers every finished one."""

@@ -1,0 +1,385 @@
+"""The memory of a labelling run: every finished call, once, in one SQLite file.
+
+A call is found by its key (`Call.key`), which covers all that determines its answer and nothing about where it was
+asked. Answers are on disk before anyone uses them, so that killing a run loses at most the calls in flight.
+Failed calls are kept as attempts, beside the answers: a failure that would come out the same again (an answer cut
+at its token limit, a refusal, a prompt too long) is reused unless the run is told to try again; one that may
+pass (a timeout, a server error) is always asked again.
+
+WAL with synchronous=FULL: a committed call survives a power cut too. Two processes may share a file: readers never
+wait, writers wait for each other, the first answer to a call stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+import threading
+import time
+import zlib
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from judge_pipeline.calls.call import Call, CallUsage, Reply, TokenLogprob
+from judge_pipeline.calls.tables import SCHEMA_VERSION, TABLES
+from judge_pipeline.common.errors import UserError
+
+LASTING_FAILURES = frozenset({"truncated", "refused", "context_too_long"})
+"""Failures that asking again would repeat; `--retry-failed` asks again all the same."""
+
+WAIT_S = 60.0
+"""How long a process waits for another one that writes."""
+
+STORE_FILES = ("calls.sqlite", "calls.sqlite-wal", "calls.sqlite-shm")
+"""A store in a run directory, and what SQLite keeps beside it."""
+
+
+def holds_calls(path: Path) -> bool:
+    """Whether there is a store at `path` with anything paid for or awaited; one that cannot be read counts."""
+    if not path.is_file():
+        return False
+    query = " OR ".join(f"EXISTS (SELECT 1 FROM {table})" for table in ("calls", "attempts", "batched"))
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+            return bool(db.execute(f"SELECT {query}").fetchone()[0])
+    except sqlite3.Error:
+        return True
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A call with its reply, as the store takes it in."""
+
+    call: Call
+    model: str
+    reply: Reply
+    endpoint: str = ""
+    owner: str = ""
+    """The prompt that asked first, and whose answers the call's cost is counted for."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A reply as found in the store, with the prompt that asked for it."""
+
+    reply: Reply
+    owner: str
+
+
+@dataclass(frozen=True)
+class StoreTotals:
+    """All a store has ever paid for: answered calls, failed attempts, and tokens of both."""
+
+    calls: int
+    attempts_failed: int
+    input_tokens: int
+    output_tokens: int
+    cached_input_tokens: int
+
+
+def _pack(value: Any) -> bytes:
+    return zlib.compress(json.dumps(value, ensure_ascii=False).encode(), 6)
+
+
+def _unpack(blob: bytes) -> Any:
+    return json.loads(zlib.decompress(blob))
+
+
+class CallStore:
+    """Finished calls by key. Methods may be called from any thread."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self._lock, self._read_lock = threading.Lock(), threading.Lock()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = self._connect()
+            # Readers have a connection of their own: in WAL mode they need not wait for a commit's disk flush.
+            self._reader = self._connect()
+        except (OSError, sqlite3.Error) as error:
+            raise UserError(f"could not open the call store {self.path}: {error}") from error
+        with self._errors_named():
+            self._prepare()
+
+    def _connect(self) -> sqlite3.Connection:
+        return sqlite3.connect(self.path, timeout=WAIT_S, isolation_level=None, check_same_thread=False)
+
+    def _prepare(self) -> None:
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version not in (0, SCHEMA_VERSION):
+            raise UserError(
+                f"{self.path} was written by another version of this program (format {version})",
+                "use that version, or choose a new --output",
+            )
+        self._db.execute(f"PRAGMA busy_timeout = {WAIT_S * 1000:.0f}")
+        self._write_ahead()
+        self._db.execute("PRAGMA synchronous = FULL")
+        if version == 0:
+            self._db.executescript(f"BEGIN IMMEDIATE;{TABLES}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
+
+    def _write_ahead(self) -> None:
+        """Switch to WAL. SQLite gives up at once when two processes try this on a new file; we wait our turn."""
+        deadline = time.monotonic() + WAIT_S
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.05)
+
+    @contextmanager
+    def _errors_named(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            full = "full" in str(error) or "disk I/O" in str(error)
+            if full:
+                raise UserError(
+                    f"the disk is full or failing: could not write {self.path} ({error})",
+                    "every call finished before is kept; free some space and run the same command again",
+                ) from error
+            raise UserError(
+                f"the call store {self.path} cannot be used: {error}",
+                "if the file is damaged, move it away; a new one is started",
+            ) from error
+
+    def get(self, key: str) -> Reply | None:
+        """The stored answer; or the last failure if asking again would repeat it."""
+        found = self.find(key)
+        return found.reply if found else None
+
+    def find(self, key: str, lasting: Collection[str] = LASTING_FAILURES) -> Stored | None:
+        """`get`, and who asked. `lasting` names the failures that count as a reply."""
+        with self._read_lock, self._errors_named():
+            row = self._reader.execute(
+                "SELECT text, finish_reason, structured, input_tokens, output_tokens, cached_input_tokens,"
+                " latency_s, logprobs, owner FROM calls WHERE key = ?",
+                (key,),
+            ).fetchone()
+        if row is not None:
+            reply = Reply(
+                text=row[0],
+                finish_reason=row[1],
+                structured=bool(row[2]),
+                usage=CallUsage(input_tokens=row[3], output_tokens=row[4], cached_input_tokens=row[5]),
+                latency_s=row[6],
+                logprobs=[TokenLogprob(**item) for item in _unpack(row[7])] if row[7] else None,
+            )
+            return Stored(reply, row[8])
+        failed = self.last_failure(key) if lasting else None
+        return failed if failed is not None and failed.reply.failure in lasting else None
+
+    def last_failure(self, key: str) -> Stored | None:
+        """The last failed attempt at a call, whatever its reason."""
+        with self._read_lock, self._errors_named():
+            row = self._reader.execute(
+                "SELECT reason, detail, text, finish_reason, input_tokens, output_tokens, cached_input_tokens,"
+                " latency_s, owner FROM attempts WHERE key = ? ORDER BY id DESC LIMIT 1",
+                (key,),
+            ).fetchone()
+        if row is None:
+            return None
+        reply = Reply(
+            failure=row[0],
+            detail=row[1],
+            text=row[2],
+            finish_reason=row[3],
+            usage=CallUsage(input_tokens=row[4], output_tokens=row[5], cached_input_tokens=row[6]),
+            latency_s=row[7],
+        )
+        return Stored(reply, row[8])
+
+    def put(self, finished: Sequence[Finished], *, replace: bool = False) -> set[str]:
+        """Store replies in one transaction; they are on disk when this returns.
+
+        The first answer to a call stays, whoever asks again, unless `replace` says that it is to be superseded.
+        Returns the keys of answers that were not taken because another process had been first.
+        """
+        now = time.time()
+        late: set[str] = set()
+        answers = [_answer_row(item, now) for item in finished if item.reply.failure is None]
+        failures = [_attempt_row(item, now) for item in finished if item.reply.failure is not None]
+        keep = "REPLACE" if replace else "IGNORE"
+        with self._lock, self._errors_named():
+            self._db.execute("BEGIN IMMEDIATE")
+            if not replace:
+                seen = "SELECT 1 FROM calls WHERE key = ?"
+                late = {row[0] for row in answers if self._db.execute(seen, row[:1]).fetchone()}
+            self._db.executemany(
+                f"INSERT OR {keep} INTO calls VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                answers,
+            )
+            self._db.executemany(
+                "INSERT INTO attempts (key, model, template, request, reason, detail, text, finish_reason,"
+                " input_tokens, output_tokens, cached_input_tokens, latency_s, endpoint, owner,"
+                " finished) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                failures,
+            )
+            self._db.execute("COMMIT")
+        return late
+
+    def request(self, key: str) -> dict[str, Any] | None:
+        """What was asked: messages, sampling, schema, prompt version."""
+        with self._lock, self._errors_named():
+            row = self._db.execute("SELECT request FROM calls WHERE key = ?", (key,)).fetchone()
+        return _unpack(row[0]) if row else None
+
+    def totals(self) -> StoreTotals:
+        """Counts and tokens over everything in the store."""
+        sums = "COUNT(*), TOTAL(input_tokens), TOTAL(output_tokens), TOTAL(cached_input_tokens)"
+        with self._lock, self._errors_named():
+            answered = self._db.execute(f"SELECT {sums} FROM calls").fetchone()
+            failed = self._db.execute(f"SELECT {sums} FROM attempts").fetchone()
+        tokens = [int(a) + int(b) for a, b in zip(answered[1:], failed[1:], strict=True)]
+        return StoreTotals(answered[0], failed[0], *tokens)
+
+    def note(self, name: str) -> str | None:
+        """A remembered fact about the run, e.g. what an endpoint can do."""
+        with self._lock, self._errors_named():
+            row = self._db.execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
+        return row[0] if row else None
+
+    def set_note(self, name: str, value: str) -> None:
+        """Remember a fact."""
+        with self._lock, self._errors_named():
+            self._db.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
+
+    def set_batched(self, calls: Iterable[tuple[str, Call, str]], file: str) -> None:
+        """Remember which calls (key, call, owner) a batch file asks, so that its answers can be matched and missed."""
+        rows = [(key, file, owner, _pack(call.model_dump(mode="json"))) for key, call, owner in calls]
+        with self._lock, self._errors_named():
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.executemany("INSERT OR REPLACE INTO batched VALUES (?, ?, ?, ?)", rows)
+            self._db.execute("COMMIT")
+
+    def batched(self) -> dict[str, tuple[Call, str]]:
+        """Calls that were written to a batch file and have no answer yet, with their owners, by key."""
+        with self._lock, self._errors_named():
+            rows = self._db.execute(
+                "SELECT key, call, owner FROM batched WHERE key NOT IN (SELECT key FROM calls)"
+            ).fetchall()
+        return {key: (Call.model_validate(_unpack(call)), owner) for key, call, owner in rows}
+
+    def clear_batched(self, keys: Iterable[str]) -> None:
+        """Forget that calls were asked in a batch file: their rows have been taken in."""
+        with self._lock, self._errors_named():
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.executemany("DELETE FROM batched WHERE key = ?", [(key,) for key in keys])
+            self._db.execute("COMMIT")
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock, self._read_lock:
+            self._reader.close()
+            self._db.close()
+
+
+def _request(call: Call) -> bytes:
+    return _pack(
+        {
+            "messages": [message.model_dump() for message in call.messages],
+            "sampling": call.sampling.model_dump(),
+            "schema": call.json_schema,
+            "prompt_version": call.prompt_version,
+        }
+    )
+
+
+def _answer_row(item: Finished, now: float) -> tuple[Any, ...]:
+    call, reply = item.call, item.reply
+    logprobs = _pack([token.model_dump() for token in reply.logprobs]) if reply.logprobs else None
+    return (
+        call.key(item.model),
+        item.model,
+        call.template,
+        _request(call),
+        reply.text,
+        reply.finish_reason,
+        int(reply.structured),
+        reply.usage.input_tokens,
+        reply.usage.output_tokens,
+        reply.usage.cached_input_tokens,
+        reply.latency_s,
+        logprobs,
+        item.endpoint,
+        item.owner,
+        now,
+    )
+
+
+def _attempt_row(item: Finished, now: float) -> tuple[Any, ...]:
+    call, reply = item.call, item.reply
+    return (
+        call.key(item.model),
+        item.model,
+        call.template,
+        _request(call),
+        reply.failure,
+        reply.detail,
+        reply.text,
+        reply.finish_reason,
+        reply.usage.input_tokens,
+        reply.usage.output_tokens,
+        reply.usage.cached_input_tokens,
+        reply.latency_s,
+        item.endpoint,
+        item.owner,
+        now,
+    )
+
+
+class StoreWriter:
+    """Takes replies from an event loop and commits them in groups: one disk flush for all that wait.
+
+    `put` returns when the reply is on disk. One thread does the writing, so the loop never waits for a disk.
+    """
+
+    def __init__(self, store: CallStore) -> None:
+        self.store = store
+        self._waiting: list[tuple[Finished, bool, asyncio.Future[bool]]] = []
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="call-store")
+        self._task: asyncio.Task[None] | None = None
+
+    async def put(self, finished: Finished, *, replace: bool = False) -> bool:
+        """Store one reply durably; False when another answer was there first. Raises UserError when the disk is full."""
+        done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiting.append((finished, replace, done))
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._write())
+        return await asyncio.shield(done)
+
+    async def _write(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._waiting:
+            group, self._waiting = self._waiting, []
+            try:
+                late = await loop.run_in_executor(self._thread, self._commit, group)
+            except UserError as error:
+                for _, _, done in group:
+                    done.set_exception(error)
+            else:
+                for item, _, done in group:
+                    done.set_result(not late or item.call.key(item.model) not in late)
+
+    def _commit(self, group: list[tuple[Finished, bool, asyncio.Future[bool]]]) -> set[str]:
+        late: set[str] = set()
+        for replace in (False, True):
+            finished = [item for item, flag, _ in group if flag is replace]
+            if finished:
+                late |= self.store.put(finished, replace=replace)
+        return late
+
+    async def close(self) -> None:
+        """Wait for everything under way to be on disk."""
+        if self._task is not None:
+            await self._task
+        self._thread.shutdown()

@@ -1,0 +1,316 @@
+"""Reading and writing records: JSONL (plain, .gz) and Parquet, as streams, with errors that name line and field.
+
+`read_records` validates each row; `write_records` replaces a file atomically; `JsonlAppender` adds durable
+rows to a file that a killed run may have left with a torn tail.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from judge_pipeline.common.errors import DataError, UserError, disk_error
+from judge_pipeline.common.records import FieldError, Label, Prompt
+
+Record = TypeVar("Record", bound=BaseModel)
+
+
+def read_rows(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number from 1, row) from .jsonl, .jsonl.gz or .parquet. Empty lines are passed over."""
+    path = Path(path)
+    if not path.is_file():
+        kind = "is a folder" if path.is_dir() else "is not there"
+        raise UserError(f"{path} {kind}", "name a .jsonl, .jsonl.gz or .parquet file")
+    if path.suffix == ".parquet":
+        yield from _parquet_rows(path)
+    else:
+        yield from _jsonl_rows(path)
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    import pyarrow.parquet as pq  # only needed here, and slow to import
+    from pyarrow import ArrowException
+
+    number = 0
+    try:
+        for batch in pq.ParquetFile(path).iter_batches(batch_size=64):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, _without_nulls(row)
+    except ArrowException as error:
+        raise DataError(f"is not a readable Parquet file ({error})", path=path) from error
+
+
+def _without_nulls(row: dict[str, Any]) -> dict[str, Any]:
+    """Parquet has one schema for all rows, so an absent field comes back as null: make it absent again."""
+    return {key: value for key, value in row.items() if value is not None}
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    number = 0
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, _parse_line(path, number, line)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        if number == 0:
+            raise DataError(
+                f"is not a gzip file ({error})", path=path, hint="name it .jsonl if it is plain text"
+            ) from error
+        raise DataError(
+            f"the gzip stream ends early or is damaged behind this line ({error})",
+            path=path,
+            line=number,
+            hint="the file was cut while it was copied or written: copy it again",
+        ) from error
+    except OSError as error:
+        raise UserError(f"could not read {path}: {error.strerror or error}") from error
+
+
+def _parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+    except UnicodeDecodeError as error:
+        encoding = "UTF-16" if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "LATIN1"
+        raise DataError(
+            f"is not UTF-8 (byte {error.start} of the line)",
+            path=path,
+            line=number,
+            hint=f"convert it: iconv -f {encoding} -t UTF-8 FILE > NEW",
+        ) from error
+    except json.JSONDecodeError as error:
+        if not line.endswith(b"\n"):
+            raise DataError(
+                "the last line is torn: it ends in the middle of a record",
+                path=path,
+                line=number,
+                hint="whatever wrote the file was stopped; write it again, or delete the last line",
+            ) from error
+        raise DataError(
+            f"is not JSON: {error.msg} at column {error.colno}",
+            path=path,
+            line=number,
+            hint="one JSON object a line",
+        ) from error
+    except (RecursionError, ValueError) as error:  # too deep, or a number with thousands of digits
+        raise DataError(f"holds JSON that cannot be read: {error}", path=path, line=number) from error
+    if not isinstance(row, dict):
+        raise DataError(f"holds a {type(row).__name__}, not a JSON object", path=path, line=number)
+    return row
+
+
+def _data_error(path: Path, number: int, error: ValidationError) -> DataError:
+    first = error.errors()[0]
+    where = [str(part) for part in first["loc"]]
+    cause = first.get("ctx", {}).get("error")
+    hint = None
+    if isinstance(cause, FieldError):
+        message, hint = cause.message, cause.hint
+        where.append(cause.field)
+    elif first["type"] == "missing":
+        message = "is missing"
+    elif first["input"] is None:
+        message = "is null"
+    else:
+        message = first["msg"].removeprefix("Value error, ")
+    more = error.error_count() - 1
+    message += f" (and {more} more in this record)" if more else ""
+    return DataError(message, path=path, line=number, field=".".join(where) or None, hint=hint)
+
+
+def read_records(
+    path: Path | str,
+    model: type[Record],
+    key: Callable[[Record], object],
+    *,
+    key_field: str = "id",
+    check: Callable[[Record], None] | None = None,
+) -> Iterator[Record]:
+    """Yield validated records; two records with the same key are an error that names both lines.
+
+    `key_field` is the field such an error names; `check` raises FieldError for a record that will not do here.
+    """
+    path = Path(path)
+    seen: dict[object, int] = {}
+    for number, row in read_rows(path):
+        try:
+            record = model.model_validate(row)
+            if check is not None:
+                check(record)
+        except ValidationError as error:
+            raise _data_error(path, number, error) from error
+        except FieldError as error:
+            raise DataError(
+                error.message, path=path, line=number, field=error.field, hint=error.hint
+            ) from error
+        name = key(record)
+        if name in seen:
+            shown = (
+                " of ".join(repr(part) for part in reversed(name)) if isinstance(name, tuple) else repr(name)
+            )
+            raise DataError(
+                f"{shown} stands already on line {seen[name]}",
+                path=path,
+                line=number,
+                field=key_field,
+                hint="give every record its own id",
+            )
+        seen[name] = number
+        yield record
+    if not seen:
+        raise DataError("holds no records", path=path)
+
+
+def _has_responses(prompt: Prompt) -> None:
+    if not prompt.responses:
+        raise FieldError(
+            "responses",
+            f"prompt '{prompt.id}' has no responses",
+            "add answers, or let `dpo sample` write them",
+        )
+
+
+def read_prompts(path: Path | str, *, need_responses: bool = False) -> Iterator[Prompt]:
+    """Yield the prompts of a file; with `need_responses` a prompt without answers is an error."""
+    return read_records(path, Prompt, lambda row: row.id, check=_has_responses if need_responses else None)
+
+
+def read_labels(path: Path | str) -> Iterator[Label]:
+    """Yield the rows of a `labels.jsonl`; a run's folder may be named instead of the file in it."""
+    path = Path(path)
+    return read_records(
+        path / "labels.jsonl" if path.is_dir() else path,
+        Label,
+        lambda row: (row.prompt_id, row.response_id),
+        key_field="response_id",
+    )
+
+
+def to_json(record: BaseModel | dict[str, Any]) -> str:
+    """One line of JSON, without a line end; fields nobody set are left out so that files stay readable."""
+    row = record.model_dump(mode="json", exclude_unset=True) if isinstance(record, BaseModel) else record
+    return json.dumps(row, ensure_ascii=False)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file, whole or not at all."""
+    _replace(path, [text])
+
+
+def _replace(path: Path, pieces: Iterable[str], finish: Callable[[Path], None] | None = None) -> int:
+    """Write `pieces` to a temporary neighbour of `path`, make it durable, and move it into place."""
+    count = 0
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        temporary = Path(name)
+        with os.fdopen(handle, "wb") as file:
+            packed = path.suffix == ".gz"
+            with gzip.GzipFile(fileobj=file, mode="wb", mtime=0) if packed else nullcontext(file) as sink:
+                for piece in pieces:
+                    sink.write(piece.encode())
+                    count += 1
+            file.flush()
+            os.fsync(file.fileno())
+        if finish is not None:
+            finish(temporary)
+        temporary.chmod(0o644)  # mkstemp makes files private; results are meant to be shared
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        raise disk_error(error, path) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+    return count
+
+
+def write_records(path: Path | str, records: Iterable[BaseModel | dict[str, Any]]) -> int:
+    """Write all records to `path` (.jsonl, .jsonl.gz or .parquet) at once or not at all; returns how many."""
+    path = Path(path)
+    lines = (to_json(record) + "\n" for record in records)
+    return _replace(path, lines, _jsonl_to_parquet if path.suffix == ".parquet" else None)
+
+
+def _jsonl_to_parquet(path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [row for _, row in _jsonl_rows(path)]
+    try:
+        # Not Table.from_pylist: that keeps only the fields of the first row.
+        columns = pa.Table.from_struct_array(pa.array(rows)) if rows else pa.table({})
+        pq.write_table(columns, path)
+    except pa.ArrowException as error:
+        raise UserError(
+            f"these records do not fit into one Parquet schema: {error}", "write .jsonl instead"
+        ) from error
+
+
+class JsonlAppender:
+    """Adds rows to a JSONL file, each on disk before `append` returns.
+
+    A run killed in the middle of a write leaves a torn last line; opening again cuts that line off (the work
+    behind it was never reported as done), so the file is always a list of whole records.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("ab+")
+            self._cut_torn_tail()
+        except OSError as error:
+            raise disk_error(error, self.path) from error
+
+    def _cut_torn_tail(self) -> None:
+        self._file.seek(0, os.SEEK_END)
+        end = self._file.tell()
+        keep = end
+        while keep > 0:
+            start = max(0, keep - 65536)
+            self._file.seek(start)
+            newline = self._file.read(keep - start).rfind(b"\n")
+            if newline >= 0:
+                keep = start + newline + 1
+                break
+            keep = start
+        if keep != end:
+            self._file.truncate(keep)
+
+    def append(self, record: BaseModel | dict[str, Any]) -> None:
+        """Write one row and wait until it is on disk."""
+        try:
+            self._file.write(to_json(record).encode() + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise disk_error(error, self.path) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        try:
+            self._file.close()
+        except OSError as error:  # what a failed append left in the buffer does not fit now either
+            raise disk_error(error, self.path) from error
+
+    def __enter__(self) -> JsonlAppender:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,283 @@
+"""Run directories: `run.yaml` says what was run, with what, and is enough to run it again.
+
+A directory that holds a run of the same configuration is resumed; of another, the user chooses: refuse
+(default), resume, or replace. A run that ended before it had done anything is no obstacle to another one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel
+
+from judge_pipeline import __version__
+from judge_pipeline.common.config import Config
+from judge_pipeline.common.errors import UserError, disk_error
+from judge_pipeline.common.record_files import write_text
+
+Existing = Literal["refuse", "resume", "replace"]
+EXISTING_HELP = "if the output holds a run of another configuration: refuse, resume it, or replace it"
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "datasets",
+    "sentence-transformers",
+    "openai",
+    "xgrammar",
+    "vllm",
+)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of this product and of the packages that shape results."""
+    found = {"longreward-distill": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # optional, or not needed by this command
+    return found
+
+
+def git_revision() -> str | None:
+    """Commit of the checkout this code runs from, `-dirty` when it was edited; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """Settings as YAML can hold them; paths absolute, so that a run can be repeated from anywhere."""
+    if isinstance(value, Path):
+        return str(value.absolute())
+    if isinstance(value, BaseModel):
+        return {name: _plain(getattr(value, name)) for name in type(value).model_fields}
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _identity(config: BaseModel, plain: dict[str, Any]) -> dict[str, Any]:
+    """The part of the settings that decides what a run produces."""
+    kept: dict[str, Any] = {}
+    for name, field in type(config).model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("identity") is False:
+            continue
+        value = getattr(config, name)
+        kept[name] = _identity(value, plain[name]) if isinstance(value, BaseModel) else plain.get(name)
+    return kept
+
+
+def describe_run(
+    config: Config, command: str, inputs: Sequence[Path] = (), extra: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The content of a run.yaml."""
+    plain = _plain(config)
+    return {
+        "command": command,
+        "argv": sys.argv[1:],
+        "config": plain,
+        "seed": plain.get("seed"),
+        "inputs": {str(path.absolute()): file_digest(path) for path in inputs if path.is_file()},
+        "versions": versions(),
+        "git_revision": git_revision(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **(extra or {}),
+    }
+
+
+def write_run_yaml(path: Path, run: dict[str, Any]) -> None:
+    """Write a run's description, whole or not at all."""
+    write_text(path, yaml.safe_dump(run, sort_keys=False, allow_unicode=True))
+
+
+def read_run_yaml(path: Path) -> dict[str, Any]:
+    """Read a run's description; `path` is the file or the run directory."""
+    path = path / "run.yaml" if path.is_dir() else path
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is not there: this is not the directory of a run") from error
+    except OSError as error:
+        raise UserError(f"could not read {path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not readable as YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} does not describe a run")
+    return content
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    lines = []
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines += _differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key}: {before!r} there, {after!r} now")
+    return lines
+
+
+def prepare_run_dir(
+    output: Path,
+    config: Config,
+    command: str,
+    existing: Existing = "refuse",
+    inputs: Sequence[Path] = (),
+    extra: dict[str, Any] | None = None,
+    idle: Collection[str] = (),
+) -> bool:
+    """Make `output` ready for a run and write its run.yaml; True when an earlier run there is resumed.
+
+    `idle` names files in it that hold no work yet. Raises UserError when the directory holds a run of another
+    configuration that has done something and `existing` is "refuse", or holds files but no run at all.
+    """
+    return prepare_run_file(output / "run.yaml", output, config, command, existing, inputs, extra, idle)
+
+
+def prepare_run_file(
+    run_file: Path,
+    output: Path,
+    config: Config,
+    command: str,
+    existing: Existing = "refuse",
+    inputs: Sequence[Path] = (),
+    extra: dict[str, Any] | None = None,
+    idle: Collection[str] = (),
+) -> bool:
+    """`prepare_run_dir` for an output that may be one file with its run's description beside it."""
+    check_place(output, run_file, inputs, existing)
+    run = describe_run(config, command, inputs, extra)
+    resuming = False
+    try:
+        if run_file.is_file() and (existing == "replace" or _has_work(output, run_file, idle)):
+            resuming = _meet_earlier_run(run_file, output, config, run, existing)
+        elif run_file.is_file():
+            pass  # an earlier start failed before its first result: nothing is lost, whatever it was to be
+        elif output.is_dir() and any(output.iterdir()) and existing != "resume":
+            raise UserError(
+                f"{output} holds files but no run.yaml: it is not a run of ours",
+                "name an empty or new directory (or --existing resume to write into this one)",
+            )
+        elif output.is_file() and existing == "refuse":
+            raise UserError(f"{output} is there already", "name another file, or choose --existing replace")
+        run_file.parent.mkdir(parents=True, exist_ok=True)
+        write_run_yaml(run_file, run)
+    except OSError as error:
+        raise disk_error(error, run_file) from error
+    return resuming
+
+
+def check_place(output: Path, run_file: Path, inputs: Sequence[Path], existing: Existing = "refuse") -> None:
+    """Refuse an output of the wrong kind, and one whose making would destroy an input. Raises UserError."""
+    is_folder = run_file.parent == output
+    if is_folder and output.is_file():
+        raise UserError(f"--output {output} is a file", "name a directory")
+    if not is_folder and output.is_dir():
+        raise UserError(f"--output {output} is a folder", "name a file")
+    place = output.resolve()
+    for path in inputs:
+        if path.resolve() == place:
+            raise UserError(f"--output is the input {path}", "name another file; inputs are kept as they are")
+        if existing == "replace" and place in path.resolve().parents:
+            raise UserError(
+                f"--existing replace would delete the input {path}, which lies in {output}",
+                "move the input out of there, or name another --output",
+            )
+
+
+def _meet_earlier_run(
+    run_file: Path, output: Path, config: Config, run: dict[str, Any], existing: Existing
+) -> bool:
+    earlier = read_run_yaml(run_file)
+    if existing == "replace":
+        _remove(output, run_file)
+        return False
+    known = {"command": run["command"], "config": _identity(config, run["config"])}
+    before = {
+        "command": earlier.get("command"),
+        "config": _only(earlier.get("config") or {}, known["config"]),
+    }
+    differences = _differences(before, known)
+    differences += _input_differences(earlier.get("inputs") or {}, run["inputs"], named=bool(differences))
+    if differences and existing == "refuse":
+        raise UserError(
+            f"{output} already holds a run of another configuration:\n  " + "\n  ".join(differences),
+            "choose --existing resume (keep what is there and go on), --existing replace, or another --output",
+        )
+    run["started"] = earlier.get("started", run["started"])
+    return True
+
+
+def _input_differences(old: dict[str, str], new: dict[str, str], *, named: bool) -> list[str]:
+    """What became of the files read; with `named`, the settings have said already that others are read now."""
+    lines = [
+        f"inputs: {path} has other content now"
+        for path in sorted(old.keys() & new.keys())
+        if old[path] != new[path]
+    ]
+    if not named:
+        lines += [f"inputs: {path} was read there, not now" for path in sorted(old.keys() - new.keys())]
+        lines += [f"inputs: {path} is read now, not there" for path in sorted(new.keys() - old.keys())]
+    return lines
+
+
+def _has_work(output: Path, run_file: Path, idle: Collection[str]) -> bool:
+    """Whether an earlier run left anything besides its description, empty files and `idle` ones."""
+    if output.is_dir():
+        found = (path for path in output.rglob("*") if path.is_symlink() or not path.is_dir())
+        left = [path for path in found if path.name not in idle]
+    else:  # beside a file lie what belongs to it: FILE.part, FILE.summary.json
+        left = [path for path in output.parent.iterdir() if path.name.startswith(output.name)]
+    return any(path != run_file and path.lstat().st_size > 0 for path in left)
+
+
+def _only(values: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
+    """The part of `values` that `like` has keys for: settings that do not count are not compared."""
+    return {
+        key: _only(values[key], like[key])
+        if isinstance(values.get(key), dict) and isinstance(like[key], dict) and like[key]
+        else values.get(key)
+        for key in like
+    }
+
+
+def _remove(output: Path, run_file: Path) -> None:
+    if output.is_dir():
+        for item in output.iterdir():
+            shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
+    elif output.is_file():
+        output.unlink()
+    run_file.unlink(missing_ok=True)

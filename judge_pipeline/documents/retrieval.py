@@ -1,0 +1,191 @@
+"""Which pieces of a document speak to a statement: dense, BM25, or both fused.
+
+In: the texts of a document's segments, statements. Out: a score for every (statement, segment) pair, and the
+top k with a fixed order among equals. The paper retrieves by dense embeddings alone (LongReward, section 3.1);
+BM25 helps where names and numbers matter, or where the embedding model does not read the language.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import regex
+
+from judge_pipeline.common.bundled_models import resolve_model
+
+Scores_Q_S = npt.NDArray[np.float64]
+"""One row a query, one column a segment; higher is closer."""
+
+Retrieval = Literal["dense", "bm25", "hybrid"]
+
+FUSION_RANK = 60
+"""Constant of reciprocal rank fusion (Cormack, Clarke, Büttcher 2009)."""
+
+# Two runs may embed a statement in batches of other shapes, which moves the seventh digit: rounding keeps the
+# order, and with it the calls that are made, the same.
+SCORE_DIGITS = 5
+
+
+class Embeds(Protocol):
+    """Turns texts into unit vectors."""
+
+    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Unit vectors, shape (len(texts), dimension)."""
+        ...
+
+
+class Index(Protocol):
+    """A document's segments, ready to be searched."""
+
+    def scores(self, queries: Sequence[str]) -> Scores_Q_S:
+        """How close each segment is to each query."""
+        ...
+
+
+class SentenceEmbedder:
+    """A sentence-transformers model; loaded at first use, safe to call from several threads, counts its work."""
+
+    def __init__(self, name: str = "minilm", *, device: str | None = None, batch_size: int = 64) -> None:
+        self.name = name
+        self.requests = 0
+        """Calls of `embed` so far."""
+        self.texts = 0
+        """Texts embedded so far."""
+        self._device = device
+        self._batch_size = batch_size
+        self._lock = threading.Lock()
+        self._model: Any = None
+
+    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Unit vectors of `texts`, shape (len(texts), dimension)."""
+        with self._lock:
+            model = self._loaded()
+            self.requests += 1
+            self.texts += len(texts)
+            vectors = model.encode(
+                list(texts),
+                batch_size=self._batch_size,
+                normalize_embeddings=True,
+                convert_to_numpy=True,
+                show_progress_bar=False,
+            )
+        return np.asarray(vectors, dtype=np.float32)
+
+    @property
+    def window(self) -> int | None:
+        """Tokens of a text that the model reads, special ones included; what is longer loses its end."""
+        with self._lock:
+            return self._loaded().max_seq_length
+
+    def _loaded(self) -> Any:
+        if self._model is None:
+            self._model = self._load()
+        return self._model
+
+    def _load(self) -> Any:
+        from sentence_transformers import SentenceTransformer  # seconds to import
+
+        model = SentenceTransformer(resolve_model(self.name), device=self._device)
+        # Model folders often set a window shorter than the network's own; segments must not lose their ends.
+        positions = getattr(model[0].auto_model.config, "max_position_embeddings", None)
+        if positions and (model.max_seq_length or 0) < positions:
+            model.max_seq_length = positions
+        return model
+
+
+class DenseIndex:
+    """Cosine similarity of sentence embeddings. The segments are embedded once, in the constructor."""
+
+    def __init__(self, segments: Sequence[str], embedder: Embeds) -> None:
+        self._embedder = embedder
+        self._segments_S_D = embedder.embed(segments)
+        self._known: dict[str, npt.NDArray[np.float32]] = {}
+
+    def scores(self, queries: Sequence[str]) -> Scores_Q_S:
+        """Cosine similarity, −1 to 1. A query seen before is not embedded again."""
+        new = [query for query in dict.fromkeys(queries) if query not in self._known]
+        if new:
+            self._known.update(zip(new, self._embedder.embed(new), strict=True))
+        queries_Q_D = np.stack([self._known[query] for query in queries])
+        return (queries_Q_D @ self._segments_S_D.T).astype(np.float64)
+
+
+_HAN_OR_KANA = r"\p{Han}\p{Hiragana}\p{Katakana}"
+_TERM = regex.compile(rf"[{_HAN_OR_KANA}]+|[\p{{L}}\p{{M}}\p{{N}}--[{_HAN_OR_KANA}]]+", regex.VERSION1)
+_UNSPACED = regex.compile(rf"[{_HAN_OR_KANA}]")
+
+
+def terms(text: str) -> list[str]:
+    """Search terms of any language: words, folded; in scripts without spaces, characters and their pairs."""
+    found: list[str] = []
+    for match in _TERM.finditer(text.casefold()):
+        run = match.group()
+        if _UNSPACED.match(run):
+            found.extend(run)
+            found.extend(run[i : i + 2] for i in range(len(run) - 1))
+        else:
+            found.append(run)
+    return found
+
+
+class Bm25Index:
+    """BM25 over words, or over characters and their pairs in scripts without spaces."""
+
+    def __init__(self, segments: Sequence[str]) -> None:
+        import bm25s
+
+        corpus = [terms(segment) for segment in segments]
+        self._size = len(segments)
+        self._index: Any = None
+        if any(corpus):
+            self._index = bm25s.BM25()
+            self._index.index(corpus, show_progress=False)
+
+    def scores(self, queries: Sequence[str]) -> Scores_Q_S:
+        """BM25 scores, from 0 up; a query without a known term scores 0 everywhere."""
+        scores_Q_S = np.zeros((len(queries), self._size))
+        if self._index is None:
+            return scores_Q_S
+        for row, query in enumerate(queries):
+            known = [term for term in terms(query) if term in self._index.vocab_dict]
+            if known:
+                scores_Q_S[row] = self._index.get_scores(known)
+        return scores_Q_S
+
+
+class HybridIndex:
+    """Reciprocal rank fusion of several indexes: the sum of 1 / (60 + rank)."""
+
+    def __init__(self, parts: Sequence[Index]) -> None:
+        self._parts = parts
+
+    def scores(self, queries: Sequence[str]) -> Scores_Q_S:
+        """Fused scores; equal scores within one part share the better rank, so order never breaks a tie."""
+        return np.sum([1.0 / (FUSION_RANK + _ranks(part.scores(queries))) for part in self._parts], axis=0)
+
+
+def _ranks(scores_Q_S: Scores_Q_S) -> Scores_Q_S:
+    from scipy.stats import rankdata
+
+    return np.asarray(rankdata(-np.round(scores_Q_S, SCORE_DIGITS), method="min", axis=1), dtype=np.float64)
+
+
+def build_index(kind: Retrieval, segments: Sequence[str], embedder: Embeds) -> Index:
+    """The index that `kind` names."""
+    if kind == "bm25":
+        return Bm25Index(segments)
+    dense = DenseIndex(segments, embedder)
+    return dense if kind == "dense" else HybridIndex([dense, Bm25Index(segments)])
+
+
+def top_k(scores_Q_S: Scores_Q_S, k: int) -> list[list[tuple[int, float]]]:
+    """For each query the k best (segment, score), best first; among equals the earlier segment comes first."""
+    rounded = np.round(scores_Q_S, SCORE_DIGITS)
+    order = np.argsort(-rounded, axis=1, kind="stable")[:, :k]
+    return [
+        [(int(column), float(rounded[row, column])) for column in order[row]] for row in range(len(order))
+    ]

@@ -1,0 +1,148 @@
+"""`report.html` and the terminal text of `judge-pipeline evaluate`.
+
+In: the plain data of `evaluate_run.evaluate_human`. Out: an HTML page and text; nothing is computed here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from markupsafe import Markup
+
+from judge_pipeline.common.html.charts import bars, stat_tiles, table
+from judge_pipeline.common.html.page import Section, code_block, join, prose, render_page
+from judge_pipeline.statistics import render as render
+
+
+def terminal_report(found: dict[str, Any]) -> str:
+    """Every table that fits a terminal."""
+    parts = [f"note: {note}" for note in found["notes"]]
+    parts += [render.terminal_table(result) for result in found["results"]]
+    for part, dimension in found["dimensions"].items():
+        parts.append(
+            f"what each dimension adds ({part}, {dimension['pairs']} pairs by {found['pairs_from']})"
+        )
+        parts[-1] += "\n" + render.aligned(*_leave_one_out_rows(dimension))
+        fitted = dimension["weights"]
+        if fitted is None:
+            parts.append(f"{part}: too few decided pairs to fit weights (at least {dimension['min_pairs']})")
+        else:
+            parts.append(
+                f"weights fitted to people's choices ({part})\n" + render.aligned(*_fitted_rows(fitted))
+            )
+            parts[-1] += f"\nhand them on: {fitted['flag']}"
+    parts += _rater_lines(found["raters"])
+    parts += _judge_lines(found.get("judge_baselines", {}))
+    return "\n\n".join(parts)
+
+
+def _leave_one_out_rows(dimension: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    rows = [
+        [row["reward"], render.interval(row["accuracy"]), render.interval(row["loss"])]
+        for row in dimension["leave_one_out"]
+    ]
+    return ["reward of", "accuracy", "all dimensions minus this"], rows
+
+
+def _fitted_rows(fitted: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    rows = [
+        [row["weights"], render.interval(row["accuracy"]), render.interval(row["gain"])]
+        for row in fitted["held_out"]
+    ]
+    return ["weights", "accuracy on other documents", "gain over equal"], rows
+
+
+def _rater_lines(raters: dict[str, Any]) -> list[str]:
+    lines = []
+    for source, agreements in raters.items():
+        for name, found in agreements.items():
+            if "agreement" in found:
+                text = f"two judgements of one pair agree: {render.interval(found['agreement'], 2)}"
+            else:
+                text = (
+                    f"one rating against the others: Spearman {render.interval(found['spearman'], 2)}, "
+                    f"pairs {render.interval(found['pairs'], 2)}, spread {found['spread']:.2f} points"
+                )
+            lines.append(f"{source} on {name}: {text}")
+    return lines
+
+
+def _judge_lines(summary: dict[str, Any]) -> list[str]:
+    lines = []
+    pairwise = summary.get("pairwise")
+    if pairwise:
+        first = pairwise["first_place"]
+        lines.append(
+            f"pairwise judge: {pairwise['judged']} of {pairwise['pairs']} pairs judged, {pairwise['failed']} failed; "
+            f"{pairwise['inconsistent']} turned round with the order, {pairwise['undecided']} undecided in all"
+            + ("" if first is None else f"; the first place won {first:.0%}")
+        )
+    holistic = summary.get("holistic")
+    if holistic:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in holistic["reasons"].items())
+        lines.append(
+            f"holistic judge: {holistic['answers']} answers, {holistic['failed']} without a score"
+            + (f" ({reasons})" if reasons else "")
+        )
+    return lines
+
+
+def _dimension_section(part: str, dimension: dict[str, Any], source: str) -> Section:
+    heads, rows = _leave_one_out_rows(dimension)
+    values = {row["reward"]: row["accuracy"]["value"] for row in dimension["leave_one_out"]}
+    spans = {
+        row["reward"]: (row["accuracy"]["low"], row["accuracy"]["high"])
+        for row in dimension["leave_one_out"]
+        if row["accuracy"]["low"] is not None
+    }
+    parts: list[Markup | str] = [
+        bars(values, "share of decided pairs ordered as people order them", spans),
+        table(heads, rows, sortable=False),
+    ]
+    fitted = dimension["weights"]
+    if fitted is None:
+        parts.append(prose(f"No weights fitted: that takes at least {dimension['min_pairs']} decided pairs."))
+    else:
+        heads, rows = _fitted_rows(fitted)
+        weights = [
+            [name, fitted["weights"][name], fitted["free_coefficients"][name]] for name in fitted["weights"]
+        ]
+        parts += [
+            table(
+                ["dimension", "weight (non-negative, mean 1)", "coefficient of the free fit"],
+                weights,
+                caption=f"Fitted to {fitted['pairs']} pairs",
+            ),
+            table(heads, rows, sortable=False, caption=f"{fitted['folds']} folds, split by document"),
+            code_block(fitted["flag"]),
+        ]
+    title = "What each dimension adds" + ("" if part == "all" else f": {part}")
+    return Section(title, join(*parts), f"dimensions-{part}", f"{dimension['pairs']} pairs, from {source}.")
+
+
+def evaluation_page(found: dict[str, Any], name: str) -> str:
+    """The self-contained report."""
+    tiles = [
+        ("prompts", found["prompts"], ""),
+        ("answers", found["answers"], ""),
+        ("documents", found["documents"], "intervals resample these"),
+    ]
+    overview = [stat_tiles(tiles), *(prose(note) for note in found["notes"])]
+    sections = [Section("What was compared", join(*overview), "overview")]
+    sections += [render.target_section(result) for result in found["results"]]
+    sections += [
+        _dimension_section(part, dimension, found["pairs_from"])
+        for part, dimension in found["dimensions"].items()
+    ]
+    lines = _rater_lines(found["raters"])
+    if lines:
+        intro = (
+            "Nothing can agree with a mean of ratings much better than the ratings agree among themselves."
+        )
+        sections.append(Section("Agreement among raters", join(*map(prose, lines)), "raters", intro))
+    asked = _judge_lines(found.get("judge_baselines", {}))
+    if asked:
+        intro = "Both read the whole document; the pairwise judge sees each pair in both orders."
+        sections.append(Section("Judge baselines", join(*map(prose, asked)), "judge-baselines", intro))
+    sections.append(render.legend_section())
+    return render_page(f"Agreement with people: {name}", "judge-pipeline evaluate", sections)

@@ -1,0 +1,213 @@
+"""The work behind `judge-pipeline evaluate`: read, ask the judge baselines, compare, write.
+
+In: settings. Out: `agreement.json`, `agreement.md`, `report.html`, `weights.yaml`. `evaluate_human` is the pure part: scores and people's
+values in, plain data out.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from judge_pipeline.common.errors import UserError
+from judge_pipeline.common.html.page import encode_page
+from judge_pipeline.common.record_files import write_text
+from judge_pipeline.common.records import weighted_reward
+from judge_pipeline.common.run_dir import prepare_run_dir
+from judge_pipeline.common.weighting import resolve_weighting
+from judge_pipeline.evaluation.evaluate import EvaluateConfig
+from judge_pipeline.evaluation.inputs import Inputs, read_inputs
+from judge_pipeline.evaluation.judges import JudgeBaselines, ask_baselines
+from judge_pipeline.evaluation.report import evaluation_page, terminal_report
+from judge_pipeline.statistics import render as render
+from judge_pipeline.statistics.agreement import decided_pairs
+from judge_pipeline.statistics.baselines import all_baselines, minilm_embed
+from judge_pipeline.statistics.bootstrap import DocumentBootstrap
+from judge_pipeline.statistics.compare import PREFERENCES, Comparison, Predictor
+from judge_pipeline.statistics.raters import (
+    rater_values,
+    repeated_preferences,
+    self_agreement,
+    vote_values,
+)
+from judge_pipeline.statistics.table import (
+    OVERALL,
+    REWARD,
+    AnswerTable,
+    Floats,
+    Pair,
+    score_columns,
+    score_names,
+)
+from judge_pipeline.statistics.weights_fit import MIN_PAIRS, fitted_weights, leave_one_out, pair_data
+
+WEIGHTS = "weights.yaml"
+"""Fitted weights by data set or task, as `dpo pairs --task-weights` takes them; `all` are those of all pairs."""
+
+
+def evaluate_human(
+    inputs: Inputs,
+    name: str = "judge",
+    more: list[Predictor] | None = None,
+    baselines: dict[str, Floats] | None = None,
+    replicates: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The whole evaluation as plain data; `more` are further predictors (pairwise judge, short-context RM, …)."""
+    table = inputs.table
+    human = score_columns(table, score_names(table, "human"), "human")
+    preferences = table.preferences()
+    if not human and not preferences:
+        raise UserError(
+            "the prompts hold no judgement by people: every `human` value is null and there are no `preferences`",
+            "name prompts that people judged: --prompts FILE",
+        )
+    bootstrap = DocumentBootstrap(table.document_P, replicates, seed)
+    predictors = [Predictor(name, "model", inputs.columns, in_points=True)] if inputs.columns else []
+    predictors += more or []
+    predictors += [
+        Predictor(label, "baseline", any_target=column) for label, column in (baselines or {}).items()
+    ]
+    comparison = Comparison(table, predictors, bootstrap)
+    results = [comparison.graded(target, column) for target, column in human.items()]
+    if preferences:
+        results.append(comparison.preferred(preferences))
+    pairs, source = reward_pairs(table, human, preferences)
+    return {
+        "prompts": len(table.prompts),
+        "answers": table.rows,
+        "documents": table.documents,
+        "notes": inputs.notes,
+        "results": results,
+        "pairs_from": source,
+        "dimensions": _dimensions(inputs, pairs, bootstrap),
+        "raters": _raters(inputs, bootstrap),
+    }
+
+
+def reward_pairs(
+    table: AnswerTable, human: dict[str, Floats], preferences: list[Pair]
+) -> tuple[list[Pair], str]:
+    """Pairs of answers that people tell apart as wholes, and what that was taken from."""
+    if preferences:
+        return preferences, PREFERENCES
+    if OVERALL in human:
+        return decided_pairs(table, human[OVERALL]), OVERALL
+    known = [column for column in human.values() if np.isfinite(column).any()]
+    return decided_pairs(table, np.mean(known, axis=0)), "mean of people's " + ", ".join(human)
+
+
+def _dimensions(inputs: Inputs, pairs: list[Pair], bootstrap: DocumentBootstrap) -> dict[str, Any]:
+    """What each dimension adds, and fitted weights: for all prompts, and for each data set or task."""
+    if not inputs.dimensions:
+        return {}
+    table = inputs.table
+    columns = {name: inputs.columns[name] for name in inputs.dimensions}
+    names = dict.fromkeys(table.group_P)
+    parts = {"all": pairs}
+    if len(names) > 1:
+        parts |= {name: [pair for pair in pairs if table.group_P[pair.prompt] == name] for name in names}
+    found: dict[str, Any] = {}
+    for part, chosen in parts.items():
+        data = pair_data(table, chosen, columns)
+        if not len(data.gaps):
+            continue
+        found[part] = {
+            "pairs": len(data.gaps),
+            "leave_one_out": leave_one_out(table, data, bootstrap),
+            "weights": fitted_weights(table, data, bootstrap),
+            "min_pairs": MIN_PAIRS,
+        }
+    return found
+
+
+def _raters(inputs: Inputs, bootstrap: DocumentBootstrap) -> dict[str, Any]:
+    """How far people, and the judge's votes, agree with themselves."""
+    table = inputs.table
+    found: dict[str, Any] = {}
+    for source, values in (("people", rater_values(table)), ("judge", vote_values(table, inputs.labels))):
+        agreements = {name: self_agreement(table, rows, bootstrap) for name, rows in values.items()}
+        kept = {name: agreement for name, agreement in agreements.items() if agreement is not None}
+        if kept:
+            found[source] = kept
+    repeated = repeated_preferences(table, bootstrap)
+    if repeated is not None:
+        found.setdefault("people", {})[PREFERENCES] = repeated
+    return found
+
+
+def reweigh(inputs: Inputs, weights: dict[str, float]) -> None:
+    """Replace the reward by the weighted mean that `weights` asks for; dimensions not named keep weight 1."""
+    full = resolve_weighting(weights, inputs.dimensions, "null").weights
+    rows = np.stack([inputs.columns[name] for name in inputs.dimensions], axis=1)
+    rewards = []
+    for row in rows:
+        scores = {
+            name: None if np.isnan(value) else float(value)
+            for name, value in zip(inputs.dimensions, row, strict=True)
+        }
+        reward = weighted_reward(scores, full)
+        rewards.append(np.nan if reward is None else reward)
+    inputs.columns[REWARD] = np.array(rewards)
+
+
+def run_evaluation(config: EvaluateConfig) -> int:
+    """Evaluate and write the files."""
+    inputs = read_inputs(config.scored, config.prompts)
+    if config.weights:
+        reweigh(inputs, config.weights)
+    files = [path for path in (config.scored, *config.prompts) if path.is_file()]
+    prepare_run_dir(config.output, config, "judge-pipeline evaluate", config.existing, files)
+    embed = None if config.embedding_model == "none" else minilm_embed(config.embedding_model)
+    more: list[Predictor] = []
+    if config.short_rm is not None:
+        from judge_pipeline.evaluation.short_context_rm import ShortContextRM
+
+        scores = ShortContextRM(config.short_rm).score_table(inputs.table)
+        more.append(Predictor("short-context RM", "baseline", any_target=scores))
+    summary: dict[str, Any] = {}
+    if config.pairwise_judge or config.holistic:
+        asked = _ask_judge(config, inputs.table)
+        more += asked.predictors
+        summary = asked.summary
+    baselines = all_baselines(inputs.table, embed, config.seed)
+    found = evaluate_human(inputs, config.name, more, baselines, config.bootstrap, config.seed)
+    found["judge_baselines"] = summary
+    write_evaluation(config.output, found, config.name if inputs.columns else "baselines")
+    print(terminal_report(found))
+    print(f"\nwritten: {config.output / 'agreement.json'}, agreement.md and report.html beside it")
+    return 0
+
+
+def _ask_judge(config: EvaluateConfig, table: AnswerTable) -> JudgeBaselines:
+    """The judge baselines that were asked for, over the pairs the reward is compared with."""
+    if config.judge.batch_out or config.judge.batch_in:
+        raise UserError("batch files serve `label` only", "name an endpoint or a local judge")
+    human = score_columns(table, score_names(table, "human"), "human")
+    preferences = table.preferences()
+    if not human and not preferences:
+        return JudgeBaselines()  # evaluate_human says what is missing
+    pairs, _ = reward_pairs(table, human, preferences)
+    return ask_baselines(
+        config.judge,
+        table,
+        pairs,
+        config.output / "calls.sqlite",
+        pairwise=config.pairwise_judge,
+        holistic=config.holistic,
+    )
+
+
+def write_evaluation(output: Path, found: dict[str, Any], name: str) -> None:
+    """Write agreement.json, agreement.md, report.html and, where weights could be fitted, `weights.yaml`."""
+    write_text(output / "agreement.json", json.dumps(found, indent=1, ensure_ascii=False))
+    tables = [render.markdown_table(result) for result in found["results"]]
+    write_text(output / "agreement.md", "\n\n".join(tables) + "\n")
+    fitted = {part: row["weights"]["weights"] for part, row in found["dimensions"].items() if row["weights"]}
+    if fitted:
+        write_text(output / WEIGHTS, yaml.safe_dump(fitted, sort_keys=False, allow_unicode=True))
+    write_text(output / "report.html", encode_page(evaluation_page(found, name)).decode())

@@ -1,0 +1,1 @@
+"""`judge-pipeline label`: from prompts with answers to a row of scores for each answer."""

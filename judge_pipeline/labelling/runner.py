@@ -1,0 +1,176 @@
+"""Runs calls: from the store if they are there, once if several want them, through the engine otherwise.
+
+A reply is in the store before anyone sees it. Limits on calls and cost hold further calls back without losing any;
+a run that is told to stop lets the calls in flight finish.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from judge_pipeline.calls.call import Call, CallUsage, Reply
+from judge_pipeline.calls.store import LASTING_FAILURES, Finished, Stored, StoreWriter
+from judge_pipeline.engines.base import ANYWHERE, Engine, Place, StopCalls
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Money per million tokens; None where the user did not say."""
+
+    input: float | None = None
+    output: float | None = None
+    cached_input: float | None = None
+
+    def cost(self, usage: CallUsage) -> float | None:
+        """What so many tokens cost; None without prices. Cached input costs the input price unless told."""
+        if self.input is None and self.output is None:
+            return None
+        price_in, price_out = self.input or 0.0, self.output or 0.0
+        cached_price = price_in if self.cached_input is None else self.cached_input
+        cached = min(usage.cached_input_tokens, usage.input_tokens)
+        fresh = usage.input_tokens - cached
+        return (fresh * price_in + cached * cached_price + usage.output_tokens * price_out) / 1e6
+
+
+@dataclass
+class Spent:
+    """What this run has asked for so far."""
+
+    made: int = 0
+    from_store: int = 0
+    shared: int = 0
+    failed: int = 0
+    usage: CallUsage = field(default_factory=CallUsage)
+
+    def add(self, reply: Reply) -> None:
+        """Count a reply's tokens."""
+        self.usage = CallUsage(
+            input_tokens=self.usage.input_tokens + reply.usage.input_tokens,
+            output_tokens=self.usage.output_tokens + reply.usage.output_tokens,
+            cached_input_tokens=self.usage.cached_input_tokens + reply.usage.cached_input_tokens,
+        )
+        self.failed += reply.failure is not None
+
+
+@dataclass
+class Budget:
+    """When to stop asking: at so many calls, at so much money, or at once."""
+
+    max_calls: int | None = None
+    max_cost: float | None = None
+    prices: Prices = Prices()
+    spent: Spent = field(default_factory=Spent)
+    stopped: str | None = None
+    """Why no further call may begin; None while calls may."""
+    in_flight: int = 0
+
+    def admit(self) -> None:
+        """Take leave for one more call; raises StopCalls when there is none."""
+        if self.stopped is None:
+            self.stopped = self._limit_reached()
+        if self.stopped is not None:
+            raise StopCalls(self.stopped)
+        self.spent.made += 1
+        self.in_flight += 1
+
+    def _limit_reached(self) -> str | None:
+        if self.max_calls is not None and self.spent.made >= self.max_calls:
+            return f"--max-calls {self.max_calls} is reached"
+        cost = self.prices.cost(self.spent.usage)
+        if self.max_cost is not None and cost is not None:
+            # Calls in flight will cost about what the others did: count them before they are over.
+            done = self.spent.made - self.in_flight
+            expected = cost + (self.in_flight * cost / done if done else 0.0)
+            if expected >= self.max_cost:
+                return f"--max-cost {self.max_cost:g} is reached"
+        return None
+
+
+class CallRunner:
+    """Answers calls from the store or the engine; equal calls at one time are one call."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        writer: StoreWriter,
+        budget: Budget | None = None,
+        *,
+        retry_failed: bool = False,
+        lasting: Collection[str] = LASTING_FAILURES,
+    ) -> None:
+        self.engine, self.writer = engine, writer
+        self.budget = budget or Budget()
+        self.retry_failed = retry_failed
+        self._lasting: Collection[str] = () if retry_failed else lasting
+        self._running: dict[str, asyncio.Task[Stored]] = {}
+        self._made: set[str] = set()
+
+    @property
+    def spent(self) -> Spent:
+        """Calls and tokens of this run."""
+        return self.budget.spent
+
+    async def ask(self, call: Call, place: Place = ANYWHERE, again: Collection[str] = ()) -> Stored:
+        """The reply to a call and the prompt it is counted for.
+
+        `place.affinity` names the prompt that asks. Keys in `again` are asked anew even though the store has an
+        answer, which the new one replaces.
+        """
+        key = call.key(self.engine.identity)
+        running = self._running.get(key)
+        if running is not None:
+            self.spent.shared += 1
+            return await asyncio.shield(running)
+        renew = key in again and key not in self._made
+        task = asyncio.create_task(self._fetch(key, call, place, renew))
+        self._running[key] = task
+        task.add_done_callback(lambda done: self._ended(key, done))
+        return await asyncio.shield(task)
+
+    def _ended(self, key: str, task: asyncio.Task[Stored]) -> None:
+        self._running.pop(key, None)
+        if not task.cancelled():
+            # Seen, even when whoever asked is gone: the first error ended the run and is told once.
+            task.exception()
+
+    async def _fetch(self, key: str, call: Call, place: Place, renew: bool) -> Stored:
+        asked_here = key in self._made
+        found = None if renew else self.writer.store.find(key, self._lasting)
+        if found is None and asked_here:  # what failed in this very run is not tried again in it
+            found = self.writer.store.last_failure(key)
+        if found is not None:
+            if asked_here:
+                self.spent.shared += 1
+            else:
+                self.spent.from_store += 1
+            return found
+        return await self._ask_engine(key, call, place, renew)
+
+    async def _ask_engine(self, key: str, call: Call, place: Place, renew: bool) -> Stored:
+        admitted = False
+
+        def admit() -> None:
+            nonlocal admitted
+            self.budget.admit()
+            admitted = True
+
+        try:
+            reply = await self.engine.answer(call, Place(place.order, place.affinity, admit))
+        except StopCalls as stop:
+            return Stored(Reply(failure="stopped", detail=str(stop)), place.affinity)
+        finally:
+            self.budget.in_flight -= admitted
+        self.spent.add(reply)
+        finished = Finished(call, self.engine.identity, reply, self.engine.where(place), place.affinity)
+        taken = await self.writer.put(finished, replace=renew)
+        self._made.add(key)
+        # Another process may have answered meanwhile: what is used is what a later run will find.
+        first = None if taken else self.writer.store.find(key)
+        return first or Stored(reply, place.affinity)
+
+    async def finish(self) -> None:
+        """Wait for calls in flight, so that what was paid for is kept."""
+        if self._running:
+            await asyncio.gather(*self._running.values(), return_exceptions=True)

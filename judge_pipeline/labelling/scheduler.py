@@ -1,0 +1,176 @@
+"""Labels all prompts of a file: a window of them at a time, rows written in order, nothing lost on the way out.
+
+In: prompts as a stream. Out: rows in a `LabelFile`. A prompt leaves the window when its rows are written, so memory is
+bounded by the window whatever the file's length.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+from judge_pipeline.common.progress import Progress
+from judge_pipeline.common.records import Label, Prompt
+from judge_pipeline.dimensions.base import Evidence
+from judge_pipeline.labelling.label_file import LabelFile
+from judge_pipeline.labelling.planning import PromptPlanner, unlabelled
+
+TICK_S = 2.0
+
+
+class BuildsEvidence(Protocol):
+    """What the scheduler needs of an evidence builder."""
+
+    def build(self, text: str) -> Evidence:
+        """The evidence of a document; the same text gives the same object back."""
+        ...
+
+
+class Scheduler:
+    """Runs a `PromptPlanner` over a stream of prompts."""
+
+    def __init__(
+        self,
+        planner: PromptPlanner,
+        builder: BuildsEvidence,
+        labels: LabelFile,
+        *,
+        window: int = 64,
+        progress: Progress | None = None,
+    ) -> None:
+        self.planner, self.builder, self.labels = planner, builder, labels
+        self.window = window
+        self.progress = progress
+        self.interrupted = False
+        self._names = [dimension.name for dimension in planner.dimensions]
+        self._room = asyncio.Condition()
+        self._open: set[int] = set()
+        """Positions of prompts begun and not yet written."""
+
+    async def run(self, prompts: Iterator[Prompt]) -> None:
+        """Label every prompt. Raises KeyboardInterrupt after a clean stop, and whatever an engine raises."""
+        tasks: set[asyncio.Task[None]] = set()
+        ticker = asyncio.create_task(self._tick())
+        try:
+            with self._interrupts():
+                for position, prompt in enumerate(prompts):
+                    await self._take(position, prompt, tasks)
+                    if self.interrupted or _failed(tasks):
+                        break
+                    tasks -= {task for task in tasks if task.done()}
+                await _all(tasks)
+            if self.interrupted:
+                raise KeyboardInterrupt
+            self.labels.finish()
+        finally:
+            ticker.cancel()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(ticker, *tasks, return_exceptions=True)
+            await self.planner.runner.finish()
+
+    async def _take(self, position: int, prompt: Prompt, tasks: set[asyncio.Task[None]]) -> None:
+        """Start on one prompt, once the window has room."""
+        if prompt.id in self.labels.kept:
+            await self._written(self.labels.keep(position, prompt))
+            return
+        if self.planner.runner.budget.stopped is not None:
+            await self._hand_in(position, prompt, self._not_begun(prompt))
+            return
+        async with self._room:
+            while len(self._open) >= self.window and not self.interrupted and not _failed(tasks):
+                await self._room.wait()
+        if not self.interrupted:
+            self._open.add(position)
+            tasks.add(asyncio.create_task(self._label(position, prompt)))
+
+    def _not_begun(self, prompt: Prompt) -> list[Label]:
+        reason = self.planner.runner.budget.stopped or ""
+        return unlabelled(prompt, self._names, "stopped", reason, self.planner.weighting)
+
+    async def _label(self, position: int, prompt: Prompt) -> None:
+        try:
+            evidence = self.builder.build(prompt.context)
+            rows = await self.planner.label(prompt, evidence, position)
+            await self._hand_in(position, prompt, rows)
+        finally:
+            async with self._room:  # wakes the reader of prompts, to go on or to see a failure
+                self._room.notify_all()
+
+    async def _hand_in(self, position: int, prompt: Prompt, rows: Sequence[Label]) -> None:
+        # After Ctrl-C, rows that lack what was not asked any more are no result: the next run makes them.
+        if not self.interrupted:
+            await self._written(self.labels.put(position, list(rows)))
+
+    async def _written(self, answers: int) -> None:
+        if self.progress is not None and answers:
+            self.progress.update(answers, **self._figures())
+        self._open = {position for position in self._open if position >= self.labels.next_position}
+
+    def _figures(self) -> dict[str, object]:
+        """What the progress line shows besides the counts."""
+        budget = self.planner.runner.budget
+        spent = budget.spent
+        figures: dict[str, object] = {
+            "calls": spent.made,
+            "reused": spent.from_store + spent.shared,
+            "in": f"{spent.usage.input_tokens:,}",
+            "out": f"{spent.usage.output_tokens:,}",
+        }
+        if spent.usage.cached_input_tokens:
+            share = spent.usage.cached_input_tokens / max(1, spent.usage.input_tokens)
+            figures["cached"] = f"{100 * share:.0f}%"
+        cost = budget.prices.cost(spent.usage)
+        if cost is not None:
+            figures["cost"] = f"{cost:.4f}"
+        if spent.failed:
+            figures["failed"] = spent.failed
+        return figures
+
+    async def _tick(self) -> None:
+        while self.progress is not None:
+            await asyncio.sleep(TICK_S)
+            self.progress.update(0, **self._figures())
+
+    @contextmanager
+    def _interrupts(self) -> Iterator[None]:
+        """Ctrl-C: let the calls in flight finish, begin no others; a second one leaves them."""
+        loop = asyncio.get_running_loop()
+        try:
+            loop.add_signal_handler(signal.SIGINT, self._interrupt)
+        except (NotImplementedError, RuntimeError, ValueError):
+            yield  # not the main thread: whoever runs us handles Ctrl-C
+            return
+        try:
+            yield
+        finally:
+            loop.remove_signal_handler(signal.SIGINT)
+
+    def _interrupt(self) -> None:
+        budget = self.planner.runner.budget
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+        budget.stopped = "interrupted"
+        print(
+            f"\nstopping: waiting for {budget.in_flight} calls in flight, so that they are kept; "
+            "Ctrl-C again to leave them",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _failed(tasks: set[asyncio.Task[None]]) -> bool:
+    return any(task.done() and not task.cancelled() and task.exception() for task in tasks)
+
+
+async def _all(tasks: set[asyncio.Task[None]]) -> None:
+    """Wait for all; the first error ends the wait and is raised."""
+    if tasks:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()

@@ -1,0 +1,187 @@
+"""`summary.json`: what a labelling run came to, in counts a script can read.
+
+`calls`, `tokens` and `cost` are those of the last run alone; `store` sums up everything the run directory has ever
+asked, over all runs that worked on it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from judge_pipeline.calls.call import CallUsage
+from judge_pipeline.calls.store import StoreTotals
+from judge_pipeline.common.record_files import write_text
+from judge_pipeline.common.records import Label
+from judge_pipeline.labelling.runner import Prices, Spent
+
+NOTED = ("fallback", "failed_votes", "statement_cap", "key_point_cap", "copied_from_example")
+"""Keys of a dimension's evidence that say something went otherwise than asked; so does a `rule`, by its value."""
+
+
+@dataclass
+class ScoreStats:
+    """Running mean and variance of one dimension's scores (Welford), and ties within prompts."""
+
+    n: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+    pairs: int = 0
+    tied: int = 0
+
+    def add(self, scores: Sequence[float]) -> None:
+        """Take in the scores of one prompt's answers."""
+        for score in scores:
+            self.n += 1
+            step = score - self.mean
+            self.mean += step / self.n
+            self.squares += step * (score - self.mean)
+        for left, right in itertools.combinations(scores, 2):
+            self.pairs += 1
+            self.tied += left == right
+
+    def as_dict(self) -> dict[str, Any]:
+        """`ties` is the share of pairs of answers to one prompt that have the same score."""
+        return {
+            "n": self.n,
+            "mean": round(self.mean, 4) if self.n else None,
+            "std": round(math.sqrt(self.squares / (self.n - 1)), 4) if self.n > 1 else None,
+            "ties": round(self.tied / self.pairs, 4) if self.pairs else None,
+        }
+
+
+@dataclass
+class Tally:
+    """Counts over label rows, taken in prompt by prompt."""
+
+    names: Sequence[str]
+    prompts: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
+    failures: dict[str, Counter[str]] = field(default_factory=dict)
+    notes: dict[str, Counter[str]] = field(default_factory=dict)
+    """Per dimension how many answers' evidence has each of `NOTED`."""
+    scores: dict[str, ScoreStats] = field(default_factory=dict)
+    rewards: ScoreStats = field(default_factory=ScoreStats)
+
+    def add(self, rows: Sequence[Label]) -> None:
+        """Count one prompt's rows."""
+        self.prompts += 1
+        for row in rows:
+            self.statuses[row.status] += 1
+            for failure in row.failures:
+                self.failures.setdefault(failure.dimension, Counter())[failure.reason] += 1
+            for dimension, kept in row.evidence.items():
+                evidence = kept if isinstance(kept, dict) else {}
+                found = [name for name in NOTED if name in evidence]
+                found += [rule] if isinstance(rule := evidence.get("rule"), str) else []
+                if found:
+                    self.notes.setdefault(dimension, Counter()).update(found)
+        for name in self.names:
+            scores = [score for row in rows if (score := row.scores.get(name)) is not None]
+            self.scores.setdefault(name, ScoreStats()).add(scores)
+        self.rewards.add([row.reward for row in rows if row.reward is not None])
+
+    @property
+    def complete(self) -> bool:
+        """Every answer has all its scores."""
+        return not self.statuses["partial"] and not self.statuses["failed"]
+
+    @property
+    def responses(self) -> int:
+        """Answers counted so far."""
+        return sum(self.statuses.values())
+
+
+def summarize(
+    tally: Tally, spent: Spent, prices: Prices, totals: StoreTotals, seconds: float, stopped: str | None
+) -> dict[str, Any]:
+    """The content of `summary.json`."""
+    ever = CallUsage(
+        input_tokens=totals.input_tokens,
+        output_tokens=totals.output_tokens,
+        cached_input_tokens=totals.cached_input_tokens,
+    )
+    return {
+        "prompts": tally.prompts,
+        "responses": tally.responses,
+        "labelled": tally.statuses["labelled"],
+        "partial": tally.statuses["partial"],
+        "failed": tally.statuses["failed"],
+        "failures": {name: dict(found) for name, found in sorted(tally.failures.items())},
+        "notes": {name: dict(found) for name, found in sorted(tally.notes.items())},
+        "calls": {"made": spent.made, "from_store": spent.from_store, "shared": spent.shared},
+        "tokens": _tokens(spent.usage),
+        "cost": _cost(prices, spent.usage),
+        "seconds": round(seconds, 1),
+        "stopped": stopped,
+        "store": {
+            "calls": totals.calls,
+            "failed_attempts": totals.attempts_failed,
+            "tokens": _tokens(ever),
+            "cost": _cost(prices, ever),
+        },
+        "scores": {name: stats.as_dict() for name, stats in tally.scores.items()},
+        "reward": tally.rewards.as_dict(),
+    }
+
+
+def _tokens(usage: CallUsage) -> dict[str, int]:
+    return {
+        "input": usage.input_tokens,
+        "output": usage.output_tokens,
+        "cached_input": usage.cached_input_tokens,
+    }
+
+
+def _cost(prices: Prices, usage: CallUsage) -> dict[str, Any] | None:
+    total = prices.cost(usage)
+    if total is None:
+        return None
+    per_million = {
+        "input": prices.input,
+        "output": prices.output,
+        "cached_input": prices.cached_input if prices.cached_input is not None else prices.input,
+    }
+    return {"total": round(total, 6), "per_million": per_million}
+
+
+def write_summary(path: Path, summary: dict[str, Any]) -> None:
+    """Write it whole or not at all."""
+    write_text(path, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+
+
+def summary_lines(summary: dict[str, Any]) -> list[str]:
+    """A few lines for the terminal."""
+    calls, tokens, store = summary["calls"], summary["tokens"], summary["store"]
+    lines = [
+        f"{summary['responses']} answers of {summary['prompts']} prompts: {summary['labelled']} labelled, "
+        f"{summary['partial']} partial, {summary['failed']} failed",
+        f"calls: {calls['made']} made, {calls['from_store']} from the store, {calls['shared']} shared "
+        f"({store['calls']} in the store)",
+        f"tokens: {tokens['input']:,} in ({tokens['cached_input']:,} cached), {tokens['output']:,} out",
+    ]
+    if summary["cost"] is not None:
+        lines.append(f"cost: {summary['cost']['total']:.4f}")
+    for name, stats in summary["scores"].items():
+        if stats["n"]:
+            ties = "" if stats["ties"] is None else f", {100 * stats['ties']:.0f}% of pairs tied"
+            spread = "" if stats["std"] is None else f" ± {stats['std']:.2f}"
+            lines.append(f"{name}: {stats['mean']:.2f}{spread} over {stats['n']}{ties}")
+    for name, reasons in summary["failures"].items():
+        lines.append(
+            f"no {name}: " + ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
+        )
+    for name, notes in summary["notes"].items():
+        lines.append(
+            f"{name}, noted in evidence: "
+            + ", ".join(f"{count} {note}" for note, count in sorted(notes.items()))
+        )
+    if summary["stopped"]:
+        lines.append(f"stopped: {summary['stopped']}; run the same command without the limit to go on")
+    return lines

@@ -1,0 +1,108 @@
+"""What the shapes of a judge's reply have in common: the shapes a reply can have, each in two protocols: plain text, and JSON held to a schema.
+
+A shape writes the example replies of a prompt, gives the JSON schema, and reads what comes back. Both protocols
+carry the same fields in the same order (analysis before result, so that the judge thinks before it rates), and
+reading does not trust the mode: an engine that ignored the schema and answered in text is read as text, and the
+other way round. What cannot be read is a typed `Problem`.
+
+Schemas stay small enough for a small model under constrained decoding: every string and every list is bounded.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import regex
+
+from judge_pipeline.calls.call import Reply
+from judge_pipeline.documents.language import Language
+from judge_pipeline.replies.marks import Problem, own_words
+from judge_pipeline.replies.verdicts import check_reply
+
+Fields = Mapping[str, str]
+"""What an example in a prompt file says the judge replied, by field name."""
+
+Read = TypeVar("Read")
+
+
+@dataclass(frozen=True)
+class Shape(ABC, Generic[Read]):
+    """What all shapes share. `analysis_chars` and `item_chars` bound the strings of a structured reply."""
+
+    language: Language = "en"
+    analysis_chars: int = 1500
+    item_chars: int = 600
+
+    @abstractmethod
+    def schema(self) -> dict[str, Any]:
+        """JSON schema of the reply."""
+
+    @abstractmethod
+    def write(self, fields: Fields, *, structured: bool) -> str:
+        """An example's reply as the judge should write it."""
+
+    @abstractmethod
+    def from_text(self, text: str, reply: Reply) -> Read | Problem:
+        """Read a reply in the text protocol."""
+
+    @abstractmethod
+    def from_json(self, data: dict[str, Any], reply: Reply) -> Read | Problem:
+        """Read a reply that is a JSON object."""
+
+    def read(self, reply: Reply) -> Read | Problem:
+        """What the reply says, or why it says nothing."""
+        problem = check_reply(reply)
+        if problem is not None:
+            return problem
+        data = whole_object(reply.text)
+        if data is not None:
+            # A closed object is a whole answer even if the engine went on with white space to its limit.
+            return self.from_json(data, reply)
+        if reply.finish_reason == "length":
+            return Problem("truncated", f"the reply ran into its limit: …{reply.text[-80:]!r}")
+        return self.from_text(reply.text, reply)
+
+    def analysis_schema(self) -> dict[str, Any]:
+        """A bounded string."""
+        return {"type": "string", "maxLength": self.analysis_chars}
+
+
+def whole_object(text: str) -> dict[str, Any] | None:
+    """The JSON object a reply consists of (a code fence around it is allowed), or None."""
+    words = own_words(text)[0].strip()
+    fence = regex.fullmatch(r"```(?:json)?\s*(.*?)\s*```", words, regex.DOTALL)
+    words = fence[1] if fence else words
+    if not (words.startswith("{") and words.endswith("}")):
+        return None
+    try:
+        # Grammars let raw control characters into strings; they do no harm there.
+        data = json.loads(words, strict=False, object_pairs_hook=_no_doubles)
+    except (ValueError, RecursionError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) != len(pairs):
+        raise ValueError("a key stands twice")  # which of two ratings is meant, nobody can say
+    return data
+
+
+def object_schema(properties: dict[str, Any]) -> dict[str, Any]:
+    """Schema of an object with exactly these properties."""
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def wrong_schema(data: dict[str, Any], field_name: str) -> Problem:
+    """The problem of an object that lacks a field, or has something else in it."""
+    return Problem("unparsable", f"no usable '{field_name}' in {json.dumps(data, ensure_ascii=False)[:200]}")

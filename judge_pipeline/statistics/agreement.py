@@ -1,0 +1,143 @@
+"""How well one set of scores agrees with another, prompt by prompt.
+
+In: a table of answers, the `target` (judge or people) and the `predicted` scores of each. Out: ratios of per-prompt
+sums, so that intervals over documents come cheaply (`agreement_bootstrap`). Judge scores are bunched near the top and
+tied; a correlation over the whole set mostly shows that some prompts are easier than others. What best-of-N, pairs and
+DPO use is the order *within* a prompt, so that is what most figures here are about.
+
+Rules, the same everywhere:
+
+- a prompt counts where the target tells at least two of its answers apart; others carry no order to agree with;
+- constant predictions within a prompt correlate 0 with it (not undefined), so that a constant scores 0, and a
+  predicted tie on a decided pair counts one half;
+- an answer without a target or without a prediction is left out, and the counts show it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+
+import numpy as np
+from scipy import stats
+
+from judge_pipeline.statistics.bootstrap import Ratio
+from judge_pipeline.statistics.table import AnswerTable, Floats, Pair
+
+PROMPT_METRICS: dict[str, str] = {
+    "spearman": "Spearman correlation within a prompt, mean over prompts",
+    "kendall": "Kendall τ-b within a prompt, mean over prompts",
+    "pairs": "share of decided pairs ordered the same way (a predicted tie counts ½)",
+    "best_of_n": "share of prompts whose top answer is a top answer of the target",
+    "worst_of_n": "share of prompts whose bottom answer is a bottom answer of the target",
+    "same_pair": "share of prompts whose best *and* worst answers are both the target's",
+    "pair_direction": "share of chosen best–worst pairs that the target orders the same way (a tie counts ½)",
+    "regret": "points of the target lost by taking the predicted best answer instead of the target's best",
+}
+LOWER_IS_BETTER = frozenset({"regret", "mae"})
+
+
+def prompt_metrics(table: AnswerTable, target_R: Floats, predicted_R: Floats) -> dict[str, Ratio]:
+    """Every figure of `PROMPT_METRICS`, as per-prompt numerators and denominators (P,)."""
+    count = len(table.prompts)
+    sums = {name: (np.zeros(count), np.zeros(count)) for name in PROMPT_METRICS}
+    for number, rows in table.slices():
+        target, predicted = _both(target_R[rows], predicted_R[rows])
+        for name, (value, weight) in _prompt_figures(target, predicted).items():
+            sums[name][0][number], sums[name][1][number] = value, weight
+    return {name: Ratio(*arrays) for name, arrays in sums.items()}
+
+
+def _both(target: Floats, predicted: Floats) -> tuple[Floats, Floats]:
+    known = np.isfinite(target) & np.isfinite(predicted)
+    return target[known], predicted[known]
+
+
+def _prompt_figures(target: Floats, predicted: Floats) -> dict[str, tuple[float, float]]:
+    """Figure → (numerator, denominator) for one prompt; empty where the target does not vary."""
+    if len(target) < 2 or np.ptp(target) == 0:
+        return {}
+    won, decided = pair_counts(target, predicted)
+    best, worst = _tops(predicted), _tops(-predicted)
+    right_best, right_worst = target == target.max(), target == target.min()
+    figures = {
+        "spearman": (within_correlation(target, predicted, "spearman"), 1.0),
+        "kendall": (within_correlation(target, predicted, "kendall"), 1.0),
+        "pairs": (won, decided),
+        "best_of_n": (float(right_best[best].mean()), 1.0),
+        "worst_of_n": (float(right_worst[worst].mean()), 1.0),
+        "regret": (float(target.max() - target[best].mean()), 1.0),
+    }
+    chosen = _chosen_pairs(best, worst)
+    figures["same_pair"] = (float(np.mean([right_best[i] and right_worst[j] for i, j in chosen])), 1.0)
+    direction = [0.5 + 0.5 * np.sign(target[i] - target[j]) for i, j in chosen]
+    figures["pair_direction"] = (float(np.mean(direction)), 1.0)
+    return figures
+
+
+def _tops(values: Floats) -> list[int]:
+    """Positions of the highest values: with ties, a random one of them is what would be taken."""
+    return [int(i) for i in np.flatnonzero(values == values.max())]
+
+
+def _chosen_pairs(best: Sequence[int], worst: Sequence[int]) -> list[tuple[int, int]]:
+    """The best–worst pairs DPO may be given; all pairs where all answers are predicted alike (a blind choice)."""
+    return [(i, j) for i in best for j in worst if i != j]
+
+
+def within_correlation(target: Floats, predicted: Floats, kind: str) -> float:
+    """Spearman's ρ or Kendall's τ-b of one prompt; 0 for constant predictions."""
+    if len(target) < 2 or np.ptp(predicted) == 0 or np.ptp(target) == 0:
+        return 0.0
+    compute = stats.spearmanr if kind == "spearman" else stats.kendalltau
+    return float(compute(target, predicted).statistic)
+
+
+def pair_counts(target: Floats, predicted: Floats) -> tuple[float, float]:
+    """(pairs ordered as the target orders them, pairs the target decides); a predicted tie is half a pair."""
+    want = np.sign(target[:, None] - target[None, :])
+    have = np.sign(predicted[:, None] - predicted[None, :])
+    upper = np.triu(np.ones_like(want, dtype=bool), 1) & (want != 0)
+    agreed = (want == have) + 0.5 * (have == 0)
+    return float(agreed[upper].sum()), float(upper.sum())
+
+
+def tie_counts(table: AnswerTable, target_R: Floats, predicted_R: Floats) -> dict[str, int]:
+    """Pairs of answers to one prompt: all, tied in the target, tied in the prediction where the target decides."""
+    pairs = target_ties = predicted_ties = 0
+    for _, rows in table.slices():
+        target, predicted = _both(target_R[rows], predicted_R[rows])
+        for i, j in combinations(range(len(target)), 2):
+            pairs += 1
+            if target[i] == target[j]:
+                target_ties += 1
+            elif predicted[i] == predicted[j]:
+                predicted_ties += 1
+    return {
+        "pairs": pairs,
+        "target_ties": target_ties,
+        "decided": pairs - target_ties,
+        "predicted_ties": predicted_ties,
+    }
+
+
+def decided_pairs(table: AnswerTable, target_R: Floats, margin: float = 0.0) -> list[Pair]:
+    """The pairs of answers that `target_R` tells apart by more than `margin` points, the better one as winner."""
+    found = []
+    for number, rows in table.slices():
+        for i, j in combinations(range(rows.start, rows.stop), 2):
+            gap = target_R[i] - target_R[j]
+            if np.isfinite(gap) and abs(gap) > margin:
+                found.append(Pair(number, i, j) if gap > 0 else Pair(number, j, i))
+    return found
+
+
+def pair_accuracy(table: AnswerTable, pairs: Iterable[Pair], predicted_R: Floats) -> Ratio:
+    """Share of given pairs whose winner has the higher score (a tie counts ½); unscored pairs are left out."""
+    won, decided = np.zeros(len(table.prompts)), np.zeros(len(table.prompts))
+    for pair in pairs:
+        gap = predicted_R[pair.winner] - predicted_R[pair.loser]
+        if np.isfinite(gap):
+            won[pair.prompt] += 0.5 + 0.5 * np.sign(gap)
+            decided[pair.prompt] += 1
+    return Ratio(won, decided)

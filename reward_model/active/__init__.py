@@ -1,0 +1,1 @@
+"""`reward-model propose`: which prompts to label next."""

@@ -1,0 +1,1 @@
+"""Training examples: from records to arrays, batches and splits by document."""

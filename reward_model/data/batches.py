@@ -1,0 +1,179 @@
+"""Tokenised examples in batches of a token budget, the same for every process and every run of a seed.
+
+In: `Example`s and the function that turns a prompt into token ids. Out: packed sequences (several prompts one
+behind another, see `layout`) with their targets. Which prompts share a sequence is fixed; the order of sequences is
+drawn anew each epoch from (seed, epoch), so a resumed run and a run on more processes see the same ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from judge_pipeline.common.errors import UserError
+from reward_model.data.examples import Example, Floats
+from reward_model.shared_prefix.layout import PromptShape, join_ids, pack
+
+Ids = NDArray[np.int32]
+Overflow = Literal["error", "skip"]
+Encode = Callable[[str, str, Sequence[str]], tuple[Sequence[int], Sequence[Sequence[int]]]]
+"""(context, query, responses) → (prefix ids, ids of each answer)."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An example as token ids."""
+
+    prompt_id: str
+    prefix: Ids
+    answers: tuple[Ids, ...]
+    targets_N_D: Floats
+    confidence_N_D: Floats
+    preferences: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def shape(self) -> PromptShape:
+        """Token counts."""
+        return PromptShape(len(self.prefix), tuple(len(answer) for answer in self.answers))
+
+    def masked(self) -> Encoded:
+        """The same tokens with nothing to learn from."""
+        return replace(self, targets_N_D=np.full_like(self.targets_N_D, np.nan), preferences=())
+
+
+def encode_examples(items: Sequence[Example], encode: Encode) -> list[Encoded]:
+    """Tokenise every example."""
+    encoded = []
+    for item in items:
+        prefix, answers = encode(item.context, item.query, item.responses)
+        encoded.append(
+            Encoded(
+                item.prompt_id,
+                np.asarray(prefix, np.int32),
+                tuple(np.asarray(answer, np.int32) for answer in answers),
+                item.targets_N_D,
+                item.confidence_N_D,
+                item.preferences,
+            )
+        )
+    return encoded
+
+
+def fit_window(items: Sequence[Encoded], window: int, overflow: Overflow) -> tuple[list[Encoded], int]:
+    """(examples that fit the model's window, how many were left out).
+
+    Raises:
+        UserError: `overflow="error"` and some do not fit; names how many and the longest. Nothing is ever cut.
+    """
+    over = [item for item in items if item.shape.longest > window]
+    if over and overflow == "error":
+        longest = max(over, key=lambda item: item.shape.longest)
+        raise UserError(
+            f"{len(over)} of {len(items)} prompts are longer than the model's window of {window} tokens; the "
+            f"longest is '{longest.prompt_id}' with {longest.shape.longest}",
+            "choose a model with a longer window, scale its RoPE (--rope-factor), or leave these prompts out "
+            "with --overflow skip",
+        )
+    return [item for item in items if item.shape.longest <= window], len(over)
+
+
+class PromptDataset(Dataset[Encoded]):
+    """Encoded prompts; index n + i is prompt i masked, the filler for processes without a batch of their own."""
+
+    def __init__(self, items: Sequence[Encoded]) -> None:
+        self.items = list(items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Encoded:
+        count = len(self.items)
+        return self.items[index] if index < count else self.items[index - count].masked()
+
+
+def token_batches(items: Sequence[Encoded], token_budget: int) -> list[list[int]]:
+    """Prompts packed into sequences of at most `token_budget` tokens, longest first.
+
+    A prompt is never cut in two, so one that is over the budget gets a sequence of its own.
+    """
+    shapes = [item.shape for item in items]
+    alone = sorted(over_budget(items, token_budget), key=lambda index: -shapes[index].total)
+    rest = [index for index in range(len(items)) if shapes[index].total <= token_budget]
+    packed = pack([shapes[index] for index in rest], token_budget, sort=True)
+    return [[index] for index in alone] + [[rest[place] for place in group] for group in packed]
+
+
+def over_budget(items: Sequence[Encoded], token_budget: int) -> list[int]:
+    """Places of the prompts that are larger than a sequence should be."""
+    return [index for index, item in enumerate(items) if item.shape.total > token_budget]
+
+
+class BatchOrder(Sampler[list[int]]):
+    """This process's batches of an epoch; all processes together see each batch once.
+
+    Step s of the optimiser takes batches [s·G, (s+1)·G) of one shared order, G = processes × accumulation, so G
+    batches make the same step whether two processes or two accumulated passes compute them.
+    """
+
+    def __init__(
+        self, batches: Sequence[list[int]], prompts: int, *, seed: int, rank: int = 0, world: int = 1
+    ) -> None:
+        self.batches = [list(batch) for batch in batches]
+        self.seed, self.rank, self.world, self.epoch = seed, rank, world, 0
+        # A process that has no batch left computes the shortest one masked: its gradient is zero, and the
+        # others do not wait for it.
+        self._filler = [prompts + self.batches[-1][-1]] if self.batches else []
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order `__iter__` gives."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-len(self.batches) // self.world)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.batches))
+        mine = [self.batches[index] for index in order[self.rank :: self.world]]
+        yield from mine + [self._filler] * (len(self) - len(mine))
+
+
+class EpochDataLoader(DataLoader[Encoded]):
+    """A DataLoader that tells its `BatchOrder` the epoch, as transformers' Trainer expects of it."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Trainer at the start of an epoch."""
+        order = self.batch_sampler
+        assert isinstance(order, BatchOrder)
+        order.set_epoch(epoch)
+
+
+def collate(items: Sequence[Encoded]) -> dict[str, Any]:
+    """One packed sequence and all that its loss needs; A answers, T tokens, D dimensions, P choices.
+
+    Keys: `input_ids` (1, T), `layout`, `targets_A_D`, `confidence_A_D`, `groups_A` (the prompt of each answer),
+    `winners_P`, `losers_P`, `prompt_ids`.
+    """
+    input_ids, layout = join_ids(
+        [(item.prefix.tolist(), [a.tolist() for a in item.answers]) for item in items]
+    )
+    winners, losers, first = [], [], 0
+    for item in items:
+        winners += [first + winner for winner, _ in item.preferences]
+        losers += [first + loser for _, loser in item.preferences]
+        first += len(item.answers)
+    return {
+        "input_ids": input_ids,
+        "layout": layout,
+        "targets_A_D": torch.from_numpy(np.concatenate([item.targets_N_D for item in items])),
+        "confidence_A_D": torch.from_numpy(np.concatenate([item.confidence_N_D for item in items])),
+        "groups_A": torch.tensor(layout.answer_prompt),
+        "winners_P": torch.tensor(winners, dtype=torch.long),
+        "losers_P": torch.tensor(losers, dtype=torch.long),
+        "prompt_ids": [item.prompt_id for item in items],
+    }

@@ -1,0 +1,1 @@
+"""A reward model on disk and in memory: base model, head, prompt format, card."""

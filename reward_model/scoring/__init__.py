@@ -1,0 +1,1 @@
+"""`reward-model score`, and the scorer for Python, vLLM and TRL."""

@@ -1,0 +1,204 @@
+"""Score answers with a saved reward model: N answers for one reading of the document.
+
+In: document, question, answers. Out: points 0–10, one row an answer, one column a dimension. Prompts that fit
+the token budget together share a forward pass; a longer one is read in chunks of the budget, answers on top.
+Scores do not depend on what they are batched with, up to rounding: 1e-4 points in fp32; in bf16 by no more than
+bf16 itself is off (0.07 points on average and up to 0.3 with SmolLM2, whichever way it is run).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from judge_pipeline.common.errors import UserError
+from reward_model.modeling.head import apply_head
+from reward_model.modeling.model import Backbone, Manifest, load_reward_model
+from reward_model.shared_prefix.chunked import chunked_hidden
+from reward_model.shared_prefix.exactness import prepare_shared_prefix
+from reward_model.shared_prefix.interface import hidden_one_by_one, shared_forward, unwrap
+from reward_model.shared_prefix.layout import PromptShape, join_ids
+
+logger = logging.getLogger(__name__)
+
+SharedPrefix = Literal["on", "off"]
+TOKEN_BUDGET = 16_384
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """Token ids of one prompt: its prefix, and its answers with their end tokens."""
+
+    prefix: list[int]
+    answers: list[list[int]]
+
+    @property
+    def shape(self) -> PromptShape:
+        """Lengths, for planning."""
+        return PromptShape(len(self.prefix), tuple(map(len, self.answers)))
+
+
+class RewardModel:
+    """A reward model ready to score.
+
+    Attributes:
+        dimensions: names of the columns.
+        max_length: longest sequence in tokens.
+        tokens_read: tokens that went through the model so far; tokens_one_by_one: what separate passes would read.
+    """
+
+    def __init__(
+        self, backbone: Backbone, shared: SharedPrefix = "on", attn_backend: str | None = None
+    ) -> None:
+        self.model: nn.Module = backbone.model.eval()
+        self.tokenizer: Any = backbone.tokenizer
+        self.manifest: Manifest = backbone.manifest
+        self.renderer = backbone.renderer
+        self.shared: SharedPrefix = shared
+        self.tokens_read = 0
+        self.tokens_one_by_one = 0
+        if shared == "on":
+            prepare_shared_prefix(self.model, attn_backend, chunked=True)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | str | None = None,
+        attn_backend: str | None = None,
+        shared_prefix: SharedPrefix = "on",
+    ) -> RewardModel:
+        """Load what ``reward-model train`` wrote.
+
+        Args:
+            path: a full model or an adapter directory.
+            device: CUDA when there is one, else CPU.
+            dtype: the saved one when None.
+            attn_backend: ``flash_attn``, ``torch_varlen``, ``cpu_flash`` or ``sdpa``; None chooses.
+            shared_prefix: ``"off"`` runs answers one by one, for models that cannot share.
+
+        Raises:
+            UserError: the directory is not a reward model, or the model cannot share a prefix exactly.
+        """
+        backbone = load_reward_model(path, dtype or "auto")
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        backbone.model.to(device)
+        return cls(backbone, shared_prefix, attn_backend)
+
+    @property
+    def dimensions(self) -> list[str]:
+        """Names of the columns, in order."""
+        return self.manifest.dimensions
+
+    @property
+    def max_length(self) -> int:
+        """Longest sequence in tokens, document, question and answer together."""
+        return self.manifest.max_length
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return unwrap(self.model).device
+
+    def render(self, context: str, query: str) -> list[int]:
+        """Ids before an answer."""
+        return self.renderer.prefix_ids(context, query)
+
+    def render_answer(self, text: str) -> list[int]:
+        """Ids of an answer and its end; the last is where the score is read."""
+        return self.renderer.answer_ids(text)
+
+    def render_text(self, context: str, query: str, response: str) -> str:
+        """The sequence as text, for programs that tokenize themselves; see ``PromptRenderer.render_text``."""
+        return self.renderer.render_text(context, query, response)
+
+    def encode(self, context: str, query: str, responses: Sequence[str]) -> EncodedPrompt:
+        """Tokenize a prompt and its answers; never cuts. Compare ``shape.longest`` with ``max_length``."""
+        return EncodedPrompt(self.render(context, query), [self.render_answer(text) for text in responses])
+
+    def score(self, context: str, query: str, responses: Sequence[str]) -> np.ndarray:
+        """Points ``(N, D)`` fp32 of N answers to one prompt.
+
+        Raises:
+            UserError: prompt and answer are longer than the window.
+        """
+        return next(self.score_encoded([self.encode(context, query, responses)]))
+
+    def score_batch(
+        self, prompts: Sequence[tuple[str, str, Sequence[str]]], token_budget: int = TOKEN_BUDGET
+    ) -> Iterator[np.ndarray]:
+        """Points ``(N, D)`` for each ``(context, query, responses)``, in order; see ``score_encoded``."""
+        yield from self.score_encoded([self.encode(*prompt) for prompt in prompts], token_budget)
+
+    def close(self) -> None:
+        """Part of the engines' protocol; weights in this process go with the object."""
+
+    @torch.no_grad()
+    def score_encoded(
+        self, prompts: Sequence[EncodedPrompt], token_budget: int = TOKEN_BUDGET
+    ) -> Iterator[np.ndarray]:
+        """Points ``(N, D)`` of each prompt, in order, as soon as they are there.
+
+        Args:
+            prompts: tokenized prompts; neighbours share a forward pass while the budget lasts.
+            token_budget: tokens a forward pass; longer prompts are read in chunks of it.
+
+        Raises:
+            UserError: a prompt is longer than the window; checked for all prompts before the first is scored.
+        """
+        for index, prompt in enumerate(prompts):
+            self._check_length(prompt, index)
+        group: list[EncodedPrompt] = []
+        room = token_budget
+        for prompt in prompts:
+            need = prompt.shape.total
+            if group and (need > room or self.shared == "off"):
+                yield from self._score_group(group, token_budget)
+                group, room = [], token_budget
+            group.append(prompt)
+            room -= need
+        if group:
+            yield from self._score_group(group, token_budget)
+
+    def reward(self, scores_N_D: np.ndarray) -> np.ndarray:
+        """Weighted mean of the dimensions, ``(N,)``, with the weights the model was saved with."""
+        weights = np.asarray(self.manifest.weight_list())
+        return (scores_N_D @ weights) / weights.sum()
+
+    def _check_length(self, prompt: EncodedPrompt, index: int) -> None:
+        longest = prompt.shape.longest
+        if longest > self.max_length:
+            raise UserError(
+                f"prompt {index} needs {longest} tokens with its longest answer, the model's window is {self.max_length}",
+                hint="skip it (--overflow skip), or train with a longer window (rope_parameters); it is never cut",
+            )
+
+    def _score_group(self, group: Sequence[EncodedPrompt], token_budget: int) -> Iterator[np.ndarray]:
+        shapes = [prompt.shape for prompt in group]
+        self.tokens_one_by_one += sum(shape.total_one_by_one for shape in shapes)
+        if self.shared == "off":
+            yield from (self._one_by_one(prompt) for prompt in group)
+            return
+        self.tokens_read += sum(shape.total for shape in shapes)
+        if len(group) == 1 and shapes[0].total > token_budget:
+            hidden = chunked_hidden(self.model, group[0].prefix, group[0].answers, token_budget)
+            yield apply_head(self.model, hidden).cpu().numpy()
+            return
+        input_ids, layout = join_ids([(prompt.prefix, prompt.answers) for prompt in group], self.device)
+        hidden = shared_forward(self.model, input_ids, layout)[layout.score_index(self.device)]
+        for piece in layout.split(apply_head(self.model, hidden).cpu().numpy()):
+            yield np.asarray(piece)
+
+    def _one_by_one(self, prompt: EncodedPrompt) -> np.ndarray:
+        self.tokens_read += prompt.shape.total_one_by_one
+        hidden = hidden_one_by_one(self.model, prompt.prefix, prompt.answers)
+        return apply_head(self.model, hidden).cpu().numpy()

@@ -1,0 +1,1 @@
+"""Many answers over one reading of a prompt: layout, attention and the proof that both are exact."""

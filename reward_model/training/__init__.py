@@ -1,0 +1,1 @@
+"""`reward-model train`."""

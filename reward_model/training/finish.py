@@ -1,0 +1,133 @@
+"""The end of a training run: measure, write the model directory, its card and, last, its manifest.
+
+In: a trained Trainer. Out: `DIR` as plain transformers loads it; for adapters also `DIR/adapter`.
+"""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from torch import nn
+
+from judge_pipeline.common.errors import disk_error
+from judge_pipeline.common.record_files import write_text
+from reward_model.modeling.model import Backbone, load_backbone_for_rm, save_reward_model
+from reward_model.modeling.model_card import CardFacts, render_card
+from reward_model.training.objective import Objective
+from reward_model.training.run_data import EncodedData, TrainingData
+from reward_model.training.train_config import TrainConfig
+from reward_model.training.trainable import plain_model, weights_are_sharded
+from reward_model.training.trainer import RewardTrainer
+
+CHECKPOINTS = "checkpoints"
+ADAPTER = "adapter"
+
+
+def finish(
+    config: TrainConfig,
+    data: TrainingData,
+    backbone: Backbone,
+    objective: Objective,
+    trainer: RewardTrainer,
+    encoded: EncodedData,
+) -> None:
+    """Measure on held-out documents, save the model with its card, manifest last, and drop the checkpoints."""
+    metrics = trainer.evaluate() if encoded.held_out else {}
+    names = data.dimensions
+    std = objective.standardizer
+    manifest = backbone.manifest.model_copy(
+        update={
+            "training_mean": dict(zip(names, std.mean_D.tolist(), strict=True))
+            if not data.preferences
+            else {},
+            "training_std": dict(zip(names, std.std_D.tolist(), strict=True)) if not data.preferences else {},
+        }
+    )
+    backbone.manifest = manifest
+    trained = gathered_model(config, backbone, trainer)
+    if PartialState().is_main_process:
+        card = render_card(card_facts(config, data, backbone, objective, metrics, encoded))
+        save(config, backbone, trained, card)
+        if not config.keep_checkpoints:
+            shutil.rmtree(config.output / CHECKPOINTS, ignore_errors=True)
+    PartialState().wait_for_everyone()
+
+
+def gathered_model(config: TrainConfig, backbone: Backbone, trainer: RewardTrainer) -> nn.Module:
+    """The trained model whole on the first process; where weights are sharded, by way of a file."""
+    if not weights_are_sharded():
+        return backbone.model
+    folder = config.output / CHECKPOINTS / "whole"
+    trainer.save_model(str(folder))
+    if not PartialState().is_main_process:
+        return backbone.model
+    dimensions = backbone.manifest.dimensions
+    if config.method == "full":
+        backbone.tokenizer.save_pretrained(folder)
+        return load_backbone_for_rm(str(folder), dimensions, torch.float32).model
+    from peft import PeftModel
+
+    dtype = torch.bfloat16 if config.resolved_bf16() else torch.float32
+    base = load_backbone_for_rm(
+        config.base_model, dimensions, dtype, rope_parameters=config.rope_parameters()
+    )
+    return PeftModel.from_pretrained(base.model, folder)
+
+
+def save(config: TrainConfig, backbone: Backbone, trained: nn.Module, card: str) -> None:
+    """Write the model directory; an adapter goes with its head to `adapter/`, merged weights beside it."""
+    output, tokenizer, manifest = config.output, backbone.tokenizer, backbone.manifest
+    try:
+        if config.method == "full" or not config.merge:
+            write_text(output / "README.md", card)
+            save_reward_model(trained, tokenizer, output, manifest)
+            write_text(output / "README.md", card)  # PEFT puts a card of its own in this place
+            return
+        save_reward_model(trained, tokenizer, output / ADAPTER, manifest)
+        write_text(output / "README.md", card)
+        backbone.model = trained
+        save_reward_model(plain_model(backbone, output / ADAPTER, config), tokenizer, output, manifest)
+    except OSError as error:
+        raise disk_error(error, output) from error
+
+
+def card_facts(
+    config: TrainConfig,
+    data: TrainingData,
+    backbone: Backbone,
+    objective: Objective,
+    metrics: dict[str, float],
+    encoded: EncodedData,
+) -> CardFacts:
+    """What the model card tells."""
+    train_items, held_out = encoded.train, encoded.held_out
+    standardizer = objective.standardizer
+    constant: dict[str, float] = {}
+    if held_out and not data.preferences:
+        targets = np.concatenate([item.targets_N_D for item in held_out])
+        errors = np.abs(targets - standardizer.mean_D.numpy())
+        for name, column in zip(data.dimensions, errors.T, strict=True):
+            if not np.isnan(column).all():
+                constant[name] = float(np.nanmean(column))
+    settings = {
+        "method": config.method,
+        "loss": objective.name,
+        "epochs": config.epochs,
+        "learning rate": config.resolved_learning_rate(),
+        "precision": "bf16" if config.resolved_bf16() else "fp32",
+        "seed": config.seed,
+    }
+    return CardFacts(
+        manifest=backbone.manifest,
+        metrics=metrics,
+        constant_mae=constant,
+        train_prompts=len(train_items),
+        train_answers=sum(len(item.answers) for item in train_items),
+        held_out_prompts=len(held_out),
+        held_out_documents=len({item.document_id for item in data.held_out}),
+        settings=settings,
+        notes=[f"{encoded.skipped} prompts over the window were left out"] if encoded.skipped else [],
+    )

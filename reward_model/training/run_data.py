@@ -1,0 +1,129 @@
+"""The data of one training run: loaded, split by document, checked, and tokenised.
+
+In: settings. Out: examples and token ids on both sides of the split, and the objective on their scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from judge_pipeline.common.errors import UserError
+from reward_model.data.batches import Encoded, encode_examples, fit_window
+from reward_model.data.examples import Example, check_learnable, load_examples, usable
+from reward_model.data.splits import refuse_leak, split_by_document
+from reward_model.modeling.model import Backbone
+from reward_model.training.losses import Standardizer
+from reward_model.training.objective import LossName, Objective
+from reward_model.training.train_config import TrainConfig
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Examples on both sides of the split, and what their targets are called."""
+
+    train: list[Example]
+    held_out: list[Example]
+    dimensions: tuple[str, ...]
+    sources: tuple[Path, ...]
+    preferences: bool
+
+
+def read_data(config: TrainConfig) -> TrainingData:
+    """Load, split by document and check what there is to learn.
+
+    Raises:
+        UserError, DataError: see `data` and `splits`.
+    """
+    found = load_examples(
+        config.labels, prompts=config.prompts, targets=config.targets, dimensions=config.dimensions
+    )
+    unknown = set(config.weights) - set(found.dimensions)
+    if unknown:
+        raise UserError(
+            f"--weights names '{min(unknown)}', which is no dimension of these labels",
+            f"they have: {', '.join(found.dimensions)}",
+        )
+    if all(config.weights.get(name, 1.0) == 0 for name in found.dimensions):
+        raise UserError("--weights: all weights are 0", "give at least one dimension a weight above 0")
+    items = list(usable(found.items))
+    sources = found.sources
+    if config.eval_labels is None:
+        train, held_out = split_by_document(items, config.eval_fraction, config.seed)
+    else:
+        other = load_examples(
+            config.eval_labels,
+            prompts=config.eval_prompts,
+            targets=config.targets,
+            dimensions=found.dimensions,
+        )
+        train, held_out = items, list(usable(other.items))
+        sources += other.sources
+    refuse_leak(train, held_out)
+    preferences = any(item.preferences for item in train)
+    if not train:
+        raise UserError(f"{config.labels} has no labelled answer to train on")
+    if not preferences:
+        check_learnable(train, found.dimensions, allow_constant=config.allow_constant)
+    return TrainingData(train, held_out, found.dimensions, sources, preferences)
+
+
+def make_objective(config: TrainConfig, data: TrainingData, weights: list[float]) -> Objective:
+    """The losses of the run, on the scale of the training targets."""
+    if (config.loss == "preference") > data.preferences:
+        raise UserError("--loss preference needs preferences", "add --targets preferences")
+    if data.preferences and config.loss not in ("auto", "preference"):
+        raise UserError(f"--loss {config.loss} needs scores, and preferences have none", "--loss preference")
+    automatic: LossName = "preference" if data.preferences else "sequence"
+    targets = torch.from_numpy(np.concatenate([item.targets_N_D for item in data.train]))
+    options = config.loss_options
+    return Objective(
+        name=automatic if config.loss == "auto" else config.loss,
+        standardizer=Standardizer.fit(targets, torch.tensor(weights)),
+        kind=options.kind,
+        delta=options.huber_delta,
+        pairwise_weight=options.pairwise_weight,
+        min_gap=options.min_gap,
+        switch=options.switch,
+        anchor=options.anchor,
+    )
+
+
+@dataclass(frozen=True)
+class EncodedData:
+    """Token ids of both sides, all within the window, and how many prompts were left out for it."""
+
+    train: list[Encoded]
+    held_out: list[Encoded]
+    skipped: int
+
+
+def encode_data(config: TrainConfig, data: TrainingData, backbone: Backbone) -> EncodedData:
+    """Tokenise both sides.
+
+    Raises:
+        UserError: prompts over the window (unless they may be skipped), or none within it.
+    """
+    renderer, window = backbone.renderer, backbone.manifest.max_length
+
+    def encode(context: str, query: str, responses: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+        return renderer.prefix_ids(context, query), [renderer.answer_ids(text) for text in responses]
+
+    sides, skipped = [], 0
+    for items in (data.train, data.held_out):
+        if config.loss_options.confidence == "none":
+            items = [_equal_confidence(item) for item in items]
+        kept, over = fit_window(encode_examples(items, encode), window, config.overflow)
+        sides.append(kept)
+        skipped += over
+    if not sides[0]:
+        raise UserError(f"no training prompt fits the window of {window} tokens")
+    return EncodedData(sides[0], sides[1], skipped)
+
+
+def _equal_confidence(item: Example) -> Example:
+    return replace(item, confidence_N_D=np.ones_like(item.confidence_N_D))

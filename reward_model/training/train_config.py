@@ -1,0 +1,193 @@
+"""Settings of `reward-model train`, and what their automatic values become.
+
+In: flags and YAML. Out: typed settings; `resolved_*` methods say what "auto" means on this machine.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from pydantic.config import JsonDict
+
+from judge_pipeline.common.config import Config
+from judge_pipeline.common.run_dir import EXISTING_HELP, Existing
+from reward_model.data.batches import Overflow
+from reward_model.data.examples import Targets
+from reward_model.training.objective import LossName
+
+HOW: JsonDict = {"identity": False}
+"""Settings that change how a run goes, not what it produces."""
+
+DEFAULT_BUDGET = 8192
+LEARNING_RATE = {"full": 1e-5, "lora": 1e-4, "qlora": 1e-4}
+
+
+class LoraSettings(Config):
+    """Shape of the adapter."""
+
+    rank: int = Field(default=16, ge=1, description="rank of the LoRA matrices")
+    alpha: float = Field(default=32, gt=0, description="LoRA scale; the update is multiplied by alpha / rank")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout before the LoRA matrices")
+    targets: list[str] = Field(
+        default=["all-linear"], description="layers that get an adapter, as PEFT names them"
+    )
+
+
+class LossSettings(Config):
+    """Details of the losses."""
+
+    kind: Literal["huber", "mse"] = Field(
+        default="huber", description="error of the regression, in spreads of a label"
+    )
+    huber_delta: float = Field(
+        default=1.0, gt=0, description="spreads up to which Huber's error is quadratic"
+    )
+    pairwise_weight: float = Field(
+        default=1.0, gt=0, description="weight of the pairwise loss beside the regression"
+    )
+    min_gap: float = Field(default=0.0, ge=0, description="points up to which two answers count as tied")
+    switch: float = Field(
+        default=0.5, gt=0, lt=1, description="sequence: share of the run for regression alone"
+    )
+    anchor: float = Field(
+        default=1.0,
+        ge=0,
+        description="sequence: weight of the regression in the pairwise phase; keeps points points",
+    )
+    confidence: Literal["votes", "none"] = Field(
+        default="votes",
+        description="weigh targets by how well the judge's votes agree, where there are votes",
+    )
+
+
+class TrainConfig(Config):
+    """Settings of `reward-model train`."""
+
+    labels: Path = Field(
+        description="label run directory, labels.jsonl, or a prompts file with human scores or preferences",
+        json_schema_extra={"positional": True},
+    )
+    base_model: str = Field(description="model to start from: smollm2, a folder, or a hub name")
+    output: Path = Field(description="directory of the trained model")
+    existing: Existing = Field("refuse", description=EXISTING_HELP, json_schema_extra=HOW)
+
+    prompts: Path | None = Field(
+        None, description="prompts the labels belong to, if run.yaml does not name them"
+    )
+    targets: Targets = Field(
+        "auto",
+        description="learn from judge, human or preferences; auto: judge from labels, human from prompts",
+    )
+    dimensions: list[str] | None = Field(
+        None, min_length=1, description="outputs of the model, in order; by default those of the labels"
+    )
+    weights: dict[str, float] = Field(
+        {}, description="weight of each dimension in the reward, a=2,b=1; 1 where not named"
+    )
+    allow_constant: bool = Field(False, description="go on when a dimension always has the same score")
+    eval_labels: Path | None = Field(None, description="held-out labels, instead of a split by document")
+    eval_prompts: Path | None = Field(None, description="prompts of --eval-labels")
+    eval_fraction: float = Field(0.1, ge=0, lt=1, description="share of documents held out; 0 holds out none")
+
+    method: Literal["full", "lora", "qlora"] = Field("lora", description="train all weights or an adapter")
+    lora: LoraSettings = LoraSettings()
+    merge: bool = Field(
+        True, description="save the adapter merged into a plain model; the adapter stays in DIR/adapter"
+    )
+    freeze_layers: int = Field(
+        0, ge=0, description="lowest layers (and the embeddings) that stay as they are: less time and memory"
+    )
+    head_init: Literal["auto", "mean", "probe", "none"] = Field(
+        "auto",
+        description="start of the head: at the mean label, at a linear probe of the labels, or random; "
+        "auto: mean, none where the weights are sharded",
+    )
+    loss: LossName | Literal["auto"] = Field(
+        "auto",
+        description="regression, pairwise, regression+pairwise, sequence (regression, then pairwise) or "
+        "preference; auto: sequence, preference for preferences",
+    )
+    loss_options: LossSettings = LossSettings()
+
+    epochs: float = Field(3, gt=0, description="passes over the training prompts")
+    learning_rate: float | None = Field(
+        None, gt=0, description="peak of the cosine schedule; by default 1e-5 full, 1e-4 LoRA and QLoRA"
+    )
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps that warm up")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
+    token_budget: int | None = Field(
+        None,
+        ge=1,
+        description="tokens in a packed sequence, by default 8192; a longer prompt is a sequence of its own",
+    )
+    accumulation: int = Field(1, ge=1, description="packed sequences a process adds up before a step")
+    seed: int = Field(0, description="of the split, the order of batches and fresh weights")
+
+    max_length: int | None = Field(None, ge=1, description="longest sequence; by default the model's window")
+    rope_type: str = Field("yarn", description="RoPE scaling, with --rope-factor")
+    rope_factor: float | None = Field(None, gt=1, description="stretch the window this many times")
+    overflow: Overflow = Field("error", description="prompts over the window: error, or skip and count them")
+
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="arithmetic; auto: bf16 on a GPU that has it, fp32 on CPU"
+    )
+    device: Literal["auto", "cpu"] = Field(
+        "auto", description="cpu leaves a GPU unused", json_schema_extra=HOW
+    )
+    gradient_checkpointing: bool | None = Field(
+        None,
+        description="recompute activations to save memory; by default on a GPU only",
+        json_schema_extra=HOW,
+    )
+    shared_prefix: Literal["on", "off"] = Field(
+        "on", description="read the document once for all answers, or off for models that cannot"
+    )
+    eval_steps: int | None = Field(
+        None, ge=1, description="steps between evaluations; by default one an epoch"
+    )
+    early_stopping: int = Field(
+        3, ge=0, description="evaluations without a better one before stopping; 0 never"
+    )
+    log_steps: int = Field(1, ge=1, description="steps between lines of metrics.jsonl", json_schema_extra=HOW)
+    report_to: Literal["none", "tensorboard", "trackio"] = Field(
+        "none", description="tracker to write to, beside metrics.jsonl", json_schema_extra=HOW
+    )
+    keep_checkpoints: bool = Field(
+        False, description="keep DIR/checkpoints after the run", json_schema_extra=HOW
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainConfig:
+        if self.method != "full" and self.freeze_layers:
+            raise ValueError(
+                "freeze_layers goes with method=full; an adapter leaves the model's weights as they are"
+            )
+        if self.eval_prompts and not self.eval_labels:
+            raise ValueError("eval_prompts needs eval_labels")
+        if any(weight < 0 for weight in self.weights.values()):
+            raise ValueError("weights: a weight below 0")
+        return self
+
+    def resolved_bf16(self) -> bool:
+        """Whether to compute in bf16 on this machine."""
+        if self.precision == "auto":
+            return self.device == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        return self.precision == "bf16"
+
+    def resolved_learning_rate(self) -> float:
+        """Peak learning rate."""
+        return self.learning_rate or LEARNING_RATE[self.method]
+
+    def resolved_checkpointing(self) -> bool:
+        """Whether to recompute activations."""
+        if self.gradient_checkpointing is None:
+            return self.device == "auto" and torch.cuda.is_available()
+        return self.gradient_checkpointing
+
+    def rope_parameters(self) -> dict[str, Any] | None:
+        """Changes to the model's RoPE, if any."""
+        return {"rope_type": self.rope_type, "factor": self.rope_factor} if self.rope_factor else None

@@ -1,0 +1,188 @@
+"""The model of a training run: base model, adapter or frozen layers, and the head's start.
+
+In: settings. Out: a `Backbone` whose model the Trainer can train; and afterwards the plain model that is saved.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from judge_pipeline.common.errors import UserError
+from reward_model.data.batches import Encoded, token_batches
+from reward_model.modeling.head import initialise_head, score_weight
+from reward_model.modeling.model import Backbone, load_backbone_for_rm, load_reward_model, merge_adapter
+from reward_model.shared_prefix.exactness import prepare_shared_prefix
+from reward_model.shared_prefix.interface import hidden_one_by_one, shared_forward, unwrap
+from reward_model.shared_prefix.layout import join_ids
+from reward_model.training.train_config import TrainConfig
+
+MIDDLE = 5.0
+"""Where outputs start when nothing but preferences is known: the middle of the scale."""
+
+MEAN_PROMPTS = 2
+"""Prompts whose features set a head that starts at the mean: the constant part of the features needs no more."""
+
+
+def build_backbone(config: TrainConfig, dimensions: Sequence[str], weights: dict[str, float]) -> Backbone:
+    """Base model with its head, an adapter where one is trained, layers frozen where asked.
+
+    Raises:
+        UserError: the model cannot be loaded, or 4-bit loading is not installed.
+    """
+    adapter = config.method != "full"
+    bf16 = config.resolved_bf16()
+    backbone = load_backbone_for_rm(
+        config.base_model,
+        dimensions,
+        # Full training keeps its own copy in fp32: bf16 weights would lose updates smaller than 1/256.
+        torch.bfloat16 if bf16 and adapter else torch.float32,
+        weights=weights,
+        max_length=config.max_length,
+        rope_parameters=config.rope_parameters(),
+        **(_four_bit(bf16) if config.method == "qlora" else {}),
+    )
+    if adapter:
+        backbone.model = _with_adapter(backbone.model, config)
+    elif config.freeze_layers:
+        freeze_lowest(backbone.model, config.freeze_layers)
+    return backbone
+
+
+def _four_bit(bf16: bool) -> dict[str, Any]:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError("--method qlora needs bitsandbytes", "pip install bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    compute = torch.bfloat16 if bf16 else torch.float32
+    return {
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=compute,
+            # FSDP shards parameters of one type only, so the packed weights are stored as the others are.
+            bnb_4bit_quant_storage=compute,
+            llm_int8_skip_modules=["score"],
+        )
+    }
+
+
+def _with_adapter(model: nn.Module, config: TrainConfig) -> nn.Module:
+    from peft import LoraConfig, TaskType, get_peft_model, prepare_model_for_kbit_training
+
+    if config.method == "qlora":
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # `fit` does that
+        layers: Iterable[Any] = model.modules()
+        for module in layers:
+            # bitsandbytes packs weights at the first evaluation on such a CPU, and has no gradient through them.
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
+    targets: Any = "all-linear" if config.lora.targets == ["all-linear"] else config.lora.targets
+    adapted = get_peft_model(
+        model,
+        LoraConfig(
+            task_type=TaskType.SEQ_CLS,
+            r=config.lora.rank,
+            lora_alpha=config.lora.alpha,
+            lora_dropout=config.lora.dropout,
+            target_modules=targets,
+            modules_to_save=["score"],
+        ),
+    )
+    weight = score_weight(adapted)
+    weight.data = weight.data.float()  # the head learns in fp32, whatever the frozen model's type
+    return adapted
+
+
+def freeze_lowest(model: nn.Module, layers: int) -> None:
+    """Keep the embeddings and the lowest `layers` as they are; no gradient is computed below the first trained one.
+
+    Raises:
+        UserError: the model has not more layers than that.
+    """
+    base: Any = unwrap(model).base_model
+    count = len(base.layers)
+    if layers >= count:
+        raise UserError(f"--freeze-layers {layers}: the model has {count} layers", f"at most {count - 1}")
+    for module in (base.get_input_embeddings(), *base.layers[:layers]):
+        module.requires_grad_(False)
+
+
+def weights_are_sharded() -> bool:
+    """Whether this process holds only a part of the weights (ZeRO-3, or FSDP loading on one process)."""
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    return bool(is_deepspeed_zero3_enabled()) or fsdp
+
+
+def share_prefix(model: nn.Module) -> None:
+    """Switch to shared-prefix attention, proving it exact where the whole model is at hand."""
+    if weights_are_sharded():
+        from reward_model.shared_prefix.exactness import check_supported
+        from reward_model.shared_prefix.interface import enable_shared_prefix
+
+        check_supported(model)
+        enable_shared_prefix(model)
+    else:
+        prepare_shared_prefix(model)
+
+
+def start_head(backbone: Backbone, items: Sequence[Encoded], config: TrainConfig, budget: int) -> str:
+    """Start the head at the labels' mean or at a probe of them; says in words what was done."""
+    how = config.head_init
+    if how == "auto":
+        how = "none" if weights_are_sharded() else "mean"
+    if how == "none":
+        return "head starts at random"
+    targets = np.concatenate([item.targets_N_D for item in items])
+    has_targets = not np.isnan(targets).all()
+    if how == "mean" or not has_targets:
+        mean = np.nanmean(targets, axis=0) if has_targets else np.full(targets.shape[1], MIDDLE)
+        items = sorted(items, key=lambda item: item.shape.total)[:MEAN_PROMPTS]
+        targets = np.tile(mean, (sum(len(item.answers) for item in items), 1))
+    features = features_of(backbone.model, items, budget, config)
+    error = initialise_head(backbone.model, features, torch.from_numpy(np.asarray(targets, np.float32)))
+    return f"head starts at the {how} (off by {float(error.mean()):.2f} points)"
+
+
+@torch.no_grad()
+def features_of(model: nn.Module, items: Sequence[Encoded], budget: int, config: TrainConfig) -> torch.Tensor:
+    """Final hidden states (A, H) at the score tokens of all answers, in the order of `items`."""
+    where = torch.device("cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu")
+    model.to(where).eval()
+    if config.shared_prefix == "off":
+        alone = [hidden_one_by_one(model, item.prefix.tolist(), _lists(item)).float().cpu() for item in items]
+        model.train()
+        return torch.cat(alone)
+    pieces: dict[int, torch.Tensor] = {}
+    for batch in token_batches(items, budget):
+        ids, layout = join_ids([(items[i].prefix.tolist(), _lists(items[i])) for i in batch], where)
+        hidden = shared_forward(model, ids, layout)[layout.score_index(where)]
+        start = 0
+        for index in batch:
+            count = len(items[index].answers)
+            pieces[index] = hidden[start : start + count].float().cpu()
+            start += count
+    model.train()
+    return torch.cat([pieces[index] for index in range(len(items))])
+
+
+def _lists(item: Encoded) -> list[list[int]]:
+    return [answer.tolist() for answer in item.answers]
+
+
+def plain_model(backbone: Backbone, adapter: Path | None, config: TrainConfig) -> nn.Module:
+    """The trained model as any program loads it: an adapter is merged into freshly loaded, unquantised weights."""
+    if adapter is None:
+        return unwrap(backbone.model)
+    dtype = torch.bfloat16 if config.resolved_bf16() else torch.float32
+    return merge_adapter(load_reward_model(adapter, dtype).model)

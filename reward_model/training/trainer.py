@@ -1,0 +1,233 @@
+"""transformers' `Trainer` for packed prompts: our batches, our loss, and evaluation in points.
+
+What stays the Trainer's: optimiser, schedule, precision, checkpoints, resume, DDP, FSDP, DeepSpeed. What is ours:
+which prompts make a batch (`batches`), the loss (`objective`) and held-out metrics (`metrics`).
+
+The loss of an optimiser step is a mean over all its targets, wherever they were computed: `get_batch_samples`
+counts them over accumulated batches and processes, so two processes train to the same weights as one.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
+
+from judge_pipeline.common.errors import UserError
+from reward_model.data.batches import (
+    BatchOrder,
+    Encoded,
+    EpochDataLoader,
+    PromptDataset,
+    collate,
+    token_batches,
+)
+from reward_model.shared_prefix.layout import Layout
+from reward_model.training.metrics import held_out_metrics
+from reward_model.training.objective import Objective
+
+
+class RewardTrainer(Trainer):
+    """Trains a sequence classifier whose outputs are points 0–10."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        *,
+        train: Sequence[Encoded],
+        held_out: Sequence[Encoded],
+        objective: Objective,
+        dimensions: Sequence[str],
+        token_budget: int,
+        shared_prefix: bool = True,
+        callbacks: list[Any] | None = None,
+    ) -> None:
+        super().__init__(
+            model,
+            args,
+            data_collator=collate,
+            train_dataset=PromptDataset(train),
+            eval_dataset=PromptDataset(held_out) if held_out else None,
+            callbacks=callbacks,
+        )
+        self.objective, self.dimensions, self.shared_prefix = objective, list(dimensions), shared_prefix
+        self._train_batches = token_batches(train, token_budget)
+        self._eval_batches = token_batches(held_out, token_budget)
+        self._parts: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
+        self._parts_steps = 0
+        self._step_prompts: list[str] = []
+        # The loss is already the mean over the whole step: the Trainer must not divide it again.
+        self.loss_is_scaled_for_ga = True
+
+    # Batches
+
+    def get_train_dataloader(self) -> DataLoader[Encoded]:
+        """This process's packed sequences, in an order drawn from (seed, epoch)."""
+        return self._loader(self.train_dataset, self._train_batches)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Encoded]:
+        """This process's share of the held-out prompts."""
+        return self._loader(eval_dataset or self.eval_dataset, self._eval_batches)
+
+    def _loader(self, dataset: PromptDataset, batches: list[list[int]]) -> EpochDataLoader:
+        order = BatchOrder(
+            batches,
+            len(dataset),
+            seed=self.args.seed,
+            rank=self.args.process_index,
+            world=self.args.world_size,
+        )
+        # A generator of its own: the global one belongs to dropout, whose draws must not depend on evaluations.
+        return EpochDataLoader(
+            dataset, batch_sampler=order, collate_fn=collate, generator=torch.Generator().manual_seed(0)
+        )
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor]:
+        """The batches of one optimiser step, and how many terms each loss has in them over all processes."""
+        samples = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        counts = torch.stack([self.objective.count(batch) for batch in samples]).sum(0).to(device)
+        if self.args.world_size > 1:
+            counts = self.accelerator.reduce(counts, reduction="sum")
+        self._parts_steps += 1
+        self._step_prompts = [name for batch in samples for name in batch["prompt_ids"]]
+        return samples, counts
+
+    # Loss
+
+    def predict_points(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        """Points (A, D) of a packed batch, read at once or (shared prefix off) answer by answer."""
+        layout: Layout = batch["layout"]
+        if self.shared_prefix:
+            return model(input_ids=batch["input_ids"], layout=layout).logits
+        ids, rows = batch["input_ids"][0], []
+        for (start, stop), prompt in zip(layout.answer_spans, layout.answer_prompt, strict=True):
+            prefix = ids[slice(*layout.prefix_spans[prompt])]
+            rows.append(model(input_ids=torch.cat([prefix, ids[start:stop]])[None], use_cache=False).logits)
+        return torch.cat(rows)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """This batch's part of the step's loss; a loss that is not finite stops the run.
+
+        Raises:
+            UserError: NaN or infinity; names the batch's prompts.
+        """
+        predictions_A_D = self.predict_points(model, inputs)
+        progress = self.state.global_step / max(self.state.max_steps, 1)
+        counts = num_items_in_batch if isinstance(num_items_in_batch, Tensor) else None
+        loss, parts = self.objective.loss(predictions_A_D, inputs, progress, counts)
+        self._check_finite(loss, "loss", inputs["prompt_ids"])
+        for name, value in parts.items():
+            self._parts[name] = self._parts[name].to(value) + value
+        # Gradients are averaged over processes, and the loss is already divided by the global count.
+        loss = loss * self.args.world_size
+        return (loss, predictions_A_D) if return_outputs else loss
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        norm = super()._clip_grad_norm(model)
+        if norm is not None:
+            self._check_finite(torch.as_tensor(norm), "gradient", self._step_prompts)
+        return norm
+
+    def _check_finite(self, value: Tensor, what: str, prompts: Sequence[str]) -> None:
+        if not torch.isfinite(value.detach()).all():
+            raise UserError(
+                f"the {what} is {value.detach().float().mean().item()} at step {self.state.global_step + 1}, in the "
+                f"batch of prompts: {', '.join(prompts)}",
+                "lower --learning-rate, train with --precision fp32, or look at these prompts; the last "
+                "checkpoint is kept",
+            )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the parts of the loss, averaged over the steps since the last line, to a training line."""
+        if "loss" in logs and self._parts:
+            names = sorted(self._parts)
+            values = torch.stack([self._parts[name].to(self.args.device).float() for name in names])
+            if self.args.world_size > 1:
+                values = self.accelerator.reduce(values, reduction="sum")
+            for name, value in zip(names, (values / max(self._parts_steps, 1)).tolist(), strict=True):
+                logs[name] = value
+            self._parts.clear()
+            self._parts_steps = 0
+        super().log(logs, start_time)
+
+    # Evaluation
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Held-out loss (of the run's last phase) and metrics in points, over all processes."""
+        model = self.model_wrapped
+        was_training = model.training
+        model.eval()
+        rows: list[dict[str, Any]] = []
+        for batch in dataloader:
+            batch = self._prepare_inputs(batch)
+            with torch.no_grad(), self.compute_loss_context_manager():
+                predictions_A_D = self.predict_points(model, batch).float()
+            rows += _rows(predictions_A_D, batch)
+        model.train(was_training)
+        gathered = self._gather(rows)
+        bad = [row["prompt_id"] for row in gathered if not row["predictions"].isfinite().all()]
+        if bad:
+            self._check_finite(torch.tensor(torch.nan), "held-out loss", bad)
+        metrics = {
+            f"{metric_key_prefix}_{name}": value
+            for name, value in held_out_metrics(gathered, self.objective, self.dimensions).items()
+        }
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(gathered))
+
+    def _gather(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Rows of all processes, each prompt once (fillers carry no targets and are left out)."""
+        if self.args.world_size > 1:
+            every: list[Any] = [None] * self.args.world_size
+            torch.distributed.all_gather_object(every, rows)
+            rows = [row for part in every for row in part]
+        seen: dict[str, dict[str, Any]] = {}
+        for row in rows:
+            if row["prompt_id"] not in seen or row["real"]:
+                seen[row["prompt_id"]] = row
+        return [seen[name] for name in sorted(seen)]
+
+
+def _rows(predictions_A_D: Tensor, batch: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row a prompt: its id, predictions (N, D), targets, confidences and choices."""
+    layout: Layout = batch["layout"]
+    bounds = np.cumsum([0] + [len(prompt.answer_lengths) for prompt in layout.prompts])
+    rows = []
+    for index, name in enumerate(batch["prompt_ids"]):
+        part = slice(int(bounds[index]), int(bounds[index + 1]))
+        inside = (batch["winners_P"] >= part.start) & (batch["winners_P"] < part.stop)
+        targets = batch["targets_A_D"][part].cpu()
+        rows.append(
+            {
+                "prompt_id": name,
+                "predictions": predictions_A_D[part].cpu(),
+                "targets": targets,
+                "confidence": batch["confidence_A_D"][part].cpu(),
+                "winners": batch["winners_P"][inside].cpu() - part.start,
+                "losers": batch["losers_P"][inside].cpu() - part.start,
+                "real": bool(inside.any()) or not bool(targets.isnan().all()),
+            }
+        )
+    return rows

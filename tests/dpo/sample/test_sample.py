@@ -1,0 +1,321 @@
+"""Sampling: exact shared decoding, seeds, resume, flags, overflow, and a real HTTP endpoint."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from dpo_helpers import make_model, prompt_rows, read_jsonl, write_jsonl
+from transformers import AutoModelForCausalLM, DynamicCache
+
+from dpo.chat import to_messages
+from dpo.cli import main
+from dpo.sample import sample
+from dpo.sample.base import Decoding, Draw, Request, prompt_seed
+from dpo.sample.shared_decode import SharedPrefix, decoding, why_not
+from dpo.sample.transformers_sampler import TransformersSampler, _draw
+from judge_pipeline.common.errors import UserError
+from judge_pipeline.common.record_files import read_prompts
+
+
+def test_shared_decode_gives_the_logits_of_a_plain_forward():
+    model = make_model().eval()
+    prefix, answers = torch.randint(3, 400, (1, 40)), torch.randint(3, 400, (3, 6))
+    whole = torch.cat([prefix.expand(3, -1), answers], dim=1)
+    with torch.no_grad():
+        expected = model(whole).logits[:, 40:]
+        cache = DynamicCache(config=model.config)
+        model(prefix, past_key_values=cache)
+        own, got = DynamicCache(), []
+        with decoding(model, SharedPrefix(cache)):
+            for step in range(6):
+                position = torch.full((3, 1), 40 + step)
+                out = model(answers[:, step : step + 1], past_key_values=own, position_ids=position)
+                got.append(out.logits)
+    torch.testing.assert_close(torch.cat(got, dim=1), expected, atol=1e-4, rtol=1e-4)
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_sliding_windows_are_not_decoded_over_a_shared_prefix():
+    from transformers import MistralConfig
+
+    config = MistralConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, sliding_window=8, head_dim=16,
+    )  # fmt: skip
+    assert "sliding" in (why_not(AutoModelForCausalLM.from_config(config)) or "") or "full" in (
+        why_not(AutoModelForCausalLM.from_config(config)) or ""
+    )
+    assert why_not(make_model()) is None
+
+
+def test_both_ways_of_decoding_agree_and_answers_keep_their_own_stream(tiny_model: Path):
+    sampler = TransformersSampler(str(tiny_model), device="cpu", dtype="float32")
+    messages = to_messages(next(iter_prompts(1)))
+    how = Decoding(max_new_tokens=12)
+    shared = dict_of(sampler, Request("p0", messages, 4, 7), how)
+    sampler.not_shared = "asked for by the test"
+    expanded = dict_of(sampler, Request("p0", messages, 4, 7), how)
+    assert [draw.text for draw in shared] == [draw.text for draw in expanded]
+    fewer = dict_of(sampler, Request("p0", messages, 2, 7), how)
+    assert fewer == expanded[:2]
+    assert len({draw.text for draw in shared}) == 4
+    assert [draw.seed for draw in shared] == [7, 8, 9, 10]
+
+
+def test_greedy_equals_generate(tiny_model: Path):
+    sampler = TransformersSampler(str(tiny_model), device="cpu", dtype="float32")
+    messages = to_messages(next(iter_prompts(1)))
+    draws = dict_of(sampler, Request("p", messages, 2, 0), Decoding(temperature=0, max_new_tokens=10))
+    ids = torch.tensor([sampler._ids(messages)])
+    expected = sampler.model.generate(ids, max_new_tokens=10, do_sample=False)[0, ids.shape[1] :].tolist()
+    if expected[-1] == 2:
+        expected = expected[:-1]
+    assert draws[0].text == draws[1].text == sampler.tokenizer.decode(expected, skip_special_tokens=True)
+
+
+def test_top_p_keeps_the_nucleus_and_draws_follow_the_distribution():
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).expand(4000, -1)
+    streams = [torch.Generator().manual_seed(i) for i in range(4000)]
+    counts = torch.bincount(_draw(logits, Decoding(top_p=0.7), streams), minlength=4) / 4000
+    torch.testing.assert_close(counts, torch.tensor([0.625, 0.375, 0.0, 0.0]), atol=0.03, rtol=0)
+    streams = [torch.Generator().manual_seed(i) for i in range(4000)]
+    counts = torch.bincount(_draw(logits, Decoding(), streams), minlength=4) / 4000
+    torch.testing.assert_close(counts, torch.tensor([0.5, 0.3, 0.15, 0.05]), atol=0.03, rtol=0)
+
+
+def test_flags():
+    draws = [Draw("one", "stop", 0, 1), Draw(" one ", "stop", 1, 1), Draw("  ", "stop", 2, 1)]
+    draws += [Draw("two", "length", 3, 9), Draw("known", "refused", 4, 1)]
+    assert sample.mark(draws, {"known"}) == [
+        [], ["duplicate"], ["empty"], ["truncated"], ["duplicate", "refused"],
+    ]  # fmt: skip
+
+
+def iter_prompts(count: int):
+    from judge_pipeline.common.records import Prompt
+
+    return iter([Prompt.model_validate(row) for row in prompt_rows(count)])
+
+
+def dict_of(sampler: Any, request: Request, how: Decoding) -> list[Draw]:
+    return next(iter(sampler.answer([request], how)))[1]
+
+
+def run_sample(
+    tmp_path: Path, model: Path | str, *flags: str, rows: list[dict[str, Any]] | None = None
+) -> int:
+    prompts = tmp_path / "prompts.jsonl"
+    if not prompts.exists():
+        write_jsonl(prompts, rows or prompt_rows(4))
+    return main(
+        ["sample", str(prompts), "--model", str(model), "--output", str(tmp_path / "out.jsonl"),
+         "--n", "3", "--max-new-tokens", "8", *flags]
+    )  # fmt: skip
+
+
+def test_command_writes_resumes_and_refuses_other_settings(tmp_path: Path, tiny_model: Path, capsys):
+    flags = ("--engine", "transformers", "--device", "cpu", "--dtype", "float32")
+    assert run_sample(tmp_path, tiny_model, *flags) == 0
+    out = tmp_path / "out.jsonl"
+    whole = out.read_text()
+    prompts = list(read_prompts(out))
+    assert [prompt.id for prompt in prompts] == ["p0", "p1", "p2", "p3"]
+    first = prompts[0].responses[0]
+    assert first.model_extra["seed"] == prompt_seed(0, "p0")
+    assert first.source == str(tiny_model)
+    assert len(prompts[0].responses) == 3
+    run = yaml.safe_load(Path(f"{out}.run.yaml").read_text())
+    assert "<|start|>" in run["sampler"]["chat_template"]
+    assert run["sampler"]["engine"] == "transformers"
+
+    lines = whole.splitlines(keepends=True)
+    out.write_text(lines[0] + lines[1] + lines[2][: len(lines[2]) // 2])  # as a kill in the middle leaves it
+    assert run_sample(tmp_path, tiny_model, *flags) == 0
+    assert out.read_text() == whole
+    assert "2 before" in capsys.readouterr().out
+
+    assert run_sample(tmp_path, tiny_model, *flags, "--temperature", "0.5") == 2
+    assert "temperature" in capsys.readouterr().err
+    assert out.read_text() == whole
+
+
+def test_existing_answers_are_kept_unless_replaced(tmp_path: Path, tiny_model: Path):
+    rows = prompt_rows(1)
+    rows[0]["responses"] = [{"id": "sample-0", "text": "By sea.", "source": "someone", "reward": 4.0}]
+    flags = ("--engine", "transformers", "--device", "cpu")
+    assert run_sample(tmp_path, tiny_model, *flags, rows=rows) == 0
+    got = read_jsonl(tmp_path / "out.jsonl")[0]["responses"]
+    assert [item["id"] for item in got] == ["sample-0", "sample-1", "sample-2", "sample-3"]
+    assert got[0] == rows[0]["responses"][0]
+    assert run_sample(tmp_path, tiny_model, *flags, "--replace", "--existing", "replace") == 0
+    assert [r["id"] for r in read_jsonl(tmp_path / "out.jsonl")[0]["responses"]] == [
+        "sample-0", "sample-1", "sample-2",
+    ]  # fmt: skip
+
+
+def test_long_prompts_are_an_error_or_left_out_never_cut(tmp_path: Path, tiny_model: Path, capsys):
+    rows = [*prompt_rows(2), {**prompt_rows(1, words=600)[0], "id": "long"}]
+    flags = ("--engine", "transformers", "--device", "cpu")
+    assert run_sample(tmp_path, tiny_model, *flags, rows=rows) == 2
+    error = capsys.readouterr().err
+    assert "1 prompts" in error
+    assert "'long'" in error
+    assert "512" in error
+    assert run_sample(tmp_path, tiny_model, *flags, "--overflow", "skip", "--existing", "replace") == 0
+    assert [row["id"] for row in read_jsonl(tmp_path / "out.jsonl")] == ["p0", "p1"]
+
+
+class Endpoint(BaseHTTPRequestHandler):
+    """Answers as an OpenAI-compatible server does; `mode` makes it difficult."""
+
+    mode = "n"
+    calls: list[dict[str, Any]]
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        type(self).calls.append(body)
+        mode, count = type(self).mode, body.get("n", 1)
+        if mode == "key":
+            return self.reply(401, {"error": {"message": "bad key"}})
+        if mode == "model":
+            return self.reply(404, {"error": {"message": "no such model"}})
+        if mode == "no-n" and count > 1:
+            return self.reply(400, {"error": {"message": "'n' must be 1", "param": "n"}})
+        if mode == "busy" and len(type(self).calls) % 2:
+            return self.reply(429, {"error": {"message": "slow down"}}, {"Retry-After": "0"})
+        if mode == "long":
+            return self.reply(400, {"error": {"message": "maximum context length is 10 tokens"}})
+        given = 1 if mode == "few" else count
+        choices = [
+            {
+                "index": i,
+                "finish_reason": "length" if i else "stop",
+                "message": {"role": "assistant", "content": f"answer {body['seed'] + i}"},
+            }
+            for i in range(given)
+        ]
+        usage = {"prompt_tokens": 5, "completion_tokens": 3 * given, "total_tokens": 5 + 3 * given}
+        self.reply(
+            200,
+            {
+                "id": "x",
+                "object": "chat.completion",
+                "created": 0,
+                "model": "m",
+                "choices": choices,
+                "usage": usage,
+            },
+        )
+
+    def reply(self, status: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        for name, value in {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(data)),
+            **(headers or {}),
+        }.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def endpoint():
+    handler = type("Handler", (Endpoint,), {"calls": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    handler.url = f"http://127.0.0.1:{server.server_port}/v1"
+    yield handler
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(("mode", "calls"), [("n", 4), ("no-n", None), ("few", 12), ("busy", 8)])
+def test_endpoint_gives_every_prompt_its_answers(tmp_path: Path, endpoint, mode: str, calls: int | None):
+    endpoint.mode = mode
+    assert run_sample(tmp_path, "m", "--base-url", endpoint.url, "--concurrency", "1") == 0
+    rows = read_jsonl(tmp_path / "out.jsonl")
+    assert [row["id"] for row in rows] == ["p0", "p1", "p2", "p3"]
+    for row in rows:
+        base = prompt_seed(0, row["id"])
+        assert [item["text"] for item in row["responses"]] == [f"answer {base + i}" for i in range(3)]
+        assert [item["seed"] for item in row["responses"]] == [base, base + 1, base + 2]
+    if mode == "n":
+        assert rows[0]["responses"][1]["flags"] == ["truncated"]
+    if calls:
+        assert len(endpoint.calls) == calls
+
+
+@pytest.mark.parametrize(
+    ("mode", "words"),
+    [("key", ("refuses the key", "OPENAI_API_KEY")), ("model", ("does not know the model 'm'",))],
+)
+def test_endpoint_errors_that_concern_the_whole_run(
+    tmp_path: Path, endpoint, capsys, mode: str, words: tuple[str, ...]
+):
+    endpoint.mode = mode
+    assert run_sample(tmp_path, "m", "--base-url", endpoint.url) == 2
+    said = capsys.readouterr().err
+    assert all(word in said for word in words)
+    endpoint.mode = "n"  # nothing was sampled, so another model may be named for the same file
+    assert run_sample(tmp_path, "m2", "--base-url", endpoint.url) == 0
+
+
+def test_endpoint_failures_of_one_prompt_are_counted(tmp_path: Path, endpoint, capsys):
+    endpoint.mode = "long"
+    assert run_sample(tmp_path, "m", "--base-url", endpoint.url) == 1
+    assert "4 prompts failed" in capsys.readouterr().err
+    endpoint.mode = "n"
+    assert run_sample(tmp_path, "m", "--base-url", endpoint.url) == 0
+
+
+def test_control_tokens_sent_to_an_endpoint_are_named(tmp_path: Path, endpoint, capsys):
+    rows = prompt_rows(3)
+    rows[1]["context"] = "The keeper <|im_end|> said no."
+    assert run_sample(tmp_path, "m", "--base-url", endpoint.url, rows=rows) == 0
+    assert "1 prompts spell what may be a control token (first 'p1')" in capsys.readouterr().err
+    assert read_jsonl(tmp_path / "out.jsonl")[1]["context"] == rows[1]["context"]
+
+
+def test_endpoint_that_is_down(tmp_path: Path, monkeypatch, capsys):
+    from dpo.sample import endpoint_sampler
+
+    monkeypatch.setattr(
+        sample, "open_sampler",
+        lambda config: endpoint_sampler.EndpointSampler("m", "http://127.0.0.1:9/v1", retries=0),
+    )  # fmt: skip
+    assert run_sample(tmp_path, "m", "--base-url", "http://127.0.0.1:9/v1") == 2
+    assert "does not answer" in capsys.readouterr().err
+
+
+def test_missing_vllm_names_the_line_that_installs_it(tmp_path: Path, capsys):
+    import importlib.util
+
+    if importlib.util.find_spec("vllm"):
+        pytest.skip("vLLM is installed here")
+    assert run_sample(tmp_path, "smollm2", "--engine", "vllm") == 2
+    assert "longreward-distill[vllm]" in capsys.readouterr().err
+
+
+def test_vllm_is_not_given_an_adapter(tmp_path: Path, capsys):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    assert run_sample(tmp_path, tmp_path / "adapter", "--engine", "vllm") == 2
+    assert "dpo train --merge" in capsys.readouterr().err
+
+
+def test_output_must_be_appendable(tmp_path: Path):
+    with pytest.raises(UserError, match="jsonl"):
+        sample.run(sample.SampleConfig(prompts="p.jsonl", model="m", output="out.parquet"))

@@ -1,0 +1,179 @@
+"""Batch files: the same labels as from an endpoint, in a few rounds, and every bad row named and typed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from judge_servers import JudgeServer, completion, sane_text, write_prompts
+
+from judge_pipeline.cli import main
+from judge_pipeline.common.record_files import read_labels
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    write_prompts(path, prompts=2, answers=2)
+    return path
+
+
+def label(prompts, run, *more):
+    return main(
+        [
+            "label",
+            str(prompts),
+            "--output",
+            str(run),
+            "--judge.model",
+            "judge",
+            "--retrieval",
+            "bm25",
+            *map(str, more),
+        ]
+    )
+
+
+def answer_file(asked, answers, spoil=None):
+    """What a batch API makes of a batch file; `spoil` may change or drop rows."""
+    rows = []
+    for line in asked.read_text().splitlines():
+        row = json.loads(line)
+        assert (row["method"], row["url"]) == ("POST", "/v1/chat/completions")
+        body = completion(sane_text(row["body"]))
+        rows.append(
+            {
+                "id": f"batch-{len(rows)}",
+                "custom_id": row["custom_id"],
+                "response": {"status_code": 200, "request_id": "r", "body": body},
+                "error": None,
+            }
+        )
+    lines = [json.dumps(row) for row in (spoil(rows) if spoil else rows)]
+    answers.write_text("\n".join(lines) + "\n")
+    return rows
+
+
+def run_rounds(prompts, run, tmp_path, most=5):
+    """Ask and answer until nothing is pending; returns the number of rounds."""
+    out, answers = tmp_path / "ask.jsonl", tmp_path / "answers.jsonl"
+    label(prompts, run, "--judge.batch-out", out)
+    for number in range(1, most):
+        answer_file(out, answers)
+        out.unlink()
+        code = label(prompts, run, "--judge.batch-in", answers, "--judge.batch-out", out)
+        if not out.exists():
+            assert code == 0
+            return number
+    raise AssertionError("still pending")
+
+
+def test_two_rounds_give_the_labels_an_endpoint_gives(prompts, tmp_path):
+    assert run_rounds(prompts, tmp_path / "batch", tmp_path) == 2
+    with JudgeServer() as server:
+        url = ["--judge.base-url", server.url]
+        assert label(prompts, tmp_path / "live", *url) == 0
+    batch, live = list(read_labels(tmp_path / "batch")), list(read_labels(tmp_path / "live"))
+    assert batch == live  # scores, evidence and usage
+
+
+def test_until_the_answers_come_every_answer_has_a_row_that_says_so(prompts, tmp_path, capsys):
+    run, out = tmp_path / "run", tmp_path / "ask.jsonl"
+    assert label(prompts, run, "--judge.batch-out", out) == 3
+    assert "calls written to" in capsys.readouterr().err
+    rows = list(read_labels(run))
+    assert len(rows) == 4
+    assert {failure.reason for row in rows for failure in row.failures} == {"stopped"}
+    keys = [json.loads(line)["custom_id"] for line in out.read_text().splitlines()]
+    assert len(keys) == len(set(keys)) > 8
+    first = [json.loads(line)["body"] for line in out.read_text().splitlines()]
+    assert all(body["model"] == "judge" and "response_format" in body for body in first)
+
+
+def test_fields_the_user_adds_are_in_every_row_and_make_it_another_judge(prompts, tmp_path):
+    run, out, answers = tmp_path / "run", tmp_path / "ask.jsonl", tmp_path / "answers.jsonl"
+    plain = tmp_path / "plain.jsonl"
+    assert label(prompts, tmp_path / "other", "--judge.batch-out", plain) == 3
+    extra = ["--judge.extra-body", "top_k=7"]
+    assert label(prompts, run, *extra, "--judge.batch-out", out) == 3
+    rows, others = ([json.loads(line) for line in file.read_text().splitlines()] for file in (out, plain))
+    assert all(row["body"]["top_k"] == 7 for row in rows)
+    assert not {row["custom_id"] for row in rows} & {row["custom_id"] for row in others}
+    answer_file(out, answers)
+    with JudgeServer() as server:  # the same judge, whichever way it is asked
+        live = [*extra, "--judge.base-url", server.url, "--judge.batch-in", answers]
+        assert label(prompts, run, *live) == 0
+        asked = [body for body in server.bodies if body["max_tokens"] > 32]
+        heads = {body["messages"][0]["content"][:40] for body in asked}
+    assert heads.isdisjoint(row["body"]["messages"][0]["content"][:40] for row in rows)
+    assert all(row.status == "labelled" for row in read_labels(run))
+
+
+def test_fields_for_requests_need_somebody_to_send_them_to(prompts, tmp_path, capsys):
+    assert label(prompts, tmp_path / "run", "--judge.extra-body", "top_k=7") == 2
+    assert "--judge.extra-body" in capsys.readouterr().err
+
+
+def test_wrong_doubled_missing_and_failed_rows_are_named_and_typed(prompts, tmp_path, capsys):
+    run, out, answers = tmp_path / "run", tmp_path / "ask.jsonl", tmp_path / "answers.jsonl"
+    label(prompts, run, "--judge.batch-out", out)
+    templates = {
+        json.loads(line)["custom_id"]: json.loads(line)["body"]["messages"][0]["content"][:40]
+        for line in out.read_text().splitlines()
+    }
+
+    def spoil(rows):
+        doubled = json.loads(json.dumps(rows[1]))
+        doubled["response"]["body"]["choices"][0]["message"]["content"] = '{"rating": 1}'
+        same = json.loads(json.dumps(rows[0]))
+        failed = {**rows[2], "response": {"status_code": 500, "body": {"error": "trouble"}}}
+        no_body = {**rows[3], "response": {"status_code": 200, "body": {"object": "nothing"}}}
+        expired = {**rows[4], "response": None, "error": {"code": "batch_expired", "message": "too late"}}
+        stranger = {**rows[0], "custom_id": "0" * 64}
+        nameless = {"response": rows[0]["response"]}
+        # rows[5] is missing
+        return [rows[0], same, rows[1], doubled, failed, no_body, expired, stranger, nameless, *rows[6:]]
+
+    answer_file(out, answers, spoil)
+    with answers.open("a") as file:
+        file.write('{"custom_id": "torn')
+    capsys.readouterr()
+    assert label(prompts, run, "--judge.batch-in", answers, "--judge.batch-out", out) == 3
+    told = capsys.readouterr().err
+    for words in (
+        "answer the same call differently",
+        "line 5: the row failed (status 500)",
+        "line 6: the reply has no choices",
+        "batch_expired",
+        "was not asked by this run",
+        "line 9: has no custom_id",
+        "is not JSON",
+        "no row in answers.jsonl answers this call",
+        "5 failed",
+    ):
+        assert words in told, words
+    asked_again = {json.loads(line)["custom_id"] for line in out.read_text().splitlines()}
+    assert not asked_again & set(templates)  # a failed row is a failure, not a new question
+    answer_file(out, answers)
+    assert label(prompts, run, "--judge.batch-in", answers, "--judge.batch-out", tmp_path / "none.jsonl") == 3
+    reasons = {failure.reason for row in read_labels(run) for failure in row.failures}
+    assert reasons == {"batch_error"}
+    # With --retry-failed they are asked again, and then all is labelled.
+    again = tmp_path / "again.jsonl"
+    assert label(prompts, run, "--retry-failed", "--judge.batch-out", again) == 3
+    assert {json.loads(line)["custom_id"] for line in again.read_text().splitlines()} <= set(templates)
+    for _ in range(3):
+        answer_file(again, answers)
+        again.unlink()
+        code = label(prompts, run, "--judge.batch-in", answers, "--judge.batch-out", again)
+        if not again.exists():
+            break
+    assert code == 0
+    assert all(row.status == "labelled" for row in read_labels(run))
+
+
+def test_a_file_that_is_not_there_and_a_batch_without_a_model_are_named(prompts, tmp_path, capsys):
+    assert label(prompts, tmp_path / "run", "--judge.batch-in", tmp_path / "none.jsonl") == 2
+    assert "none.jsonl" in capsys.readouterr().err
+    assert main(["label", str(prompts), "--output", str(tmp_path / "x"), "--judge.batch-out", "f"]) == 2
+    assert "--judge.model" in capsys.readouterr().err

@@ -1,0 +1,225 @@
+"""Agreement figures against scipy and scikit-learn computed the plain way, and by hand."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn.metrics import mean_absolute_error
+
+from judge_pipeline.common.records import Label, Preference, Prompt, Response
+from judge_pipeline.statistics.agreement import (
+    PROMPT_METRICS,
+    decided_pairs,
+    pair_accuracy,
+    pair_counts,
+    prompt_metrics,
+    tie_counts,
+)
+from judge_pipeline.statistics.bootstrap import DocumentBootstrap, Ratio
+from judge_pipeline.statistics.compare import PREFERENCES, Comparison, Predictor, length_bins
+from judge_pipeline.statistics.table import AnswerTable, build_table, score_columns, score_names
+from judge_pipeline.statistics.whole_set import calibration, set_metrics
+
+points = st.lists(st.integers(0, 4), min_size=2, max_size=6)
+
+
+def table_of(sizes: list[int], documents: list[str] | None = None) -> AnswerTable:
+    prompts = [
+        Prompt(
+            id=f"p{number}",
+            document_id=documents[number] if documents else f"d{number}",
+            context="word " * 400 * (number + 1),
+            query="What?",
+            responses=[Response(id=str(i), text=f"answer {i}") for i in range(size)],
+        )
+        for number, size in enumerate(sizes)
+    ]
+    return build_table(prompts, group=lambda prompt: "even" if int(prompt.id[1:]) % 2 == 0 else "odd")
+
+
+def test_within_prompt_correlations_are_means_of_scipys():
+    rng = np.random.default_rng(0)
+    table = table_of([4, 5, 3])
+    target, predicted = rng.integers(0, 10, 12).astype(float), rng.random(12)
+    found = prompt_metrics(table, target, predicted)
+    for name, compute in (("spearman", stats.spearmanr), ("kendall", stats.kendalltau)):
+        values = [compute(target[rows], predicted[rows]).statistic for _, rows in table.slices()]
+        assert found[name].value == pytest.approx(np.mean(values))
+
+
+def test_prompts_without_an_order_do_not_count_and_missing_scores_are_left_out():
+    table = table_of([3, 3, 3])
+    target = np.array([5, 5, 5, 1, 2, 3, 1, np.nan, 2])
+    predicted = np.array([1, 2, 3, 1, 2, 3, 9, 0, np.nan])
+    found = prompt_metrics(table, target, predicted)
+    assert found["spearman"].denominator_P.tolist() == [0, 1, 0]
+    assert found["spearman"].value == 1.0
+    assert found["pairs"].denominator_P.sum() == 3
+
+
+@given(points, points)
+def test_pairs_equal_counting_them_one_by_one(target, predicted):
+    size = min(len(target), len(predicted))
+    a, b = np.array(target[:size], float), np.array(predicted[:size], float)
+    won = decided = 0.0
+    for i, j in itertools.combinations(range(size), 2):
+        if a[i] != a[j]:
+            decided += 1
+            won += 0.5 if b[i] == b[j] else float((a[i] > a[j]) == (b[i] > b[j]))
+    assert pair_counts(a, b) == (won, decided)
+    table = table_of([size])
+    ties = tie_counts(table, a, b)
+    assert ties["decided"] == decided
+    assert ties["pairs"] == size * (size - 1) / 2
+    pairs = decided_pairs(table, a)
+    if pairs:
+        assert pair_accuracy(table, pairs, b).value == pytest.approx(won / decided)
+
+
+def test_best_worst_and_regret_by_hand():
+    table = table_of([4])
+    target = np.array([9.0, 2.0, 7.0, 9.0])
+    predicted = np.array([5.0, 1.0, 8.0, 5.0])
+    found = {name: ratio.value for name, ratio in prompt_metrics(table, target, predicted).items()}
+    assert set(found) == set(PROMPT_METRICS)
+    assert found["best_of_n"] == 0.0  # answer 2 would be taken; 0 and 3 are the best
+    assert found["worst_of_n"] == 1.0
+    assert found["regret"] == 2.0
+    assert found["same_pair"] == 0.0
+    assert found["pair_direction"] == 1.0  # 7 against 2
+    assert found["pairs"] == pytest.approx(3 / 5)  # 0-1, 1-2, 1-3 right; 2 is wrongly above 0 and 3
+
+
+def test_a_perfect_prediction_is_perfect_and_a_constant_is_chance():
+    table = table_of([4, 4])
+    target = np.array([1.0, 2, 3, 4, 4, 3, 2, 1])
+    perfect = {name: ratio.value for name, ratio in prompt_metrics(table, target, 3 * target + 1).items()}
+    assert perfect.pop("regret") == 0.0
+    assert all(value == pytest.approx(1.0) for value in perfect.values())
+    constant = {name: ratio.value for name, ratio in prompt_metrics(table, target, np.ones(8)).items()}
+    assert constant["spearman"] == constant["kendall"] == 0.0
+    assert constant["pairs"] == constant["pair_direction"] == 0.5
+    assert constant["best_of_n"] == constant["worst_of_n"] == 0.25
+    assert constant["same_pair"] == pytest.approx(1 / 12)
+    assert constant["regret"] == 1.5
+
+
+def test_whole_set_figures_equal_scipy_and_sklearn():
+    rng = np.random.default_rng(1)
+    table = table_of([5] * 8)
+    target = rng.integers(0, 10, 40).astype(float)
+    predicted = target + rng.normal(0, 2, 40)
+    boot = DocumentBootstrap(table.document_P, 100)
+    found = set_metrics(table, target, predicted, boot)
+    assert found["spearman"].value == pytest.approx(stats.spearmanr(target, predicted).statistic)
+    assert found["kendall"].value == pytest.approx(stats.kendalltau(target, predicted).statistic)
+    assert found["mae"].value == pytest.approx(mean_absolute_error(target, predicted))
+    assert found["spearman"].low < found["spearman"].value < found["spearman"].high
+
+
+def test_calibration_finds_slope_and_intercept_and_its_bins_hold_everyone():
+    predicted = np.linspace(0, 10, 50)
+    found = calibration(0.5 * predicted + 2, predicted)
+    assert found["slope"] == pytest.approx(0.5)
+    assert found["intercept"] == pytest.approx(2)
+    assert sum(item["count"] for item in found["bins"]) == 50
+    assert found["expected_error"] == pytest.approx(np.abs(0.5 * predicted + 2 - predicted).mean(), abs=0.1)
+    assert calibration(predicted, np.ones(50))["slope"] is None
+
+
+def test_intervals_resample_documents_not_prompts():
+    # Two documents of 50 equal prompts each: resampling prompts would claim a narrow interval.
+    document = np.repeat([0, 1], 50)
+    ratio = Ratio(np.repeat([0.0, 1.0], 50), np.ones(100))
+    found = DocumentBootstrap(document, 500).ratio(ratio)
+    assert (found.value, found.low, found.high, found.count) == (0.5, 0.0, 1.0, 100)
+    alone = DocumentBootstrap(np.zeros(10, dtype=np.int64)).ratio(Ratio(np.ones(10), np.ones(10)))
+    assert (alone.value, alone.low) == (1.0, None)
+
+
+def test_interval_agrees_with_scipys_bootstrap_when_every_prompt_is_a_document():
+    rng = np.random.default_rng(2)
+    values = rng.random(60)
+    found = DocumentBootstrap(np.arange(60), 4000).ratio(Ratio(values, np.ones(60)))
+    peer = stats.bootstrap((values,), np.mean, n_resamples=4000, method="percentile", rng=rng)
+    assert found.low == pytest.approx(peer.confidence_interval.low, abs=0.01)
+    assert found.high == pytest.approx(peer.confidence_interval.high, abs=0.01)
+
+
+def test_paired_difference_is_narrower_than_the_two_apart():
+    rng = np.random.default_rng(3)
+    base = rng.random(50)
+    boot = DocumentBootstrap(np.arange(50), 1000)
+    one, two = Ratio(base + 0.1, np.ones(50)), Ratio(base, np.ones(50))
+    gap = boot.difference(one, two)
+    assert gap.value == pytest.approx(0.1)
+    assert gap.low == pytest.approx(0.1)
+    assert boot.ratio(one).low < boot.ratio(two).high  # apart, they would overlap
+
+
+def test_comparison_puts_model_baseline_and_pair_votes_in_one_table():
+    prompts = [
+        Prompt(
+            id=f"p{n}",
+            document_id=f"d{n}",
+            context="word " * 300 * (n + 1),
+            query="What?",
+            responses=[
+                Response(id=f"{i}", text="x " * (i + 1), human={"overall": float(i), "faithfulness": None})
+                for i in range(3)
+            ],
+            preferences=[Preference(winner="2", loser="0")],
+        )
+        for n in range(4)
+    ]
+    table = build_table(prompts, group=lambda prompt: "a" if prompt.id < "p2" else "b")
+    assert score_names(table, "human") == ["overall", "faithfulness"]
+    target = score_columns(table, ["overall", "faithfulness"], "human")
+    assert list(target) == ["overall"]
+    model = Predictor("model", "model", {"reward": target["overall"] * 0.9}, in_points=True)
+    against = Predictor("reverse", "baseline", any_target=-target["overall"])
+    votes = Predictor(
+        "pairwise",
+        "model",
+        pairs={(table.row_of[f"p{n}", "0"], table.row_of[f"p{n}", "2"]): 0.5 for n in range(4)},
+    )
+    comparison = Comparison(table, [model, against, votes], DocumentBootstrap(table.document_P, 50))
+    graded = comparison.graded("overall", target["overall"])
+    rows = {row["name"]: row for row in graded["rows"]}
+    assert rows["model"]["within"]["spearman"]["value"] == pytest.approx(1.0)
+    assert rows["reverse"]["within"]["pairs"]["value"] == 0.0
+    assert rows["reverse"]["ahead"]["pairs"]["value"] == 1.0
+    assert rows["model"]["calibration"]["slope"] == pytest.approx(1 / 0.9)
+    assert rows["pairwise"]["within"]["pairs"] == {"value": 0.5, "low": 0.5, "high": 0.5, "count": 4}
+    assert set(graded["by_group"]) == {"a", "b"}
+    assert list(graded["by_length"]) == ["1k–2k", "2k–4k", "4k–8k"]
+    preferred = comparison.preferred(table.preferences())
+    assert preferred["target"] == PREFERENCES
+    assert {row["name"]: row["within"]["pairs"]["value"] for row in preferred["rows"]} == {
+        "model": 1.0,
+        "reverse": 0.0,
+        "pairwise": 0.5,
+    }
+
+
+def test_length_bins_cover_every_prompt_once():
+    lengths = np.array([0.0, 999, 1000, 5000, 1e6])
+    bins = length_bins(lengths)
+    assert np.sum(list(bins.values()), axis=0).tolist() == [1] * 5
+    assert "128k+" in bins
+
+
+def test_label_columns_line_up_and_gaps_are_nan():
+    table = table_of([2, 1])
+    label = Label(
+        prompt_id="p1", response_id="0", scores={"faithfulness": 7.0}, reward=None, status="partial"
+    )
+    found = table.from_labels({("p1", "0"): label}, "faithfulness")
+    assert np.isnan(found[:2]).all()
+    assert found[2] == 7.0
+    assert np.isnan(table.from_labels({("p1", "0"): label}, "reward")).all()
