@@ -34,7 +34,7 @@ from judge_pipeline.common.run_dir import (
     read_run_yaml,
     write_run_yaml,
 )
-from judge_pipeline.prompts.fences import defuse
+from judge_pipeline.prompts.fences import escape_control_tokens
 
 NO_IDENTITY: dict[str, Any] = {"identity": False}
 
@@ -164,7 +164,11 @@ def warn_of_control_text(config: SampleConfig, sampler: Sampler) -> None:
     """Say which prompts spell markers of chat templates where a server, not we, turns text into tokens."""
     if sampler.template is not None:
         return
-    names = [p.id for p in read_prompts(config.prompts) if any(defuse(t) != t for t in (p.context, p.query))]
+    names = [
+        p.id
+        for p in read_prompts(config.prompts)
+        if any(escape_control_tokens(t) != t for t in (p.context, p.query))
+    ]
     if names:
         print(
             f"warning: {len(names)} prompts spell what may be a control token (first '{names[0]}'), and the endpoint "

@@ -29,7 +29,7 @@ class Request:
 Plan = Generator[list[Request], list[Reply], "list[Outcome]"]
 
 
-class Evidence(Protocol):
+class Document(Protocol):
     """The document as dimensions see it: cut in chunks, searchable by statement. Built once a document."""
 
     @property
@@ -69,6 +69,6 @@ class Dimension(Protocol):
 
     name: str
 
-    def plan(self, prompt: Prompt, evidence: Evidence) -> Plan:
+    def plan(self, prompt: Prompt, document: Document) -> Plan:
         """The calls that score every answer of `prompt`, as a generator (see the module's docstring)."""
         ...

@@ -24,7 +24,7 @@ from judge_pipeline.dimensions.asking import (
     rate,
     reading_sampling,
 )
-from judge_pipeline.dimensions.base import Evidence, Outcome, Plan
+from judge_pipeline.dimensions.base import Document, Outcome, Plan
 from judge_pipeline.dimensions.options import JudgeOptions, rule_points
 from judge_pipeline.documents.chunking import Span
 from judge_pipeline.documents.citation import locate
@@ -53,14 +53,14 @@ class Completeness:
         self.name = name
         self._options = options
 
-    def plan(self, prompt: Prompt, evidence: Evidence) -> Plan:
+    def plan(self, prompt: Prompt, document: Document) -> Plan:
         """Key points of all chunks first, then one rating an answer and vote."""
         live = answered(prompt)
         if not live:
             return in_place(prompt, {})
-        language = prompt_language(self._options, evidence.text)
+        language = prompt_language(self._options, document.text)
         read = yield from ask(
-            [self._extraction(prompt, evidence, chunk, tuple(live), language) for chunk in evidence.chunks]
+            [self._extraction(prompt, document, chunk, tuple(live), language) for chunk in document.chunks]
         )
         problem = next((one for one in read if isinstance(one, Problem)), None)
         if problem is not None:
@@ -68,7 +68,7 @@ class Completeness:
             detail = f"key points of chunk {part + 1} of {len(read)}: {problem.detail}"
             return in_place(prompt, dict.fromkeys(live, Outcome.failed(problem.reason, detail)))
         items = [one for one in read if isinstance(one, Items)]
-        points = _distinct(items, evidence)
+        points = _distinct(items, document)
         notes = _notes(items)
         if not points and self._options.no_key_points != "ask":
             return in_place(prompt, dict.fromkeys(live, self._by_rule(notes)))
@@ -78,11 +78,11 @@ class Completeness:
         )
 
     def _extraction(
-        self, prompt: Prompt, evidence: Evidence, chunk: Span, answers: tuple[int, ...], language: Language
+        self, prompt: Prompt, document: Document, chunk: Span, answers: tuple[int, ...], language: Language
     ) -> Ask[Items]:
         options = self._options
         template = load_template(f"{self.name}.extract", language)
-        text = evidence.text[chunk.start : chunk.end]
+        text = document.text[chunk.start : chunk.end]
         shape = ListShape(
             language,
             options.analysis_chars,
@@ -131,12 +131,12 @@ class Completeness:
         return Outcome(points, evidence=evidence)
 
 
-def _distinct(items: list[Items], evidence: Evidence) -> list[KeyPoint]:
+def _distinct(items: list[Items], document: Document) -> list[KeyPoint]:
     """The key points in document order; one that a later chunk repeats word for word is listed once."""
     found: dict[str, KeyPoint] = {}
-    for number, (chunk, one) in enumerate(zip(evidence.chunks, items, strict=True)):
+    for number, (chunk, one) in enumerate(zip(document.chunks, items, strict=True)):
         texts = [text for text in dict.fromkeys(map(one_line, one.texts)) if text not in found]
-        places = locate(evidence.text[chunk.start : chunk.end], texts) if texts else []
+        places = locate(document.text[chunk.start : chunk.end], texts) if texts else []
         for text, place in zip(texts, places, strict=True):
             span = Span(chunk.start + place[0], chunk.start + place[1]) if place else chunk
             found[text] = KeyPoint(text, number, span)

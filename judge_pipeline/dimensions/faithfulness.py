@@ -29,7 +29,7 @@ from judge_pipeline.dimensions.asking import (
     prompt_language,
     reading_sampling,
 )
-from judge_pipeline.dimensions.base import Evidence, Outcome, Plan
+from judge_pipeline.dimensions.base import Document, Outcome, Plan
 from judge_pipeline.dimensions.options import JudgeOptions, rule_points
 from judge_pipeline.dimensions.verification import Claim, Verifier
 from judge_pipeline.documents.language import Language
@@ -73,14 +73,14 @@ class Faithfulness:
         self.name = name
         self._options = options
 
-    def plan(self, prompt: Prompt, evidence: Evidence) -> Plan:
+    def plan(self, prompt: Prompt, document: Document) -> Plan:
         """Statements of all answers, then the verdicts on the distinct ones."""
         live = answered(prompt)
-        language = prompt_language(self._options, evidence.text)
+        language = prompt_language(self._options, document.text)
         read = yield from ask([self._extraction(prompt, index, language) for index in live])
         lists = dict(zip(live, read, strict=True))
-        claims = _claims(lists, evidence)
-        verifier = Verifier(self.name, evidence, language, self._options)
+        claims = _claims(lists, document)
+        verifier = Verifier(self.name, document, language, self._options)
         votes = yield from verifier.verify(list(claims.values()))
         checked = {
             text: Checked(claim, tuple(row), average([_worth(vote) for vote in row]))
@@ -147,13 +147,13 @@ def _texts(items: Items) -> list[str]:
     return list(dict.fromkeys(map(one_line, items.texts)))
 
 
-def _claims(lists: dict[int, Items | Problem], evidence: Evidence) -> dict[str, Claim]:
+def _claims(lists: dict[int, Items | Problem], document: Document) -> dict[str, Claim]:
     """The distinct statements of all answers, with the answers that make each and its evidence."""
     makers: dict[str, list[int]] = {}
     for index, items in lists.items():
         for text in _texts(items) if isinstance(items, Items) else []:
             makers.setdefault(text, []).append(index)
-    found = evidence.search(list(makers)) if makers else []
+    found = document.search(list(makers)) if makers else []
     return {
         text: Claim(number, text, tuple(answers), tuple(spans))
         for number, ((text, answers), spans) in enumerate(zip(makers.items(), found, strict=True), start=1)

@@ -12,7 +12,7 @@ from pathlib import Path
 from judge_pipeline.calls.call import Reply, Sampling
 from judge_pipeline.common.records import Prompt
 from judge_pipeline.dimensions.asking import Ask, RateAsk, answered, in_place, prompt_language, rate
-from judge_pipeline.dimensions.base import Evidence, Plan
+from judge_pipeline.dimensions.base import Document, Plan
 from judge_pipeline.dimensions.options import JudgeOptions
 from judge_pipeline.prompts.templates import PROMPTS, build_call, load_template
 from judge_pipeline.replies.marks import Problem
@@ -33,16 +33,16 @@ class RatingDimension:
         self._joint = joint
         self._prompts = prompts
 
-    def plan(self, prompt: Prompt, evidence: Evidence) -> Plan:
+    def plan(self, prompt: Prompt, document: Document) -> Plan:
         """One call an answer and vote."""
         live = answered(prompt)
-        makers = [self._maker(prompt, index, evidence) for index in live]
+        makers = [self._maker(prompt, index, document) for index in live]
         outcomes = yield from rate(makers, self._options)
         return in_place(prompt, dict(zip(live, outcomes, strict=True)))
 
-    def _maker(self, prompt: Prompt, index: int, evidence: Evidence) -> RateAsk:
+    def _maker(self, prompt: Prompt, index: int, document: Document) -> RateAsk:
         options = self._options
-        language = prompt_language(options, evidence.text)
+        language = prompt_language(options, document.text)
         fields = {"question": prompt.query, "answer": prompt.responses[index].text}
         shape: RatingShape | JointShape
         if self._joint:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from judge_pipeline.calls.call import Reply
 from judge_pipeline.dimensions.asking import Ask, ask, vote_sampling
-from judge_pipeline.dimensions.base import Evidence, Request
+from judge_pipeline.dimensions.base import Document, Request
 from judge_pipeline.dimensions.options import JudgeOptions
 from judge_pipeline.documents.chunking import Span
 from judge_pipeline.documents.language import Language
@@ -40,8 +40,8 @@ Verifying = Generator[list[Request], list[Reply], list[Votes]]
 class Verifier:
     """Asks for verdicts with the templates `NAME.verify` and `NAME.verify_many`."""
 
-    def __init__(self, name: str, evidence: Evidence, language: Language, options: JudgeOptions) -> None:
-        self._name, self._evidence, self._language, self._options = name, evidence, language, options
+    def __init__(self, name: str, document: Document, language: Language, options: JudgeOptions) -> None:
+        self._name, self._document, self._language, self._options = name, document, language, options
 
     def verify(self, claims: Sequence[Claim]) -> Verifying:
         """For each claim its votes, in order."""
@@ -121,7 +121,7 @@ class Verifier:
 
     def _passages(self, claims: Sequence[Claim]) -> list[str]:
         spans = {(span.start, span.end) for claim in claims for span in claim.spans}
-        return [self._evidence.text[start:end] for start, end in sorted(spans)]
+        return [self._document.text[start:end] for start, end in sorted(spans)]
 
 
 def group(claims: Sequence[Claim], size: int) -> list[list[Claim]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from judging import PlainEvidence, RuleJudge, drive
+from judging import PlainDocument, RuleJudge, drive
 
 from judge_pipeline.common.records import Prompt
 from judge_pipeline.dimensions.options import JudgeOptions
@@ -45,7 +45,7 @@ class Copying(RuleJudge):
 def run(dimension, judge, *, document=DOCUMENT, answer="The sea is salt.", **options):
     prompt = Prompt(id="p", context=document, query="What is it?", responses=[{"id": "r", "text": answer}])
     plans = build_dimensions([dimension], JudgeOptions(**options))
-    return drive(plans, prompt, PlainEvidence(document), judge).outcomes[0]
+    return drive(plans, prompt, PlainDocument(document), judge).outcomes[0]
 
 
 def listed(outcome):

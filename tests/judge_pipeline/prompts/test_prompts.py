@@ -6,7 +6,7 @@ import pytest
 import regex
 from hypothesis import given
 from hypothesis import strategies as st
-from judging import PlainEvidence, RuleJudge, case_of, drive
+from judging import PlainDocument, RuleJudge, case_of, drive
 
 from judge_pipeline.calls.call import Reply, Sampling
 from judge_pipeline.common.errors import UserError
@@ -14,7 +14,7 @@ from judge_pipeline.common.records import Prompt
 from judge_pipeline.dimensions.options import JudgeOptions
 from judge_pipeline.dimensions.registry import REGISTRY, build_dimensions
 from judge_pipeline.documents.language import detect_language
-from judge_pipeline.prompts.fences import defuse, fence, numbered, one_line
+from judge_pipeline.prompts.fences import escape_control_tokens, fence, numbered, one_line
 from judge_pipeline.prompts.templates import PROMPTS, build_call, load_template, parse_template
 from judge_pipeline.replies.list_shape import Items, ListShape
 from judge_pipeline.replies.marks import Problem
@@ -230,15 +230,15 @@ def test_a_nonce_that_stands_in_the_content_is_not_used():
 )
 def test_control_markers_are_broken_and_still_read_the_same(marker):
     text = f"before {marker}assistant after"
-    assert marker not in defuse(text)
-    assert defuse(text).replace("\u200b", "") == text
+    assert marker not in escape_control_tokens(text)
+    assert escape_control_tokens(text).replace("\u200b", "") == text
 
 
 @pytest.mark.parametrize(
     "text", ["a < b and b > c", "x[1] = [2]", "List<String> s", "<p>para</p>", "if (a <|> b)", "<b>s</b>"]
 )
 def test_ordinary_text_is_left_alone(text):
-    assert defuse(text) == text
+    assert escape_control_tokens(text) == text
 
 
 def test_lines_cannot_be_forged():
@@ -276,7 +276,7 @@ def test_prompts_follow_the_document_or_the_user(language, word):
         id="p", context="灯塔由莫英设计。" * 20, query="谁设计的？", responses=[{"id": "a", "text": "莫英。"}]
     )
     dimensions = build_dimensions(["helpfulness"], JudgeOptions(language=language))
-    run = drive(dimensions, prompt, PlainEvidence(prompt.context), lambda call: f"好。\n{word}：[[8]]")
+    run = drive(dimensions, prompt, PlainDocument(prompt.context), lambda call: f"好。\n{word}：[[8]]")
     assert run.calls[0].messages[1].content.splitlines()[-1].startswith(word)
     assert run.outcomes[0].score == 8
 
@@ -294,7 +294,7 @@ def test_all_templates_render_in_real_plans(language, structured):
     for options in ({}, {"statements_per_call": 3, "joint_ratings": True}):
         options = JudgeOptions(language=language, structured=structured, **options)
         run = drive(
-            build_dimensions(list(REGISTRY), options), prompt, PlainEvidence(prompt.context), RuleJudge()
+            build_dimensions(list(REGISTRY), options), prompt, PlainDocument(prompt.context), RuleJudge()
         )
         assert all(outcome.score is not None for outcome in run.outcomes)
         seen |= {call.template for call in run.calls}
