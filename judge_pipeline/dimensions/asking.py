@@ -18,7 +18,7 @@ from judge_pipeline.dimensions.base import Outcome, Request
 from judge_pipeline.dimensions.options import JudgeOptions
 from judge_pipeline.documents.language import Language, detect_language
 from judge_pipeline.replies.marks import Problem
-from judge_pipeline.replies.rating_shapes import Rated
+from judge_pipeline.replies.ratings import Rating
 
 Read = TypeVar("Read")
 
@@ -122,7 +122,7 @@ def average(values: Sequence[float | Problem]) -> Vote | Problem:
     return Vote(statistics.fmean(points), points, spread, [problem.reason for problem in failed])
 
 
-RateAsk = Callable[[Sampling], Ask[Rated]]
+RateAsk = Callable[[Sampling], Ask[Rating]]
 
 
 def rate(
@@ -138,17 +138,17 @@ def rate(
     ]
 
 
-def rated_outcome(votes: Sequence[Rated | Problem], options: JudgeOptions) -> Outcome:
+def rated_outcome(votes: Sequence[Rating | Problem], options: JudgeOptions) -> Outcome:
     """Average the votes on one answer. Evidence: analysis, votes, spread, and what had to be done differently."""
     vote = average([one if isinstance(one, Problem) else _points(one, options) for one in votes])
     if isinstance(vote, Problem):
         return Outcome.failed(vote.reason, vote.detail, {"analysis": "", "votes": [], "spread": None})
-    rated = [one for one in votes if isinstance(one, Rated)]
+    rated = [one for one in votes if isinstance(one, Rating)]
     evidence: dict[str, Any] = {"analysis": rated[0].analysis, "votes": vote.values, "spread": vote.spread}
     if vote.failed:
         evidence["failed_votes"] = vote.failed
     if options.score == "expected":
-        evidence["printed"] = [one.rating.points for one in rated]
+        evidence["printed"] = [one.points for one in rated]
         without = sum(one.expectation is None for one in rated)
         if without:
             evidence["fallback"] = (
@@ -159,7 +159,7 @@ def rated_outcome(votes: Sequence[Rated | Problem], options: JudgeOptions) -> Ou
     return Outcome(vote.points, evidence=evidence)
 
 
-def _points(rated: Rated, options: JudgeOptions) -> float:
+def _points(rated: Rating, options: JudgeOptions) -> float:
     if options.score == "expected" and rated.expectation is not None:
         return rated.expectation.points
-    return rated.rating.points
+    return rated.points

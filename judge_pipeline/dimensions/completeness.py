@@ -31,9 +31,9 @@ from judge_pipeline.documents.citation import locate
 from judge_pipeline.documents.language import Language
 from judge_pipeline.prompts.fences import one_line
 from judge_pipeline.prompts.templates import CaseFields, build_call, load_template
-from judge_pipeline.replies.list_shape import Items, ListShape, example_items
+from judge_pipeline.replies.lists import Items, ListShape, example_items
 from judge_pipeline.replies.marks import Problem
-from judge_pipeline.replies.rating_shapes import Rated, RatingShape
+from judge_pipeline.replies.ratings import Rating, RatingShape
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Completeness:
             "answer": prompt.responses[index].text,
         }
 
-        def make(sampling: Sampling) -> Ask[Rated]:
+        def make(sampling: Sampling) -> Ask[Rating]:
             call = build_call(
                 template, fields, shape, sampling, structured=options.structured, few_shot=options.few_shot
             )

@@ -35,10 +35,9 @@ from judge_pipeline.dimensions.verification import Claim, Verifier
 from judge_pipeline.documents.language import Language
 from judge_pipeline.prompts.fences import one_line
 from judge_pipeline.prompts.templates import build_call, load_template
-from judge_pipeline.replies.list_shape import Items, ListShape, example_items
+from judge_pipeline.replies.lists import Items, ListShape, example_items
 from judge_pipeline.replies.marks import Problem
-from judge_pipeline.replies.verdict_shapes import Judged
-from judge_pipeline.replies.verdicts import VERDICT_POINTS, Verdict
+from judge_pipeline.replies.verdicts import VERDICT_POINTS, Support, Verdict
 
 
 @dataclass(frozen=True)
@@ -46,13 +45,13 @@ class Checked:
     """A statement after verification: its votes averaged (0–1), or why there is no verdict."""
 
     claim: Claim
-    votes: tuple[Judged | Problem, ...]
+    votes: tuple[Verdict | Problem, ...]
     result: Vote | Problem
 
     def evidence(self) -> dict[str, Any]:
         """The statement's row in the label's evidence."""
         failed = isinstance(self.result, Problem)
-        judged = [vote for vote in self.votes if isinstance(vote, Judged)]
+        judged = [vote for vote in self.votes if isinstance(vote, Verdict)]
         row: dict[str, Any] = {
             "id": self.claim.id,
             "text": self.claim.text,
@@ -62,7 +61,7 @@ class Checked:
             "spans": [{"start": s.start, "end": s.end, "score": s.score} for s in self.claim.spans],
         }
         if len(self.votes) > 1 and not failed:
-            row["votes"] = [None if isinstance(vote, Problem) else vote.verdict for vote in self.votes]
+            row["votes"] = [None if isinstance(vote, Problem) else vote.support for vote in self.votes]
         return row
 
 
@@ -160,11 +159,11 @@ def _claims(lists: dict[int, Items | Problem], document: Document) -> dict[str, 
     }
 
 
-def _worth(vote: Judged | Problem) -> float | Problem:
-    return vote if isinstance(vote, Problem) else VERDICT_POINTS[vote.verdict]
+def _worth(vote: Verdict | Problem) -> float | Problem:
+    return vote if isinstance(vote, Problem) else VERDICT_POINTS[vote.support]
 
 
-def _nearest(points: float) -> Verdict:
+def _nearest(points: float) -> Support:
     """The verdict closest to the mean of several votes."""
     if points >= 0.75:
         return "full"

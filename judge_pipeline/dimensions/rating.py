@@ -16,7 +16,7 @@ from judge_pipeline.dimensions.base import Document, Plan
 from judge_pipeline.dimensions.options import JudgeOptions
 from judge_pipeline.prompts.templates import PROMPTS, build_call, load_template
 from judge_pipeline.replies.marks import Problem
-from judge_pipeline.replies.rating_shapes import JointShape, Rated, RatingShape
+from judge_pipeline.replies.ratings import JointShape, Rating, RatingShape
 
 JOINT = ("helpfulness", "logicality")
 JOINT_TEMPLATE = "joint.rate"
@@ -52,7 +52,7 @@ class RatingDimension:
             template = load_template(f"{self.name}.rate", language, self._prompts)
             shape = RatingShape(template.language, options.analysis_chars, options.item_chars)
 
-        def make(sampling: Sampling) -> Ask[Rated]:
+        def make(sampling: Sampling) -> Ask[Rating]:
             call = build_call(
                 template, fields, shape, sampling, structured=options.structured, few_shot=options.few_shot
             )
@@ -62,8 +62,8 @@ class RatingDimension:
 
         return make
 
-    def _read_joint(self, shape: JointShape) -> Callable[[Reply], Rated | Problem]:
-        def read(reply: Reply) -> Rated | Problem:
+    def _read_joint(self, shape: JointShape) -> Callable[[Reply], Rating | Problem]:
+        def read(reply: Reply) -> Rating | Problem:
             ratings = shape.read(reply)
             return ratings if isinstance(ratings, Problem) else ratings[self.name]
 

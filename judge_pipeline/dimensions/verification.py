@@ -18,7 +18,7 @@ from judge_pipeline.documents.chunking import Span
 from judge_pipeline.documents.language import Language
 from judge_pipeline.prompts.templates import build_call, load_template
 from judge_pipeline.replies.marks import Problem
-from judge_pipeline.replies.verdict_shapes import Judged, VerdictShape, VerdictsShape
+from judge_pipeline.replies.verdicts import Verdict, VerdictShape, VerdictsShape
 
 NOT_CURED_ALONE = frozenset({"http", "timeout", "stopped", "batch_error"})
 
@@ -33,7 +33,7 @@ class Claim:
     spans: tuple[Span, ...]
 
 
-Votes = list[Judged | Problem]
+Votes = list[Verdict | Problem]
 Verifying = Generator[list[Request], list[Reply], list[Votes]]
 
 
@@ -90,7 +90,7 @@ class Verifier:
                 result = Problem("missing_verdict", f"asked with others and alone: {result.detail}")
             votes[claim.id][vote] = result
 
-    def _alone(self, claim: Claim, vote: int) -> Ask[Judged]:
+    def _alone(self, claim: Claim, vote: int) -> Ask[Verdict]:
         options = self._options
         shape = VerdictShape(self._language, options.analysis_chars, options.item_chars)
         call = build_call(
@@ -103,7 +103,7 @@ class Verifier:
         )
         return Ask(call, claim.answers, shape.read)
 
-    def _together(self, batch: Sequence[Claim], vote: int) -> Ask[dict[int, Judged | Problem]]:
+    def _together(self, batch: Sequence[Claim], vote: int) -> Ask[dict[int, Verdict | Problem]]:
         options = self._options
         # Six analyses as long as one would run into the reply's limit.
         each = max(1, min(options.analysis_chars, 2 * options.analysis_chars // len(batch)))

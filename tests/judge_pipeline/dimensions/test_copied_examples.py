@@ -11,7 +11,7 @@ from judge_pipeline.common.records import Prompt
 from judge_pipeline.dimensions.options import JudgeOptions
 from judge_pipeline.dimensions.registry import build_dimensions
 from judge_pipeline.prompts.templates import load_template
-from judge_pipeline.replies.list_shape import example_items, plain
+from judge_pipeline.replies.lists import example_items, plain
 
 COPIED = {"faithfulness": "statements", "completeness": "key_points"}
 OWN = {"faithfulness": "The sea is salt.", "completeness": "The sea is salt and deep."}

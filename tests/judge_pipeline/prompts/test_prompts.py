@@ -16,10 +16,10 @@ from judge_pipeline.dimensions.registry import REGISTRY, build_dimensions
 from judge_pipeline.documents.language import detect_language
 from judge_pipeline.prompts.fences import escape_control_tokens, fence, numbered, one_line
 from judge_pipeline.prompts.templates import PROMPTS, build_call, load_template, parse_template
-from judge_pipeline.replies.list_shape import Items, ListShape
+from judge_pipeline.replies.lists import Items, ListShape
 from judge_pipeline.replies.marks import Problem
-from judge_pipeline.replies.rating_shapes import JointShape, RatingShape
-from judge_pipeline.replies.verdict_shapes import VerdictShape, VerdictsShape
+from judge_pipeline.replies.ratings import JointShape, RatingShape
+from judge_pipeline.replies.verdicts import VerdictShape, VerdictsShape
 
 FILES = sorted(PROMPTS.glob("*/*.txt"))
 
@@ -68,10 +68,10 @@ def _same(text, data):
         assert text.keys() == data.keys()
         for key in text:
             _same(text[key], data[key])
-    elif hasattr(text, "rating"):
-        assert (text.analysis, text.rating.points, text.missed) == (
+    elif hasattr(text, "points"):
+        assert (text.analysis, text.points, text.missed) == (
             data.analysis,
-            data.rating.points,
+            data.points,
             data.missed,
         )
     else:

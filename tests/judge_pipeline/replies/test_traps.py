@@ -12,7 +12,8 @@ from judge_pipeline.dimensions.options import JudgeOptions
 from judge_pipeline.dimensions.registry import build_dimensions
 from judge_pipeline.documents.indexed import DocumentIndexer
 from judge_pipeline.replies.marks import Problem
-from judge_pipeline.replies.verdicts import read_rating, read_verdict
+from judge_pipeline.replies.ratings import read_rating
+from judge_pipeline.replies.verdicts import read_verdict
 
 
 def prompt(*texts, context="The lighthouse was finished in 1887. " * 30, **fields):
@@ -25,12 +26,12 @@ def run(names, one, judge, **options):
 
 
 def test_not_fully_supported_is_not_full_support():
-    assert read_verdict("[[Not fully supported]]") == "partial"
-    assert read_verdict("[[Not supported]]") == "none"
+    assert read_verdict("[[Not fully supported]]").support == "partial"
+    assert read_verdict("[[Not supported]]").support == "none"
 
 
 def test_supported_and_full_support_are_full_support():
-    assert read_verdict("[[Supported]]") == read_verdict("[[Full support]]") == "full"
+    assert read_verdict("[[Supported]]").support == read_verdict("[[Full support]]").support == "full"
 
 
 def test_85_is_no_rating():
