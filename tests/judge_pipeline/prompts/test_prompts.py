@@ -16,12 +16,14 @@ from judge_pipeline.dimensions.registry import REGISTRY, build_dimensions
 from judge_pipeline.documents.language import detect_language
 from judge_pipeline.prompts.fences import escape_control_tokens, fence, numbered, one_line
 from judge_pipeline.prompts.templates import PROMPTS, build_call, load_template, parse_template
+from judge_pipeline.replies.choices import ChoiceShape
 from judge_pipeline.replies.lists import Items, ListShape
 from judge_pipeline.replies.marks import Problem
 from judge_pipeline.replies.ratings import JointShape, RatingShape
 from judge_pipeline.replies.verdicts import VerdictShape, VerdictsShape
 
 FILES = sorted(PROMPTS.glob("*/*.txt"))
+OF_DIMENSIONS = [path for path in FILES if not path.stem.startswith("baseline.")]
 
 
 def shape_for(name, language, example=None):
@@ -29,6 +31,8 @@ def shape_for(name, language, example=None):
     if kind == "extract":
         field = "key_points" if name.startswith(("completeness", "plan")) else "statements"
         return ListShape(language, field=field)
+    if kind == "pairwise":
+        return ChoiceShape(language)
     if kind == "verify":
         return VerdictShape(language)
     if kind == "verify_many":
@@ -45,10 +49,10 @@ def test_every_template_exists_in_both_languages():
         {path.name for path in (PROMPTS / language).glob("*.txt")} for language in ("en", "zh")
     )
     assert english == chinese
-    assert len(english) == 13
+    assert len(english) == 15
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize("path", OF_DIMENSIONS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_examples_are_replies_we_read_the_same_in_both_protocols(path):
     language = path.parent.name
     template = load_template(path.stem, language)
@@ -95,8 +99,12 @@ def test_the_static_part_comes_first_and_is_the_same_for_all_cases(path):
         assert one.messages[:-1] == two.messages[:-1]
         assert one.messages[-1] != two.messages[-1]
         roles = [message.role for message in one.messages]
-        assert roles == ["user", "assistant"] * (len(roles) // 2) + ["user"]
-        assert one.messages[0].content.startswith(template.task)
+        if path in OF_DIMENSIONS:
+            assert roles == ["user", "assistant"] * (len(roles) // 2) + ["user"]
+            assert one.messages[0].content.startswith(template.parts["task"])
+        else:
+            assert roles == ["system", "user"]
+            assert one.messages[0].content == template.parts["system"]
         assert (one.json_schema is not None) == structured
         assert one.template == path.stem
     positions = [
@@ -108,9 +116,9 @@ def test_the_static_part_comes_first_and_is_the_same_for_all_cases(path):
 
 
 def test_cases_name_their_material_in_fences():
-    for path in FILES:
+    for path in OF_DIMENSIONS:
         template = load_template(path.stem, path.parent.name)
-        assert "-1a2b3c>" in template.task, path
+        assert "-1a2b3c>" in template.parts["task"], path
 
 
 def test_few_shot_bounds_the_examples():
@@ -119,7 +127,7 @@ def test_few_shot_bounds_the_examples():
     for few_shot, turns in ((0, 1), (1, 3), (None, 7), (99, 7)):
         call = build_call(template, case, RatingShape(), Sampling(), structured=False, few_shot=few_shot)
         assert len(call.messages) == turns
-        assert call.messages[0].content.startswith(template.task)
+        assert call.messages[0].content.startswith(template.parts["task"])
 
 
 TEMPLATE = """@@ task
@@ -303,7 +311,7 @@ def test_all_templates_render_in_real_plans(language, structured):
                 r"\{(question|answer|document|passages|statements?|key_points)\}", case_of(call)
             )
             json.dumps(call.json_schema)
-    assert seen == {path.stem for path in PROMPTS.glob("en/*.txt")}
+    assert seen == {path.stem for path in OF_DIMENSIONS}
 
 
 def test_prompts_are_shipped_as_text():
