@@ -33,7 +33,7 @@ UNLABELLED = "not labelled"
 
 
 @dataclass(frozen=True)
-class PackedLabel:
+class Verdict:
     """A label with its evidence compressed: ten thousand of them are a few tens of megabytes."""
 
     scores: Scores
@@ -64,34 +64,34 @@ class Subject:
 class Labels:
     """All labels of a run, by prompt and response, in the file's order."""
 
-    by_prompt: dict[str, dict[str, PackedLabel]]
+    verdicts: dict[str, dict[str, Verdict]]
     torn: bool
     """The file ends in the middle of a row: the run was stopped there, or goes on right now."""
 
     @cached_property
     def dimensions(self) -> list[str]:
         """The paper's four in their order, then others in the order they first appear."""
-        seen = dict.fromkeys(name for row in self.all() for name in row.scores)
+        seen = dict.fromkeys(name for verdict in self.all() for name in verdict.scores)
         return [name for name in DIMENSIONS if name in seen] + [
             name for name in seen if name not in DIMENSIONS
         ]
 
-    def all(self) -> Iterator[PackedLabel]:
-        """Every label."""
-        for answers in self.by_prompt.values():
+    def all(self) -> Iterator[Verdict]:
+        """Every verdict."""
+        for answers in self.verdicts.values():
             yield from answers.values()
 
     def values(self, dimension: str) -> list[float]:
         """The scores of one dimension where there are any; ``reward`` names the reward."""
         read = _reader(dimension)
-        return [value for row in self.all() if (value := read(row)) is not None]
+        return [value for verdict in self.all() if (value := read(verdict)) is not None]
 
     def tied_share(self, dimension: str) -> float | None:
         """Share of pairs of answers to the same prompt with equal scores; None without a pair."""
         read = _reader(dimension)
         tied = total = 0
-        for answers in self.by_prompt.values():
-            values = [value for row in answers.values() if (value := read(row)) is not None]
+        for answers in self.verdicts.values():
+            values = [value for verdict in answers.values() if (value := read(verdict)) is not None]
             for one, other in combinations(values, 2):
                 total += 1
                 tied += abs(one - other) < 1e-9
@@ -100,8 +100,8 @@ class Labels:
     def failures(self) -> dict[str, Counter[str]]:
         """Dimension → reason → how often."""
         found: dict[str, Counter[str]] = defaultdict(Counter)
-        for row in self.all():
-            for dimension, reason, _ in row.failures:
+        for verdict in self.all():
+            for dimension, reason, _ in verdict.failures:
                 found[dimension][reason] += 1
         return dict(found)
 
@@ -122,14 +122,14 @@ class Page:
 def load_labels(path: Path) -> Labels:
     """Read ``labels.jsonl``; a torn last line (a run that was killed, or is running) is left out and noted."""
     torn = path.is_file() and _ends_torn(path)
-    by_prompt: dict[str, dict[str, PackedLabel]] = {}
+    verdicts: dict[str, dict[str, Verdict]] = {}
     try:
         for label in read_labels(path):
-            by_prompt.setdefault(label.prompt_id, {})[label.response_id] = _pack(label)
+            verdicts.setdefault(label.prompt_id, {})[label.response_id] = _pack(label)
     except DataError as error:
         if not torn or error.line != _line_count(path):
             raise
-    return Labels(by_prompt, torn)
+    return Labels(verdicts, torn)
 
 
 def subjects(prompts: Iterable[Prompt], labels: Labels) -> Iterator[Subject]:
@@ -141,11 +141,11 @@ def subjects(prompts: Iterable[Prompt], labels: Labels) -> Iterator[Subject]:
             (response.id, response.text, response.source) for response in prompt.responses
         ]
         known = {response.id for response in prompt.responses}
-        answers += [(name, None, None) for name in labels.by_prompt.get(prompt.id, {}) if name not in known]
+        answers += [(name, None, None) for name in labels.verdicts.get(prompt.id, {}) if name not in known]
         yield Subject(prompt.id, prompt.query, prompt.context, answers)
-    for name, rows in labels.by_prompt.items():
+    for name, verdicts in labels.verdicts.items():
         if name not in seen:
-            yield Subject(name, None, None, [(response, None, None) for response in rows])
+            yield Subject(name, None, None, [(response, None, None) for response in verdicts])
 
 
 def pages(found: Iterable[Subject], labels: Labels) -> Iterator[Page]:
@@ -160,7 +160,7 @@ def pages(found: Iterable[Subject], labels: Labels) -> Iterator[Page]:
         if page.rows and full:
             yield page
             page = Page(first=page.first + len(page.rows))
-        _add(page, subject, labels.by_prompt.get(subject.id, {}), dimensions, size)
+        _add(page, subject, labels.verdicts.get(subject.id, {}), dimensions, size)
     yield page
 
 
@@ -191,7 +191,7 @@ def convert_offsets(value: Any, convert: Callable[[int], int]) -> Any:
 
 
 def _add(
-    page: Page, subject: Subject, rows: dict[str, PackedLabel], dimensions: list[str], size: int
+    page: Page, subject: Subject, verdicts: dict[str, Verdict], dimensions: list[str], size: int
 ) -> None:
     number = len(page.prompts)
     page.characters += size
@@ -199,38 +199,38 @@ def _add(
     page.documents.append({"query": subject.query, "context": subject.context})
     convert = utf16_offset(subject.context or "")
     for name, text, source in subject.answers:
-        row = rows.get(name)
-        scores = [row.scores.get(dimension) if row else None for dimension in dimensions]
+        verdict = verdicts.get(name)
+        scores = [verdict.scores.get(dimension) if verdict else None for dimension in dimensions]
         page.rows.append(
             [
                 number,
                 name,
                 _snippet(text),
                 [None if score is None else round(score, 3) for score in scores],
-                None if row is None or row.reward is None else round(row.reward, 3),
-                row.status if row else UNLABELLED,
-                sorted({reason for _, reason, _ in row.failures}) if row else [],
+                None if verdict is None or verdict.reward is None else round(verdict.reward, 3),
+                verdict.status if verdict else UNLABELLED,
+                sorted({reason for _, reason, _ in verdict.failures}) if verdict else [],
             ]
         )
         page.details.append(
             {
                 "text": text,
                 "source": source,
-                "failures": [[*failure] for failure in row.failures] if row else [],
-                "evidence": convert_offsets(row.evidence(), convert) if row else {},
-                "usage": row.usage.model_dump() if row else None,
+                "failures": [[*failure] for failure in verdict.failures] if verdict else [],
+                "evidence": convert_offsets(verdict.evidence(), convert) if verdict else {},
+                "usage": verdict.usage.model_dump() if verdict else None,
             }
         )
 
 
-def _pack(label: Label) -> PackedLabel:
+def _pack(label: Label) -> Verdict:
     packed = zlib.compress(json.dumps(label.evidence).encode(), level=3)
     failures = tuple((failure.dimension, failure.reason, failure.detail) for failure in label.failures)
-    return PackedLabel(label.scores, label.reward, label.status, failures, label.usage, packed)
+    return Verdict(label.scores, label.reward, label.status, failures, label.usage, packed)
 
 
-def _reader(dimension: str) -> Callable[[PackedLabel], float | None]:
-    return lambda row: row.reward if dimension == "reward" else row.scores.get(dimension)
+def _reader(dimension: str) -> Callable[[Verdict], float | None]:
+    return lambda verdict: verdict.reward if dimension == "reward" else verdict.scores.get(dimension)
 
 
 def _snippet(text: str | None) -> str | None:
