@@ -1,4 +1,4 @@
-"""What all dimensions do with calls: ask, ask again once where the reply made no sense, vote, average.
+"""Steps that all dimensions take: request, request again once where the reply made no sense, vote, average.
 
 Generators in the protocol of `base`: they yield requests, are sent replies, and return what they read. A reply
 that cannot be read (`unparsable`, `out_of_range`, `empty_reply`) is asked for once more as another sample; all
@@ -8,51 +8,41 @@ other failures are final here, since the engine has retried what a retry can cur
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any
 
-from judge_pipeline.calls.call import Call, Reply, Sampling
+from judge_pipeline.calls.call import Call, Sampling
 from judge_pipeline.common.records import Prompt
-from judge_pipeline.dimensions.base import Outcome, Request
+from judge_pipeline.dimensions.base import Outcome, Parsed, ParsedRequest, Steps
 from judge_pipeline.dimensions.options import JudgeOptions
 from judge_pipeline.documents.language import Language, detect_language
+from judge_pipeline.prompts.templates import CaseFields, Template, build_call
+from judge_pipeline.replies.lists import Items, ListShape, example_items
 from judge_pipeline.replies.marks import Problem
 from judge_pipeline.replies.ratings import Rating
+from judge_pipeline.replies.shape import Shape
 
-Read = TypeVar("Read")
-
-ASK_AGAIN = frozenset({"unparsable", "out_of_range", "empty_reply"})
+RETRIED = frozenset({"unparsable", "out_of_range", "empty_reply"})
 SECOND_TEMPERATURE = 0.7
 """A second sample at temperature 0 would be the first one again."""
 
 
-@dataclass(frozen=True)
-class Ask(Generic[Read]):
-    """A call, the answers it serves, and how its reply is read."""
-
-    call: Call
-    answers: tuple[int, ...]
-    read: Callable[[Reply], Read | Problem]
-
-
-Asking = Generator[list[Request], list[Reply], list[Read | Problem]]
-
-
-def ask(asks: Sequence[Ask[Read]], *, votes: int = 1, again: bool = True) -> Asking[Read]:
-    """What each call's reply says, in order. The second sample's number is `votes` beyond the first's."""
-    if not asks:
+def parse_replies(
+    requests: Sequence[ParsedRequest[Parsed]], *, votes: int = 1, again: bool = True
+) -> Steps[list[Parsed | Problem]]:
+    """What the reply to each request says, in order. The second sample's number is `votes` beyond the first's."""
+    if not requests:
         return []
-    replies = yield [Request(one.call, one.answers) for one in asks]
-    results = [one.read(reply) for one, reply in zip(asks, replies, strict=True)]
+    replies = yield list(requests)
+    results = [one.read(reply) for one, reply in zip(requests, replies, strict=True)]
     unread = [
-        i for i, result in enumerate(results) if isinstance(result, Problem) and result.reason in ASK_AGAIN
+        i for i, result in enumerate(results) if isinstance(result, Problem) and result.reason in RETRIED
     ]
     if unread and again:
-        second = [replace(asks[i], call=_next_sample(asks[i].call, votes)) for i in unread]
-        replies = yield [Request(one.call, one.answers) for one in second]
-        for i, one, reply in zip(unread, second, replies, strict=True):
-            results[i] = one.read(reply)
+        replies = yield [replace(requests[i], call=_next_sample(requests[i].call, votes)) for i in unread]
+        for i, reply in zip(unread, replies, strict=True):
+            results[i] = requests[i].read(reply)
     return results
 
 
@@ -68,9 +58,37 @@ def _next_sample(call: Call, step: int) -> Call:
     return call.model_copy(update={"sampling": new})
 
 
-def reading_sampling(options: JudgeOptions) -> Sampling:
-    """Extraction is read once, at temperature 0."""
-    return Sampling(max_tokens=options.max_tokens, seed=options.seed)
+def request(
+    template: Template,
+    fields: CaseFields,
+    shape: Shape[Parsed],
+    sampling: Sampling,
+    answers: tuple[int, ...],
+    options: JudgeOptions,
+) -> ParsedRequest[Parsed]:
+    """The request that asks `template` about one case and reads the reply as `shape`."""
+    call = build_call(
+        template, fields, shape, sampling, structured=options.structured, few_shot=options.few_shot
+    )
+    return ParsedRequest(call, answers, shape.read)
+
+
+def list_request(
+    template: Template,
+    fields: dict[str, str],
+    field: str,
+    source: str,
+    limit: int | None,
+    answers: tuple[int, ...],
+    options: JudgeOptions,
+) -> ParsedRequest[Items]:
+    """The request for a list (`statements`, `key_points`) taken from the case's `source`; read at temperature 0."""
+    examples = example_items(template.shown(options.few_shot), field)
+    shape = ListShape(
+        template.language, options.analysis_chars, options.item_chars, field, limit, examples, fields[source]
+    )
+    sampling = Sampling(max_tokens=options.max_tokens, seed=options.seed)
+    return request(template, fields, shape, sampling, answers, options)
 
 
 def vote_sampling(options: JudgeOptions, vote: int, *, rating: bool) -> Sampling:
@@ -102,7 +120,7 @@ def in_place(prompt: Prompt, outcomes: dict[int, Outcome]) -> list[Outcome]:
 
 
 @dataclass(frozen=True)
-class Vote:
+class VoteMean:
     """The votes on one thing, averaged."""
 
     points: float
@@ -112,30 +130,26 @@ class Vote:
     failed: list[str]
 
 
-def average(values: Sequence[float | Problem]) -> Vote | Problem:
+def average(values: Sequence[float | Problem]) -> VoteMean | Problem:
     """The mean of the votes that came; a problem when fewer than half came."""
     points = [value for value in values if not isinstance(value, Problem)]
     failed = [value for value in values if isinstance(value, Problem)]
     if failed and (not points or len(points) < len(failed)):
         return failed[0]
     spread = statistics.stdev(points) if len(points) > 1 else None
-    return Vote(statistics.fmean(points), points, spread, [problem.reason for problem in failed])
+    return VoteMean(statistics.fmean(points), points, spread, [problem.reason for problem in failed])
 
 
-RateAsk = Callable[[Sampling], Ask[Rating]]
+RatingRequest = Callable[[Sampling], ParsedRequest[Rating]]
+"""The request for a rating, for one vote's sampling."""
 
 
-def rate(
-    makers: Sequence[RateAsk], options: JudgeOptions
-) -> Generator[list[Request], list[Reply], list[Outcome]]:
+def ratings(wanted: Sequence[RatingRequest], options: JudgeOptions) -> Steps[list[Outcome]]:
     """Outcomes of things that get a rating: each asked `votes` times, averaged, with its evidence."""
-    samplings = [vote_sampling(options, vote, rating=True) for vote in range(options.votes)]
-    asks = [make(sampling) for make in makers for sampling in samplings]
-    read = yield from ask(asks, votes=options.votes)
-    return [
-        rated_outcome(read[start : start + options.votes], options)
-        for start in range(0, len(read), options.votes)
-    ]
+    votes = options.votes
+    samplings = [vote_sampling(options, vote, rating=True) for vote in range(votes)]
+    read = yield from parse_replies([one(sampling) for one in wanted for sampling in samplings], votes=votes)
+    return [rated_outcome(read[start : start + votes], options) for start in range(0, len(read), votes)]
 
 
 def rated_outcome(votes: Sequence[Rating | Problem], options: JudgeOptions) -> Outcome:
@@ -159,7 +173,17 @@ def rated_outcome(votes: Sequence[Rating | Problem], options: JudgeOptions) -> O
     return Outcome(vote.points, evidence=evidence)
 
 
-def _points(rated: Rating, options: JudgeOptions) -> float:
-    if options.score == "expected" and rated.expectation is not None:
-        return rated.expectation.points
-    return rated.points
+def _points(rating: Rating, options: JudgeOptions) -> float:
+    if options.score == "expected" and rating.expectation is not None:
+        return rating.expectation.points
+    return rating.points
+
+
+def rule_outcome(
+    rule: str, points: float | None, name: str, problem: str, evidence: dict[str, Any]
+) -> Outcome:
+    """The outcome of an answer with nothing to judge, by the rule called `name`; no points make it a failure."""
+    evidence = {**evidence, "rule": f"{name}:{rule}"}
+    if points is None:
+        return Outcome.failed("no_statements", problem, evidence)
+    return Outcome(points, evidence=evidence)
