@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,26 +51,21 @@ def ask_baselines(
     Raises:
         UserError: the judge cannot be reached; what was answered by then is in the store.
     """
-    return asyncio.run(_ask(judge, table, pairs, store, pairwise, holistic))
 
+    async def ask() -> JudgeBaselines:
+        found = JudgeBaselines()
+        with closing(CallStore(store)) as calls:
+            engine = await open_engine(judge, calls)
+            try:
+                if pairwise:
+                    await _pairwise(found, engine, calls, table, pairs)
+                if holistic:
+                    await _holistic(found, engine, calls, table)
+            finally:
+                await engine.close()
+        return found
 
-async def _ask(
-    judge: JudgeConfig, table: AnswerTable, pairs: Sequence[Pair], path: Path, pairwise: bool, holistic: bool
-) -> JudgeBaselines:
-    store = CallStore(path)
-    try:
-        engine = await open_engine(judge, store)
-        try:
-            found = JudgeBaselines()
-            if pairwise:
-                await _pairwise(found, engine, store, table, pairs)
-            if holistic:
-                await _holistic(found, engine, store, table)
-            return found
-        finally:
-            await engine.close()
-    finally:
-        store.close()
+    return asyncio.run(ask())
 
 
 async def _pairwise(
