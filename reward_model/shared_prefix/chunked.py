@@ -15,6 +15,7 @@ from torch import nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from judge_pipeline.common.kv_cache import cache_argument
 from reward_model.shared_prefix.interface import active_plan, unwrap
 from reward_model.shared_prefix.plan import AttentionPlan
 
@@ -98,8 +99,8 @@ def chunked_hidden(
             out = inner.base_model(
                 input_ids=torch.tensor([ids], device=device),
                 position_ids=plan.positions.unsqueeze(0).to(device),
-                past_key_values=cache,
                 use_cache=True,
+                **cache_argument(cache),
             )
         return out.last_hidden_state[0]
 
