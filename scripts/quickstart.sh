@@ -80,11 +80,11 @@ elif [ "$judge_model" = smollm2 ]; then
 fi
 
 stage prompts "ten questions about the documentation Python carries" \
-    python scripts/quickstart_prompts.py build "$run/prompts.jsonl"
+    python -m scripts.demo.prompts build "$run/prompts.jsonl"
 stage sample "$answers answers a prompt" \
     dpo sample "$run/prompts.jsonl" --model "$model" --output "$run/answers.jsonl" --n "$answers" --max-new-tokens 128
 stage split "one half for the judge, one for the reward model" \
-    python scripts/quickstart_prompts.py split "$run/answers.jsonl" "$run/to_label.jsonl" "$run/to_score.jsonl"
+    python -m scripts.demo.prompts split "$run/answers.jsonl" "$run/to_label.jsonl" "$run/to_score.jsonl"
 stage label "the judge labels its half" \
     judge-pipeline label "$run/to_label.jsonl" --output "$run/labels" "${judge[@]}"
 stage train "a reward model learns from the labels" \
@@ -101,4 +101,4 @@ stage dpo "a short DPO run" \
     --eval-fraction 0 --max-steps 4 --gradient-accumulation-steps 1 --gradient-checkpointing
 stage_times "$run" >"$run/stages.json"
 say "[report] one page for the whole run"
-python scripts/quickstart_report.py "$run"
+python -m scripts.demo.report "$run"

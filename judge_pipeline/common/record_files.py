@@ -204,6 +204,19 @@ def to_json(record: BaseModel | dict[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, or nothing where there is no file."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(
+            f"is not JSON ({error})", path=path, hint="delete it; the next run writes it"
+        ) from error
+    return content if isinstance(content, dict) else {}
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace a text file, whole or not at all."""
     _replace(path, [text])

@@ -14,7 +14,6 @@ import numpy as np
 import yaml
 
 from judge_pipeline.common.errors import UserError
-from judge_pipeline.common.html.page import encode_page
 from judge_pipeline.common.record_files import write_text
 from judge_pipeline.common.records import weighted_reward
 from judge_pipeline.common.run_dir import prepare_run_dir
@@ -210,4 +209,4 @@ def write_evaluation(output: Path, found: dict[str, Any], name: str) -> None:
     fitted = {part: row["weights"]["weights"] for part, row in found["dimensions"].items() if row["weights"]}
     if fitted:
         write_text(output / WEIGHTS, yaml.safe_dump(fitted, sort_keys=False, allow_unicode=True))
-    write_text(output / "report.html", encode_page(evaluation_page(found, name)).decode())
+    write_text(output / "report.html", evaluation_page(found, name))

@@ -11,19 +11,19 @@ from typing import Any
 
 import numpy as np
 import yaml
+from markupsafe import Markup
 
-from judge_pipeline.common.html.charts import Markup, histogram, stat_tiles, table
+from judge_pipeline.common.formatting import format_percent, format_seconds, format_value
+from judge_pipeline.common.html.charts import histogram, stat_tiles, table
 from judge_pipeline.common.html.page import (
     Section,
     code_block,
     details,
-    format_seconds,
-    format_value,
     join,
     notice,
     prose,
 )
-from judge_pipeline.report.data import UNLABELLED, Labels
+from judge_pipeline.report.data import Labels
 
 NOT_ADDED = frozenset({"calls taken from the call store", "calls saved by sharing", "attempts that failed"})
 """What an answer did not cost."""
@@ -83,7 +83,7 @@ def scores(labels: Labels) -> Section:
                 float(np.mean(values)) if values else None,
                 float(np.std(values, ddof=1)) if len(values) > 1 else None,
                 len({round(value, 6) for value in values}),
-                None if tied is None else _percent(tied),
+                None if tied is None else format_percent(tied),
             ]
         )
     head = ["dimension", "scored", "missing", "mean", "std", "distinct values", "tied pairs"]
@@ -215,17 +215,4 @@ def _thousands(value: object) -> str:
 
 
 def _share(part: int, whole: int) -> str | None:
-    return _percent(part / whole) if whole else None
-
-
-def _percent(share: float) -> str:
-    # 99.96% must not read as 100%: a reader takes that for "all".
-    shown = f"{share * 100:.1f}"
-    if share < 1 and shown == "100.0":
-        shown = "> 99.9"
-    if share > 0 and shown == "0.0":
-        shown = "< 0.1"
-    return shown.removesuffix(".0") + "%"
-
-
-__all__ = ["UNLABELLED", "failures", "overview", "scores", "settings", "spent"]
+    return format_percent(part / whole) if whole else None

@@ -14,7 +14,6 @@ from pydantic import Field
 
 from judge_pipeline.common.config import Command, Config
 from judge_pipeline.common.errors import UserError
-from judge_pipeline.common.html.page import encode_page
 from judge_pipeline.common.record_files import write_records, write_text
 from judge_pipeline.common.run_dir import EXISTING_HELP, Existing, prepare_run_dir
 from judge_pipeline.statistics.baselines import all_baselines, minilm_embed
@@ -140,7 +139,7 @@ def run(config: EvaluateConfig) -> int:
     write_text(config.output / "fidelity.json", json.dumps(found, indent=1, ensure_ascii=False))
     write_text(config.output / "fidelity.md", markdown_report(found))
     page = fidelity_page(found, targets, predicted, f"Fidelity of {config.model.name}")
-    write_text(config.output / "report.html", encode_page(page).decode())
+    write_text(config.output / "report.html", page)
     if config.card:
         source = f"{found['prompts']} prompts over {found['documents']} documents of {config.labels.name}"
         update_card(config.model, markdown_report(found), source)

@@ -19,7 +19,7 @@ from pydantic import Field, field_validator
 from judge_pipeline.common.config import Command, Config
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.html.charts import line, table
-from judge_pipeline.common.html.page import Section, encode_page, join, prose, render_page
+from judge_pipeline.common.html.page import Section, join, prose, render_page
 from judge_pipeline.common.record_files import write_records, write_text
 from judge_pipeline.common.run_dir import EXISTING_HELP, Existing, prepare_run_dir
 from judge_pipeline.statistics import render as render
@@ -204,7 +204,7 @@ def run(config: LearningCurveConfig) -> int:
     steps = [_step(config, reference, ids, [item.prompt_id for item in held_out]) for ids in subsets.values()]
     curve = summarise(steps, label_cost(reference))
     write_text(config.output / "curve.json", json.dumps(curve, indent=1, ensure_ascii=False))
-    write_text(config.output / "report.html", encode_page(curve_page(curve)).decode())
+    write_text(config.output / "report.html", curve_page(curve))
     print(terminal_curve(curve))
     print(f"\nwritten: {config.output / 'curve.json'} and report.html")
     return 0

@@ -148,15 +148,15 @@ def split(config: SplitConfig) -> None:
 
 
 COMMANDS = (
-    Command("build", "write the prompts", BuildConfig, build, "quickstart_prompts.py build prompts.jsonl"),
+    Command("build", "write the prompts", BuildConfig, build, "scripts.demo.prompts build prompts.jsonl"),
     Command(
         "split",
         "deal in two halves",
         SplitConfig,
         split,
-        "quickstart_prompts.py split a.jsonl l.jsonl s.jsonl",
+        "scripts.demo.prompts split a.jsonl l.jsonl s.jsonl",
     ),
 )
 
 if __name__ == "__main__":
-    sys.exit(main("quickstart_prompts.py", COMMANDS))
+    sys.exit(main("scripts.demo.prompts", COMMANDS))

@@ -1,10 +1,10 @@
 """One page for a whole quickstart run: what each stage did and took, what came out, and how far to trust it.
 
-In: a run directory with the stages' outputs (`quickstart_run.load_run` names the files). Out: ``RUN_DIR/report.html``, one
+In: a run directory with the stages' outputs (`run.load_run` names the files). Out: ``RUN_DIR/report.html``, one
 self-contained file, and a short table in the terminal. A stage that has not run is named as absent; nothing is made
 up for it.
 
-    python scripts/quickstart_report.py RUN_DIR
+    python -m scripts.demo.report RUN_DIR
 """
 
 from __future__ import annotations
@@ -15,26 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from scipy.stats import spearmanr
 
 from judge_pipeline.common.errors import UserError
-from judge_pipeline.common.html.charts import (
-    Markup,
-    bars,
-    histogram,
-    line,
-    nothing,
-    scatter,
-    stat_tiles,
-    table,
-)
+from judge_pipeline.common.formatting import format_seconds
+from judge_pipeline.common.html.charts import bars, histogram, line, scatter, stat_tiles, table
 from judge_pipeline.common.html.page import (
     Section,
+    caption,
     code_block,
     columns,
     details,
-    encode_page,
-    format_seconds,
     join,
     notice,
     prose,
@@ -42,9 +34,10 @@ from judge_pipeline.common.html.page import (
 )
 from judge_pipeline.common.record_files import write_text
 from judge_pipeline.report.sections import SCORE_EDGES
+from judge_pipeline.report.write import TEMPLATES as REPORT_TEMPLATES
 from judge_pipeline.statistics.render import target_section
-from scripts.quickstart_cases import example, pairs, statements
-from scripts.quickstart_run import STAGES, Run, dimension_names, load_run
+from scripts.demo.cases import TEMPLATES, example, pairs, statements
+from scripts.demo.run import STAGES, Run, dimension_names, load_run
 
 SMALL_JUDGE = (
     "The judge of this run is SmolLM2 with 135 million parameters. That is a smoke test of the machinery, not a good "
@@ -79,7 +72,7 @@ def glance(run: Run) -> Section:
 def stages(run: Run) -> Section:
     """What each stage did and how long it took."""
     if not run.seconds:
-        return Section("Stages", nothing("No stage has left its time here."), "stages")
+        return Section("Stages", caption("No stage has left its time here."), "stages")
     rows = [[name, STAGES.get(name, ""), format_seconds(seconds)] for name, seconds in run.seconds.items()]
     grid = table(["stage", "what it does", "time"], rows, sortable=False, align=["left", "left", "right"])
     return Section("Stages", columns(grid, bars(run.seconds, "seconds")), "stages")
@@ -103,7 +96,7 @@ def distributions(run: Run) -> Section:
         ),
     ):
         body = (
-            histogram(values, SCORE_EDGES, "score", percent=True) if any(values.values()) else nothing(absent)
+            histogram(values, SCORE_EDGES, "score", percent=True) if any(values.values()) else caption(absent)
         )
         parts.append(Markup("<h3>{}</h3>{}").format(title, body))
     intro = "Points from 0 to 10, in percent of the answers. The dashed line is the mean."
@@ -119,7 +112,7 @@ def agreement(run: Run) -> Section:
             "No answer outside training was scored by both. "
             f"reward-model evaluate {run.folder}/reward_model {run.folder}/labels --output {run.folder}/fidelity compares them."
         )
-        return Section(heading, nothing(text), anchor)
+        return Section(heading, caption(text), anchor)
     points: dict[str, list[tuple[float, float]]] = {}
     for name in [*dimension_names(run), "reward"]:
         for key in both:
@@ -192,7 +185,7 @@ def spending(run: Run) -> Section:
             prose(f"Reading each document once for all its answers saved {saved} of the model's own tokens.")
         )
     if read is None:
-        parts.append(nothing("What the reward model read is not recorded here."))
+        parts.append(caption("What the reward model read is not recorded here."))
     return Section("What it took", join(*parts), "spent")
 
 
@@ -251,7 +244,7 @@ def curve(rows: Sequence[dict[str, Any]], names: dict[str, str], y_label: str, a
     }
     series = {name: points for name, points in series.items() if points}
     if not series:
-        return nothing(absent) if absent else Markup("")
+        return caption(absent) if absent else Markup("")
     return line(series, "step", y_label)
 
 
@@ -287,8 +280,8 @@ def render(run: Run) -> str:
         where_to_go(run),
     ]
     footer = "Everything is in this file; nothing is loaded from elsewhere."
-    css = ("answers.css", "statements.css")
-    return render_page("The whole run on one page", str(run.folder), parts, footer, css=css)
+    styles = [REPORT_TEMPLATES.source("answers.css"), TEMPLATES.source("statements.css")]
+    return render_page("The whole run on one page", str(run.folder), parts, footer, styles=styles)
 
 
 def print_summary(run: Run) -> None:
@@ -327,11 +320,11 @@ def print_summary(run: Run) -> None:
 def main(argv: Sequence[str]) -> int:
     """Write the report of the run directory named by the only argument."""
     if len(argv) != 1 or argv[0].startswith("-"):
-        print("usage: python scripts/quickstart_report.py RUN_DIR", file=sys.stderr)
+        print("usage: python -m scripts.demo.report RUN_DIR", file=sys.stderr)
         return 2
     try:
         run = load_run(Path(argv[0]))
-        write_text(run.folder / "report.html", encode_page(render(run)).decode())
+        write_text(run.folder / "report.html", render(run))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

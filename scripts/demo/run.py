@@ -5,13 +5,12 @@ In: the run directory. Out: `Run`, in which what is absent is empty: a report of
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from judge_pipeline.common.errors import DataError, UserError
-from judge_pipeline.common.record_files import read_labels, read_prompts, read_rows
+from judge_pipeline.common.errors import UserError
+from judge_pipeline.common.record_files import read_json, read_labels, read_prompts, read_rows
 from judge_pipeline.common.records import DIMENSIONS, Label, Prompt
 from judge_pipeline.common.run_dir import read_run_yaml
 
@@ -96,19 +95,6 @@ def load_run(folder: Path) -> Run:
                 if scores:
                     run.scored[prompt.id, response.id] = scores
     return run
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or nothing where there is no file."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(
-            f"is not JSON ({error})", path=path, hint="delete it and run the stage again"
-        ) from error
-    return content if isinstance(content, dict) else {}
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
