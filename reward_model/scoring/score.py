@@ -27,6 +27,7 @@ from transformers import AutoTokenizer
 from judge_pipeline.common.config import Config
 from judge_pipeline.common.errors import UserError, disk_error
 from judge_pipeline.common.progress import Progress
+from judge_pipeline.common.quiet import quiet_libraries
 from judge_pipeline.common.record_files import JsonlAppender, read_prompts, write_records, write_text
 from judge_pipeline.common.records import SCORE_RANGE, Prompt, Response, weighted_reward
 from judge_pipeline.common.run_dir import EXISTING_HELP, Existing, prepare_run_file
@@ -34,7 +35,7 @@ from reward_model.data.batches import Overflow
 from reward_model.modeling.model import MANIFEST, Manifest, read_manifest
 from reward_model.modeling.prompt_format import PromptRenderer
 from reward_model.scoring.scorer import TOKEN_BUDGET, EncodedPrompt, RewardModel
-from reward_model.training.guards import SCORING_KNOBS, explain_out_of_memory, quiet_loading
+from reward_model.training.guards import SCORING_KNOBS, explain_out_of_memory
 
 Array = NDArray[np.floating[Any]]
 OVER_WINDOW = "over_window"
@@ -169,7 +170,7 @@ def score_file(config: ScoreConfig) -> Summary:
     Raises:
         UserError, DataError: bad input; what was scored is kept.
     """
-    quiet_loading()
+    quiet_libraries()
     manifest = read_manifest(config.model)
     weights = _weights(config, manifest)
     run_file = Path(f"{config.output}.run.yaml")
