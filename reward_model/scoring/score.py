@@ -29,8 +29,9 @@ from judge_pipeline.common.errors import UserError, disk_error
 from judge_pipeline.common.progress import Progress
 from judge_pipeline.common.quiet import quiet_libraries
 from judge_pipeline.common.record_files import JsonlAppender, read_prompts, write_records, write_text
-from judge_pipeline.common.records import SCORE_RANGE, Prompt, Response, weighted_reward
+from judge_pipeline.common.records import SCORE_RANGE, Prompt, Response
 from judge_pipeline.common.run_dir import EXISTING_HELP, Existing, prepare_run_file
+from judge_pipeline.common.weighting import weighted_reward
 from reward_model.data.batches import Overflow
 from reward_model.modeling.model import MANIFEST, Manifest, read_manifest
 from reward_model.modeling.prompt_format import PromptRenderer
