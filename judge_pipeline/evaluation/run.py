@@ -15,7 +15,7 @@ import yaml
 
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.record_files import write_text
-from judge_pipeline.common.run_dir import prepare_run_dir
+from judge_pipeline.common.run_dir import prepare_run
 from judge_pipeline.common.weighting import resolve_weighting, weighted_reward
 from judge_pipeline.evaluation.evaluate import EvaluateConfig
 from judge_pipeline.evaluation.inputs import Inputs, read_inputs
@@ -159,7 +159,7 @@ def run_evaluation(config: EvaluateConfig) -> int:
     if config.weights:
         reweigh(inputs, config.weights)
     files = [path for path in (config.scored, *config.prompts) if path.is_file()]
-    prepare_run_dir(config.output, config, "judge-pipeline evaluate", config.existing, files)
+    prepare_run(config.output, config, "judge-pipeline evaluate", config.existing, files)
     embed = None if config.embedding_model == "none" else minilm_embed(config.embedding_model)
     more: list[Predictor] = []
     if config.short_rm is not None:

@@ -15,7 +15,7 @@ from pydantic import Field
 from judge_pipeline.common.config import Command, Config
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.record_files import write_records, write_text
-from judge_pipeline.common.run_dir import EXISTING_HELP, Existing, prepare_run_dir
+from judge_pipeline.common.run_dir import EXISTING_HELP, Existing, prepare_run
 from judge_pipeline.statistics.baselines import all_baselines, minilm_embed
 from judge_pipeline.statistics.table import REWARD, AnswerTable, Floats
 from reward_model.active.propose import PROPOSE
@@ -112,7 +112,7 @@ def run(config: EvaluateConfig) -> int:
     """Evaluate and write the files."""
     reference = read_reference(config.labels, config.prompts)
     drop_training_documents(reference, config.model, config.labels, config.documents)
-    prepare_run_dir(config.output, config, "reward-model evaluate", config.existing, reference.files)
+    prepare_run(config.output, config, "reward-model evaluate", config.existing, reference.files)
     table, predicted = _score(config, reference)
     if config.scores is None:
         write_scored(config.output / "scored.jsonl", table, predicted)

@@ -21,7 +21,7 @@ from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.html.charts import line, table
 from judge_pipeline.common.html.page import Section, join, prose, render_page
 from judge_pipeline.common.record_files import write_records, write_text
-from judge_pipeline.common.run_dir import EXISTING_HELP, Existing, prepare_run_dir
+from judge_pipeline.common.run_dir import EXISTING_HELP, Existing, prepare_run
 from judge_pipeline.statistics import render as render
 from judge_pipeline.statistics.baselines import all_baselines
 from judge_pipeline.statistics.compare import PREFERENCES
@@ -185,7 +185,7 @@ def label_cost(reference: Reference) -> dict[str, float]:
 def run(config: LearningCurveConfig) -> int:
     """Train and measure every size."""
     reference = read_reference(config.labels, [config.prompts] if config.prompts else [])
-    prepare_run_dir(config.output, config, "reward-model learning-curve", config.existing, reference.files)
+    prepare_run(config.output, config, "reward-model learning-curve", config.existing, reference.files)
     found = load_examples(config.labels, prompts=config.prompts, targets=config.targets)
     train_items, held_out = split_by_document(list(usable(found.items)), config.eval_fraction, config.seed)
     if not held_out:

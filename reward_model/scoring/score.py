@@ -30,7 +30,7 @@ from judge_pipeline.common.progress import Progress
 from judge_pipeline.common.quiet import quiet_libraries
 from judge_pipeline.common.record_files import JsonlAppender, read_prompts, write_records, write_text
 from judge_pipeline.common.records import SCORE_RANGE, Prompt, Response
-from judge_pipeline.common.run_dir import EXISTING_HELP, Existing, prepare_run_file
+from judge_pipeline.common.run_dir import EXISTING_HELP, Existing, prepare_run
 from judge_pipeline.common.weighting import weighted_reward
 from reward_model.data.batches import Overflow
 from reward_model.modeling.model import MANIFEST, Manifest, read_manifest
@@ -178,13 +178,13 @@ def score_file(config: ScoreConfig) -> Summary:
     begun = config.output.is_file() or Path(f"{config.output}.part").is_file()
     if config.overflow == "error" and (not begun or config.existing == "replace"):
         _refuse_overflow(config, manifest)  # before anything is written; a resumed run has been through it
-    resuming = prepare_run_file(
-        run_file,
+    resuming = prepare_run(
         config.output,
         config,
         "reward-model score",
         config.existing,
         [config.prompts, config.model / MANIFEST],
+        run_file=run_file,
     )
     part = Path(f"{config.output}.part")
     if not resuming:

@@ -22,7 +22,7 @@ from transformers.integrations import TensorBoardCallback
 
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.quiet import quiet_libraries
-from judge_pipeline.common.run_dir import prepare_run_dir
+from judge_pipeline.common.run_dir import prepare_run
 from reward_model.data.batches import over_budget, token_batches
 from reward_model.modeling.model import MANIFEST, Backbone
 from reward_model.shared_prefix.interface import unwrap
@@ -142,7 +142,7 @@ def train(config: TrainConfig) -> Path:
 def _open_run(config: TrainConfig, data: TrainingData, state: PartialState) -> None:
     """Write run.yaml, or meet the run that is there, on the first process."""
     if state.is_main_process:
-        prepare_run_dir(config.output, config, "reward-model train", config.existing, inputs=data.sources)
+        prepare_run(config.output, config, "reward-model train", config.existing, inputs=data.sources)
     state.wait_for_everyone()
 
 
