@@ -6,6 +6,9 @@ nearest known one. Field metadata, through `Field(json_schema_extra={...})`:
 
 - `"positional": True`  the field is given by place, not by flag;
 - `"identity": False`   the field changes how a run goes, not what it produces, so a resumed run may differ in it.
+
+On argparse and pydantic, because pydantic-settings' CliApp and jsonargparse, both tried, refuse `--judge.base-url A B`,
+the spelling of YAML on the command line, and a positional that a YAML file gives; neither names the nearest flag.
 """
 
 from __future__ import annotations

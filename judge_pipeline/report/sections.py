@@ -33,7 +33,7 @@ SCORE_EDGES = [index / 2 - 0.25 for index in range(22)]
 
 def overview(labels: Labels, summary: dict[str, Any], answers: int, prompts: int) -> Section:
     """The figures a reader wants first."""
-    states = Counter(verdict.status for verdict in labels.all())
+    states = Counter(label.status for label in labels.all())
     waiting = answers - sum(states.values())
     rewards = labels.values("reward")
     tiles: list[tuple[str, object, str]] = [
@@ -153,7 +153,7 @@ def _costs(block: dict[str, Any]) -> dict[str, float]:
 
 def _usage(labels: Labels) -> dict[str, float]:
     """The same from the labels' own figures, where no summary is there."""
-    usage = [verdict.usage for verdict in labels.all()]
+    usage = [label.usage for label in labels.all()]
     return {
         "calls made": round(sum(one.calls for one in usage)),
         "input tokens": round(sum(one.input_tokens for one in usage)),

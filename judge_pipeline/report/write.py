@@ -20,7 +20,7 @@ from judge_pipeline.common.record_files import read_json, read_prompts, write_te
 from judge_pipeline.common.records import Prompt
 from judge_pipeline.common.run_dir import read_run_yaml
 from judge_pipeline.report import sections
-from judge_pipeline.report.data import Labels, Page, load_labels, pages, subjects
+from judge_pipeline.report.data import Labels, Page, load_labels, pages, shown_prompts
 
 PAGES_FOLDER = "report"
 TEMPLATES = Templates(Path(__file__).parent / "templates")
@@ -37,7 +37,7 @@ def write_report(run_dir: Path) -> Path:
     run = read_run_yaml(run_dir) if (run_dir / "run.yaml").is_file() else {}
     summary = read_json(run_dir / "summary.json")
     prompts, missing = _prompts(run_dir, run)
-    found = pages(subjects(prompts, labels), labels)
+    found = pages(shown_prompts(prompts, labels), labels)
     first, second = next(found), next(found, None)
     title, index_path = "Judge's labels", run_dir / "report.html"
     if second is None:
