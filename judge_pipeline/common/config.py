@@ -23,12 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Union
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from judge_pipeline import __version__
 from judge_pipeline.common.errors import UserError, disk_error, library_disk_error
+from judge_pipeline.common.record_files import read_yaml
 
 
 class Config(BaseModel):
@@ -159,23 +159,12 @@ def _nearest(name: str, known: Sequence[str]) -> str:
     return f"did you mean '{close[0]}'?" if close else ""
 
 
-def read_yaml(path: Path, model: type[Config], command: str | None = None) -> dict[str, Any]:
+def read_settings(path: Path, model: type[Config], command: str | None = None) -> dict[str, Any]:
     """Read a configuration file into nested keys; dashes, dots and nesting are all understood.
 
     The run.yaml of an earlier run of `command` ("dpo sample") is a configuration file too: the settings in it.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"--config: {path} is not there") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config: {path} is not YAML: {error}") from error
-    except OSError as error:
-        raise UserError(f"--config: could not read {path}: {error.strerror or error}") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise UserError(f"--config: {path} holds a {type(content).__name__}, not keys and values")
+    content = read_yaml(path, "--config: ")
     known = {leaf.dotted: leaf for leaf in leaves(model)}
     if "config" not in known and isinstance(content.get("config"), dict) and "versions" in content:
         content = _settings_of_run(path, content, command)
@@ -213,7 +202,7 @@ def resolve(
     model: type[Config], flags: dict[str, Any], config_file: Path | None = None, command: str | None = None
 ) -> Config:
     """Settings from a YAML file with flags (dotted name → text or list of texts) laid over it."""
-    values = read_yaml(config_file, model, command) if config_file else {}
+    values = read_settings(config_file, model, command) if config_file else {}
     known = {leaf.dotted: leaf for leaf in leaves(model)}
     for dotted, value in flags.items():
         leaf = known[dotted]

@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from pydantic import BaseModel, ValidationError
 
 from judge_pipeline.common.errors import DataError, UserError, disk_error
@@ -182,6 +183,21 @@ def read_json(path: Path) -> dict[str, Any]:
             f"is not JSON ({error})", path=path, hint="delete it; the next run writes it"
         ) from error
     return content if isinstance(content, dict) else {}
+
+
+def read_yaml(path: Path, prefix: str = "") -> dict[str, Any]:
+    """The keys and values of a YAML file; a UserError begins with `prefix`."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{prefix}{path} is not there") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{prefix}{path} is not YAML: {error}") from error
+    except OSError as error:
+        raise UserError(f"{prefix}could not read {path}: {error.strerror or error}") from error
+    if not isinstance(content, dict | None):
+        raise UserError(f"{prefix}{path} holds a {type(content).__name__}, not keys and values")
+    return content or {}
 
 
 def write_text(path: Path, text: str) -> None:

@@ -23,12 +23,12 @@ from pydantic import BaseModel
 from judge_pipeline import __version__
 from judge_pipeline.common.config import Config, leaves
 from judge_pipeline.common.errors import UserError, disk_error
-from judge_pipeline.common.record_files import write_text
+from judge_pipeline.common.record_files import read_yaml, write_text
 
 Existing = Literal["refuse", "resume", "replace"]
 EXISTING_HELP = "if the output holds a run of another configuration: refuse, resume it, or replace it"
 
-PACKAGES = (
+PACKAGES = [
     "torch",
     "transformers",
     "trl",
@@ -39,7 +39,7 @@ PACKAGES = (
     "openai",
     "xgrammar",
     "vllm",
-)
+]
 
 
 def versions() -> dict[str, str]:
@@ -57,13 +57,8 @@ def git_revision() -> str | None:
     """Commit of the checkout this code runs from, `-dirty` when it was edited; None outside a checkout."""
     here = Path(__file__).parent
     try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
+        words = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+        done = subprocess.run(words, cwd=here, capture_output=True, text=True, timeout=10)
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None if done.returncode == 0 else None
@@ -113,17 +108,11 @@ def write_run_yaml(path: Path, run: dict[str, Any]) -> None:
 
 def read_run_yaml(path: Path) -> dict[str, Any]:
     """Read a run's description; `path` is the file or the run directory."""
-    path = path / "run.yaml" if path.is_dir() else path
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is not there: this is not the directory of a run") from error
-    except OSError as error:
-        raise UserError(f"could not read {path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not readable as YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} does not describe a run")
+    file = path / "run.yaml" if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"{file} is not there: this is not the directory of a run")
+    if not (content := read_yaml(file)):
+        raise UserError(f"{file} does not describe a run")
     return content
 
 
