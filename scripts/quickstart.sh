@@ -61,15 +61,6 @@ stage() {
     printf '%s\n%s\n' "$line" "$((SECONDS - begun))" >"$stamp"
 }
 
-# The stages' seconds, as the report reads them.
-stage_times() { # RUN
-    python - "$1" <<'PYTHON'
-import json, pathlib, sys
-stamps = sorted(pathlib.Path(sys.argv[1], ".stages").iterdir(), key=lambda path: path.stat().st_mtime)
-print(json.dumps({stamp.name: {"seconds": float(stamp.read_text().split("\n")[1])} for stamp in stamps}))
-PYTHON
-}
-
 judge=(--judge.model "$judge_model")
 if [ -n "$judge_url" ]; then
     judge+=(--judge.base-url "$judge_url" --judge.api-key-env "$judge_key_env")
@@ -99,6 +90,5 @@ stage pairs "best against worst" \
 stage dpo "a short DPO run" \
     dpo train "$run/pairs.jsonl" --model "$model" --output "$run/dpo" \
     --eval-fraction 0 --max-steps 4 --gradient-accumulation-steps 1 --gradient-checkpointing
-stage_times "$run" >"$run/stages.json"
 say "[report] one page for the whole run"
 python -m scripts.demo.report "$run"

@@ -8,155 +8,76 @@ model alone. The longest document goes to the reward model, which reads it once 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from pydoc_data.topics import topics  # type: ignore[import-untyped, unused-ignore]
+from typing import Any
 
-from pydantic import Field
+import yaml
 
-from judge_pipeline.common.config import Command, Config, main
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.record_files import read_prompts, write_records
 from judge_pipeline.common.records import Prompt
 
-# (document, topics it is made of, question, for the judge?)
-QUESTIONS: tuple[tuple[str, tuple[str, ...], str, bool], ...] = (
-    (
-        "string-literals",
-        ("strings", "atom-literals"),
-        "What does the prefix 'r' change about a string literal, how do bytes literals differ from text, and what "
-        "happens to an escape sequence that Python does not recognise?",
-        True,
-    ),
-    (
-        "naming-and-binding",
-        ("execmodel", "global", "nonlocal"),
-        "When does Python raise UnboundLocalError instead of finding the global name, and how do the global and "
-        "nonlocal statements change where a name is looked up?",
-        True,
-    ),
-    (
-        "assignment",
-        ("assignment", "augassign"),
-        "How is a tuple target with a starred element filled during assignment, and in what way does an augmented "
-        "assignment differ from writing the operation out?",
-        True,
-    ),
-    (
-        "comparisons",
-        ("comparisons", "booleans"),
-        "How does Python evaluate a chained comparison such as a < b < c, and which rules should a class follow "
-        "when it defines its own comparison methods?",
-        True,
-    ),
-    (
-        "importing",
-        ("import", "with"),
-        "Describe step by step what 'from package import name' does, and name the restrictions on wildcard imports.",
-        True,
-    ),
-    (
-        "errors",
-        ("try", "raise", "assert"),
-        "In which order do the except, else and finally clauses of a try statement run, and what happens to a "
-        "return value when finally contains a return of its own?",
-        False,
-    ),
-    (
-        "customization",
-        ("customization",),
-        "What is the difference between __new__ and __init__, and why does the documentation warn against relying "
-        "on __del__?",
-        False,
-    ),
-    (
-        "attribute-access",
-        ("attribute-access",),
-        "Explain how a data descriptor and a non-data descriptor differ when an instance attribute of the same "
-        "name exists, and what __slots__ does to instances.",
-        False,
-    ),
-    (
-        "mappings",
-        ("typesmapping",),
-        "Which ways are there to build a dictionary, what do dictionary views reflect, and what order do "
-        "dictionaries keep?",
-        False,
-    ),
-    (
-        "string-methods",
-        ("string-methods",),
-        "Compare strip, removeprefix and translate: what does each one take as its argument and what does it "
-        "return?",
-        False,
-    ),
+QUESTIONS: list[dict[str, Any]] = yaml.safe_load(
+    Path(__file__).with_name("questions.yaml").read_text(encoding="utf-8")
 )
-
-
 BREVITY = "Answer in two or three sentences."
 """A 135M model rambles when it may; short answers keep the run short too."""
-
-
-class BuildConfig(Config):
-    """Settings of `build`."""
-
-    output: Path = Field(description="file to write the prompts to", json_schema_extra={"positional": True})
-
-
-class SplitConfig(Config):
-    """Settings of `split`."""
-
-    answers: Path = Field(description="prompts with their answers", json_schema_extra={"positional": True})
-    to_label: Path = Field(description="file for the judge's half", json_schema_extra={"positional": True})
-    to_score: Path = Field(
-        description="file for the reward model's half", json_schema_extra={"positional": True}
-    )
 
 
 def build_prompts() -> list[Prompt]:
     """The ten prompts. Raises UserError when this Python carries none of a document's topics."""
     prompts = []
-    for name, parts, question, _ in QUESTIONS:
-        missing = [part for part in parts if part not in topics]
+    for item in QUESTIONS:
+        missing = [topic for topic in item["topics"] if topic not in topics]
         if missing:
             raise UserError(
                 f"this Python's pydoc_data has no topic '{missing[0]}'",
                 "run with a standard CPython, 3.11 or later",
             )
-        context = "\n\n".join(topics[part].strip() for part in parts)
         prompts.append(
-            Prompt(id=name, document_id=f"python-{name}", context=context, query=f"{question} {BREVITY}")
+            Prompt(
+                id=item["document"],
+                document_id=f"python-{item['document']}",
+                context="\n\n".join(topics[topic].strip() for topic in item["topics"]),
+                query=f"{item['question']} {BREVITY}",
+            )
         )
     return prompts
 
 
-def build(config: BuildConfig) -> None:
+def build(output: Path) -> None:
     """Write the prompts."""
     prompts = build_prompts()
-    write_records(config.output, prompts)
+    write_records(output, prompts)
     characters = sum(len(prompt.context) for prompt in prompts)
-    print(
-        f"{len(prompts)} prompts over {len(prompts)} documents, {characters:,} characters → {config.output}"
-    )
+    print(f"{len(prompts)} prompts over {len(prompts)} documents, {characters:,} characters → {output}")
 
 
-def split(config: SplitConfig) -> None:
-    """Deal the answered prompts in two halves."""
-    judged = {name for name, _, _, for_judge in QUESTIONS if for_judge}
-    prompts = list(read_prompts(config.answers, need_responses=True))
-    write_records(config.to_label, [prompt for prompt in prompts if prompt.id in judged])
-    write_records(config.to_score, [prompt for prompt in prompts if prompt.id not in judged])
+def split(answers: Path, to_label: Path, to_score: Path) -> None:
+    """Deal the answered prompts in two halves: the judge's, and the reward model's."""
+    judged = {item["document"] for item in QUESTIONS if item["for_judge"]}
+    prompts = list(read_prompts(answers, need_responses=True))
+    write_records(to_label, [prompt for prompt in prompts if prompt.id in judged])
+    write_records(to_score, [prompt for prompt in prompts if prompt.id not in judged])
 
 
-COMMANDS = (
-    Command("build", "write the prompts", BuildConfig, build, "scripts.demo.prompts build prompts.jsonl"),
-    Command(
-        "split",
-        "deal in two halves",
-        SplitConfig,
-        split,
-        "scripts.demo.prompts split a.jsonl l.jsonl s.jsonl",
-    ),
-)
+def main(argv: Sequence[str]) -> int:
+    """Run `build OUT` or `split ANSWERS TO_LABEL TO_SCORE`."""
+    try:
+        match [*argv[:1], *map(Path, argv[1:])]:
+            case ["build", Path() as output]:
+                build(output)
+            case ["split", Path() as answers, Path() as to_label, Path() as to_score]:
+                split(answers, to_label, to_score)
+            case _:
+                raise UserError(f"not understood: {' '.join(argv)}", str(__doc__).split("\n\n")[1])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
 
 if __name__ == "__main__":
-    sys.exit(main("scripts.demo.prompts", COMMANDS))
+    sys.exit(main(sys.argv[1:]))

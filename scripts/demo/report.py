@@ -148,38 +148,23 @@ def spending(run: Run) -> Section:
     """Calls and tokens of the judge against what the reward model read, for its training and for its answers."""
     spent, usage = run.judge_spent(), run.score_usage
     judged = len(run.labels) or None
-    tokens = spent.get("read", 0.0) + spent.get("written", 0.0) if "read" in spent else None
-    read = usage.get("tokens_read", usage.get("tokens"))
-    scored = usage.get("responses") or usage.get("scored") or len(run.scored) or None
+    tokens = spent["read"] + spent.get("written", 0.0) if "read" in spent else None
+    read = usage.get("tokens_read")
+    scored = usage.get("responses") or len(run.scored) or None
     learnt = max((row.get("num_input_tokens_seen") or 0 for row in run.training), default=0) or None
-    calls = spent.get("calls")
     rows = [
-        ["judge", judged, *spent_cells(tokens, judged), calls, run.judge_summary.get("seconds")],
-        [
-            "reward model",
-            scored,
-            *spent_cells(read, scored),
-            None if read is None else 0,
-            usage.get("seconds"),
-        ],
-        [
-            "its training, once",
-            None,
-            *spent_cells(learnt, None),
-            None if learnt is None else 0,
-            run.seconds.get("train"),
-        ],
+        spent_row("judge", judged, tokens, spent.get("calls"), run.judge_summary.get("seconds")),
+        spent_row("reward model", scored, read, 0, usage.get("seconds")),
+        spent_row("its training, once", None, learnt, 0, run.seconds.get("train")),
     ]
-    cells = [[*row[:-1], time_cell(row[-1])] for row in rows]
     heads = ["", "answers", "tokens", "tokens an answer", "calls to a judge", "time, last run"]
-    parts = [table(heads, cells, sortable=False, align=["left", *["right"] * 5])]
+    parts = [table(heads, rows, sortable=False, align=["left", *["right"] * 5])]
     if tokens and read and scored and judged:
         ratio = (tokens / judged) / (read / scored)
         parts.append(
             prose(f"For one answer the judge handled {ratio:.1f} times the tokens the reward model read.")
         )
-    apart = usage.get("tokens_one_by_one")
-    if read and apart:
+    if read and (apart := usage.get("tokens_one_by_one")):
         saved = f"{1 - read / apart:.0%}"
         parts.append(
             prose(f"Reading each document once for all its answers saved {saved} of the model's own tokens.")
@@ -189,41 +174,34 @@ def spending(run: Run) -> Section:
     return Section("What it took", join(*parts), "spent")
 
 
-def spent_cells(tokens: float | None, answers: int | None) -> list[object]:
-    """Tokens in all and for one answer."""
-    if tokens is None:
-        return [None, None]
-    return [int(tokens), int(tokens / answers) if answers else None]
-
-
-def time_cell(seconds: object) -> str | None:
-    """A duration, or nothing."""
-    return format_seconds(float(seconds)) if isinstance(seconds, int | float) else None
+def spent_row(
+    name: str, answers: int | None, tokens: float | None, calls: float | None, seconds: object
+) -> list[object]:
+    """A row of the table: what nobody recorded stays empty."""
+    each = int(tokens / answers) if tokens is not None and answers else None
+    time = format_seconds(float(seconds)) if isinstance(seconds, int | float) else None
+    whole = None if tokens is None else int(tokens)
+    return [name, answers, whole, each, calls if name == "judge" or tokens is not None else None, time]
 
 
 def curves(run: Run) -> Section:
     """Training of the reward model, and DPO."""
-    parts = []
-    fits = {"loss": "loss", "eval_loss": "held-out loss"}
-    parts.append(
-        Markup("<h3>Reward model</h3>{}").format(
-            curve(run.training, fits, "loss", "The reward model has no metrics here.")
-        )
-    )
+    losses = {"loss": "loss", "eval_loss": "held-out loss"}
     plots = [
-        curve(
-            run.dpo, {"loss": "loss", "eval_loss": "held-out loss"}, "DPO loss", "DPO has no metrics here."
-        ),
-        curve(run.dpo, {"rewards/margins": "training", "eval_rewards/margins": "held out"}, "margin", ""),
+        curve(run.dpo, losses, "DPO loss", "DPO has no metrics here."),
+        curve(run.dpo, {"rewards/margins": "training", "eval_rewards/margins": "held out"}, "margin"),
         curve(
             run.dpo,
             {"rewards/accuracies": "training", "eval_rewards/accuracies": "held out"},
             "share ordered as the pair",
-            "",
         ),
-        curve(run.dpo, {"rewards/chosen": "chosen", "rewards/rejected": "rejected"}, "implicit reward", ""),
+        curve(run.dpo, {"rewards/chosen": "chosen", "rewards/rejected": "rejected"}, "implicit reward"),
     ]
-    parts.append(Markup("<h3>DPO</h3>{}").format(columns(*(plot for plot in plots if plot))))
+    learning = curve(run.training, losses, "loss", "The reward model has no metrics here.")
+    parts = [
+        Markup("<h3>Reward model</h3>{}").format(learning),
+        Markup("<h3>DPO</h3>{}").format(columns(*filter(None, plots))),
+    ]
     seen = max((row.get("num_tokens") or 0 for row in run.dpo), default=0)
     saved = max((row.get("tokens_saved") or 0 for row in run.dpo), default=0)
     if seen and saved:
@@ -232,7 +210,7 @@ def curves(run: Run) -> Section:
     return Section("Training", join(*parts), "training")
 
 
-def curve(rows: Sequence[dict[str, Any]], names: dict[str, str], y_label: str, absent: str) -> Markup:
+def curve(rows: Sequence[dict[str, Any]], names: dict[str, str], y_label: str, absent: str = "") -> Markup:
     """The named metrics against the step."""
     series = {
         shown: [
@@ -258,26 +236,13 @@ def next_commands(run: Run) -> list[str]:
     ]
 
 
-def where_to_go(run: Run) -> Section:
-    """Three commands to try next."""
-    return Section(
-        "Next", code_block("\n".join(next_commands(run))), "next", "Three commands to try from here:"
-    )
-
-
 def render(run: Run) -> str:
     """The page."""
+    try_next = code_block("\n".join(next_commands(run)))
     parts = [
-        glance(run),
-        stages(run),
-        distributions(run),
-        example(run),
-        statements(run),
-        agreement(run),
-        spending(run),
-        pairs(run),
-        curves(run),
-        where_to_go(run),
+        *(make(run) for make in (glance, stages, distributions, example, statements)),
+        *(make(run) for make in (agreement, spending, pairs, curves)),
+        Section("Next", try_next, "next", "Three commands to try from here:"),
     ]
     footer = "Everything is in this file; nothing is loaded from elsewhere."
     styles = [REPORT_TEMPLATES.source("answers.css"), TEMPLATES.source("statements.css")]
@@ -289,7 +254,7 @@ def print_summary(run: Run) -> None:
     print()
     for name, seconds in run.seconds.items():
         print(f"  {name:<10}{format_seconds(seconds):>12}   {STAGES.get(name, '')}")
-    spent, read = run.judge_spent(), run.score_usage.get("tokens_read", run.score_usage.get("tokens"))
+    spent, read = run.judge_spent(), run.score_usage.get("tokens_read")
     if "read" in spent and run.labels:
         tokens = (spent["read"] + spent.get("written", 0)) / len(run.labels)
         print(f"\n  judge         {tokens:>12,.0f} tokens an answer, {int(spent.get('calls', 0)):,} calls")

@@ -25,7 +25,8 @@ def test_the_halves_are_disjoint_and_whole(tmp_path):
         prompt.responses = [Response(id="a", text="An answer.")]
     write_records(tmp_path / "a.jsonl", prompts)
     argv = ["split", str(tmp_path / "a.jsonl"), str(tmp_path / "l.jsonl"), str(tmp_path / "s.jsonl")]
-    assert prompts_script.main("scripts.demo.prompts", prompts_script.COMMANDS, argv) == 0
+    assert prompts_script.main(argv) == 0
+    assert prompts_script.main(["split", "a.jsonl"]) == 2
     label, score = (list(read_prompts(tmp_path / name)) for name in ("l.jsonl", "s.jsonl"))
     assert len(label) == len(score) == 5
     assert {p.document_id for p in label} & {p.document_id for p in score} == set()
