@@ -117,22 +117,19 @@ def _help(leaf: Leaf) -> str:
 
 
 def _add_leaf(parser: argparse.ArgumentParser, leaf: Leaf) -> None:
-    origin = _origin(leaf.field.annotation)
-    options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(leaf)}
+    origin, name = _origin(leaf.field.annotation), leaf.path[-1].upper()
+    options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(leaf), "metavar": name}
     if leaf.extra.get("positional"):
         # Optional for argparse, because a YAML file may give it; validation asks for what is still missing.
-        metavar = leaf.path[-1].upper()
-        parser.add_argument(leaf.dotted, nargs="?", metavar=metavar, **options)
+        parser.add_argument(leaf.dotted, nargs="?", **options)
         return
     if origin is bool:
-        parser.add_argument(leaf.flag, dest=leaf.dotted, action=argparse.BooleanOptionalAction, **options)
-        return
-    if origin is Literal:
+        del options["metavar"]
+        options["action"] = argparse.BooleanOptionalAction
+    elif origin is Literal:
         options["metavar"] = "{" + ",".join(_choices(leaf.field.annotation)) + "}"
     elif origin in (list, tuple):
-        options.update(nargs="+", action="extend", metavar=leaf.path[-1].upper())
-    else:
-        options["metavar"] = leaf.path[-1].upper()
+        options.update(nargs="+", action="extend")
     parser.add_argument(leaf.flag, dest=leaf.dotted, **options)
 
 

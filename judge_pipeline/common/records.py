@@ -1,4 +1,4 @@
-"""The one schema all three rooms read: prompts with answers, and the judge's label of each answer.
+"""The one schema all three packages read: prompts with answers, and the judge's label of each answer.
 
 In: JSONL (plain or gzip) or Parquet files. Out: typed records, or a `DataError` that names the line and the
 field. Files are read as streams, so a file larger than memory is no problem.
@@ -153,7 +153,7 @@ class Usage(BaseModel):
 
 
 class Label(BaseModel):
-    """The judge's verdict on one answer: there is exactly one row an answer, whatever happened."""
+    """The judge's label of one answer: there is exactly one row an answer, whatever happened."""
 
     model_config = ConfigDict(extra="allow")
 

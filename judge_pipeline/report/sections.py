@@ -55,11 +55,8 @@ def overview(labels: Labels, summary: dict[str, Any], answers: int, prompts: int
         text = f"{waiting:,} answers have no label yet: the run is not finished. Run it again and it goes on."
         parts.append(notice(text, "warning"))
     if labels.torn:
-        parts.append(
-            notice(
-                "The last row of labels.jsonl is torn and left out here; the run that is resumed mends it."
-            )
-        )
+        text = "The last row of labels.jsonl is torn and left out here; the run that is resumed mends it."
+        parts.append(notice(text))
     if summary.get("stopped"):
         text = f"The run was stopped: {summary['stopped']}. Run it again without the limit and it goes on."
         parts.append(notice(text, "warning"))
@@ -88,12 +85,8 @@ def scores(labels: Labels) -> Section:
         )
     head = ["dimension", "scored", "missing", "mean", "std", "distinct values", "tied pairs"]
     sides = ["left", *["right"] * 6]
-    numbers = table(
-        head,
-        rows,
-        align=sides,
-        caption="Tied pairs: the share of pairs of answers to the same prompt that the judge scored alike.",
-    )
+    tied_pairs = "Tied pairs: the share of pairs of answers to the same prompt that the judge scored alike."
+    numbers = table(head, rows, align=sides, caption=tied_pairs)
     intro = "Points from 0 to 10, 10 best. The dashed line is the mean."
     return Section("Scores", join(panels, numbers), "scores", intro)
 
