@@ -39,7 +39,7 @@ def write_report(run_dir: Path) -> Path:
     prompts, missing = _prompts(run_dir, run)
     found = pages(shown_prompts(prompts, labels), labels)
     first, second = next(found), next(found, None)
-    title, index_path = "Judge's labels", run_dir / "report.html"
+    index_path = run_dir / "report.html"
     if second is None:
         everything, data = [first], {"index": _index(first, labels), "details": _details(first)}
     else:
@@ -55,8 +55,7 @@ def write_report(run_dir: Path) -> Path:
         sections.spent(labels, summary),
         sections.settings(run),
     ]
-    html = _render(title, str(run_dir), parts, data)
-    write_text(index_path, html)
+    write_text(index_path, _render("Judge's labels", str(run_dir), parts, data))
     _remove_stale_pages(run_dir / PAGES_FOLDER, 0 if second is None else len(everything))
     return index_path
 
@@ -71,22 +70,17 @@ def _write_pages(run_dir: Path, found: Iterator[Page], labels: Labels) -> list[P
     written: list[Page] = []
     page: Page | None = next(found)
     while page is not None:
-        following = next(found, None)
-        number = len(written) + 1
-        last = page.first + len(page.rows) - 1
+        number, following = len(written) + 1, next(found, None)
         index = {
             **_index(page, labels),
             "home": "../report.html",
             "before": page_name(number - 1) if number > 1 else None,
             "after": page_name(number + 1) if following else None,
         }
-        html = _render(
-            f"Answers {page.first:,} to {last:,}",
-            str(run_dir),
-            [_answers_section(None)],
-            {"index": index, "details": _details(page)},
-            back=("../report.html#answers", "← All answers"),
-        )
+        title = f"Answers {page.first:,} to {page.first + len(page.rows) - 1:,}"
+        data = {"index": index, "details": _details(page)}
+        back = ("../report.html#answers", "← All answers")
+        html = _render(title, str(run_dir), [_answers_section(None)], data, back)
         write_text(run_dir / PAGES_FOLDER / page_name(number), html)
         page.details, page.documents = [], []
         written.append(page)

@@ -108,7 +108,9 @@ def figure(
         swatch = (
             marker(index, 11, 6, 4.2)
             if shape == "dot"
-            else element("path", d="M1 6H21", class_="stroke", stroke_width=2, stroke_dasharray=_dash(index))
+            else element(
+                "path", d="M1 6H21", class_="stroke", stroke_width=2, stroke_dasharray=DASHES[index % COLOURS]
+            )
         )
         colour = f"s{index % COLOURS}"
         icon = element("svg", swatch, viewBox="0 0 22 12", aria_hidden="true", class_=colour)
@@ -150,10 +152,6 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     step = min((factor * power for factor in (1, 2, 5, 10)), key=lambda size: abs(size - rough))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [index * step for index in range(first, last + 1)]
-
-
-def _dash(index: int) -> str:
-    return DASHES[index % COLOURS]
 
 
 def _tick_label(value: float) -> str:
