@@ -30,7 +30,7 @@ from judge_pipeline.common.records import Prompt, Response
 from judge_pipeline.common.run_dir import (
     EXISTING_HELP,
     Existing,
-    prepare_run_file,
+    prepare_run,
     read_run_yaml,
     write_run_yaml,
 )
@@ -283,7 +283,7 @@ def run(config: SampleConfig) -> int:
         raise UserError("--output is the input file", "name another file; the prompts are kept as they are")
     total = sum(1 for _ in read_prompts(config.prompts))
     run_file = Path(f"{config.output}.run.yaml")
-    prepare_run_file(run_file, config.output, config, "dpo sample", config.existing, [config.prompts])
+    prepare_run(config.output, config, "dpo sample", config.existing, [config.prompts], run_file=run_file)
     JsonlAppender(config.output).close()  # cuts off a line that a killed run left torn
     done = _done_already(config.output)
     tally = Tally()

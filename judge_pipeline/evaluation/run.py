@@ -15,11 +15,9 @@ import numpy as np
 import yaml
 
 from judge_pipeline.common.errors import UserError
-from judge_pipeline.common.html.page import encode_page
 from judge_pipeline.common.record_files import write_text
-from judge_pipeline.common.records import weighted_reward
-from judge_pipeline.common.run_dir import prepare_run_dir
-from judge_pipeline.common.weighting import resolve_weighting
+from judge_pipeline.common.run_dir import prepare_run
+from judge_pipeline.common.weighting import resolve_weighting, weighted_reward
 from judge_pipeline.evaluation.evaluate_config import EvaluateConfig
 from judge_pipeline.evaluation.inputs import ScoredAnswers, read_scored
 from judge_pipeline.evaluation.judges import JudgeBaselines, ask_baselines
@@ -173,7 +171,7 @@ def run_evaluation(config: EvaluateConfig) -> int:
     if config.weights:
         reweigh(scored, config.weights)
     files = [path for path in (config.scored, *config.prompts) if path.is_file()]
-    prepare_run_dir(config.output, config, "judge-pipeline evaluate", config.existing, files)
+    prepare_run(config.output, config, "judge-pipeline evaluate", config.existing, files)
     embed = None if config.embedding_model == "none" else minilm_embed(config.embedding_model)
     more: list[Predictor] = []
     if config.short_rm is not None:
@@ -211,4 +209,4 @@ def write_evaluation(output: Path, found: dict[str, Any], name: str) -> None:
     fitted = {part: row["weights"]["weights"] for part, row in found["dimensions"].items() if row["weights"]}
     if fitted:
         write_text(output / WEIGHTS, yaml.safe_dump(fitted, sort_keys=False, allow_unicode=True))
-    write_text(output / "report.html", encode_page(evaluation_page(found, name)).decode())
+    write_text(output / "report.html", evaluation_page(found, name))

@@ -22,7 +22,7 @@ from judge_pipeline.common.config import Command
 from judge_pipeline.common.progress import Progress
 from judge_pipeline.common.record_files import read_prompts
 from judge_pipeline.common.records import Prompt
-from judge_pipeline.common.run_dir import prepare_run_dir
+from judge_pipeline.common.run_dir import prepare_run
 from judge_pipeline.common.weighting import Weighting, resolve_weighting
 from judge_pipeline.dimensions.base import Dimension
 from judge_pipeline.dimensions.registry import build_dimensions
@@ -70,9 +70,7 @@ def run_label(config: LabelConfig) -> int:
         return run_dry(config)
     path = config.output / "calls.sqlite"
     idle = () if holds_calls(path) else STORE_FILES
-    prepare_run_dir(
-        config.output, config, "judge-pipeline label", config.existing, [config.prompts], idle=idle
-    )
+    prepare_run(config.output, config, "judge-pipeline label", config.existing, [config.prompts], idle=idle)
     started = time.monotonic()
     store = CallStore(path)
     try:

@@ -19,7 +19,7 @@ from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.progress import Progress
 from judge_pipeline.common.record_files import read_prompts, write_records, write_text
 from judge_pipeline.common.records import Prompt
-from judge_pipeline.common.run_dir import EXISTING_HELP, Existing, prepare_run_file
+from judge_pipeline.common.run_dir import EXISTING_HELP, Existing, prepare_run
 from reward_model.active.choice import HEADS, Floats, Labelled, choose, rank_prompts
 from reward_model.data.examples import Example, load_examples, usable
 from reward_model.data.window import Overflow, over_window
@@ -126,7 +126,9 @@ def run(config: ProposeConfig) -> int:
     if not examples:
         raise UserError(f"{config.labels} holds no labelled answer to learn from")
     run_file = config.output.with_suffix(config.output.suffix + ".run.yaml")
-    prepare_run_file(run_file, config.output, config, "reward-model propose", config.existing, [config.pool])
+    prepare_run(
+        config.output, config, "reward-model propose", config.existing, [config.pool], run_file=run_file
+    )
     with explain_out_of_memory("reading prompts", SCORING_KNOBS):
         model = RewardModel.from_pretrained(config.model, shared_prefix=config.shared_prefix)
         examples, known_ids = within_window(model, examples, config.overflow, "labelled")

@@ -17,9 +17,9 @@ from pydantic import Field, field_validator
 
 from judge_pipeline.common.config import Command
 from judge_pipeline.common.errors import UserError
-from judge_pipeline.common.html.page import encode_page
 from judge_pipeline.common.record_files import write_records, write_text
-from judge_pipeline.common.run_dir import prepare_run_dir
+from judge_pipeline.common.run_dir import prepare_run
+from judge_pipeline.statistics import render as render
 from judge_pipeline.statistics.baselines import all_baselines
 from reward_model.data.examples import load_examples, usable
 from reward_model.data.splits import hash_fraction, split_by_document
@@ -140,7 +140,7 @@ def label_cost(reference: Reference) -> dict[str, float]:
 def run(config: LearningCurveConfig) -> int:
     """Train and measure every size."""
     reference = read_reference(config.labels, [config.prompts] if config.prompts else [])
-    prepare_run_dir(config.output, config, "reward-model learning-curve", config.existing, reference.files)
+    prepare_run(config.output, config, "reward-model learning-curve", config.existing, reference.files)
     found = load_examples(config.labels, prompts=config.prompts, targets=config.targets)
     train_items, held_out = split_by_document(list(usable(found.items)), config.eval_fraction, config.seed)
     if not held_out:
@@ -159,7 +159,7 @@ def run(config: LearningCurveConfig) -> int:
     steps = [_step(config, reference, ids, [item.prompt_id for item in held_out]) for ids in subsets.values()]
     curve = summarise(steps, label_cost(reference))
     write_text(config.output / "curve.json", json.dumps(curve, indent=1, ensure_ascii=False))
-    write_text(config.output / "report.html", encode_page(curve_page(curve)).decode())
+    write_text(config.output / "report.html", curve_page(curve))
     print(terminal_curve(curve))
     print(f"\nwritten: {config.output / 'curve.json'} and report.html")
     return 0

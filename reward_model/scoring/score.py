@@ -18,9 +18,11 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from judge_pipeline.common.progress import Progress
+from judge_pipeline.common.quiet import quiet_libraries
 from judge_pipeline.common.record_files import JsonlAppender, read_prompts, write_text
-from judge_pipeline.common.records import SCORE_RANGE, Prompt, weighted_reward
-from judge_pipeline.common.run_dir import prepare_run_file
+from judge_pipeline.common.records import SCORE_RANGE, Prompt
+from judge_pipeline.common.run_dir import prepare_run
+from judge_pipeline.common.weighting import weighted_reward
 from reward_model.data.window import over_window
 from reward_model.modeling.model import MANIFEST, Manifest, read_manifest
 from reward_model.modeling.prompt_format import PromptRenderer
@@ -37,7 +39,7 @@ from reward_model.scoring.resume import (
 )
 from reward_model.scoring.settings import Array, Engine, ScoreConfig, make_engine, reward_weights
 from reward_model.shared_prefix.layout import EncodedPrompt
-from reward_model.training.guards import SCORING_KNOBS, explain_out_of_memory, quiet_loading
+from reward_model.training.guards import SCORING_KNOBS, explain_out_of_memory
 
 VLLM_PASSES = 32
 """Token budgets handed to vLLM at a time; what a killed run scores again is at most this much."""
@@ -49,20 +51,20 @@ def score_file(config: ScoreConfig) -> Summary:
     Raises:
         UserError, DataError: bad input; what was scored is kept.
     """
-    quiet_loading()
+    quiet_libraries()
     manifest = read_manifest(config.model)
     weights = reward_weights(config, manifest)
     run_file = Path(f"{config.output}.run.yaml")
     begun = config.output.is_file() or part_file(config).is_file()
     if config.overflow == "error" and (not begun or config.existing == "replace"):
         _refuse_overflow(config, manifest)  # before anything is written; a resumed run has been through it
-    resuming = prepare_run_file(
-        run_file,
+    resuming = prepare_run(
         config.output,
         config,
         "reward-model score",
         config.existing,
         [config.prompts, config.model / MANIFEST],
+        run_file=run_file,
     )
     part = part_file(config)
     if not resuming:
