@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
 from judge_pipeline.common.errors import UserError
+from judge_pipeline.common.optional_packages import INSTALL_LINES
 from judge_pipeline.engines.vllm_stop import stop_vllm
 from reward_model.modeling.model import read_manifest
 from reward_model.modeling.prompt_format import PromptRenderer
@@ -44,7 +45,7 @@ class VllmEngine:
         if importlib.util.find_spec("vllm") is None:
             raise UserError(
                 "--engine vllm: vLLM is not installed here",
-                "pip install vllm (a GPU), or use --engine torch, which gives the same scores",
+                f"{INSTALL_LINES['vllm']} (a GPU), or use --engine torch, which gives the same scores",
             )
         manifest = read_manifest(path)
         if manifest.adapter:

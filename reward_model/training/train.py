@@ -21,6 +21,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments, se
 from transformers.integrations import TensorBoardCallback
 
 from judge_pipeline.common.errors import UserError
+from judge_pipeline.common.optional_packages import INSTALL_LINES
 from judge_pipeline.common.quiet import quiet_libraries
 from judge_pipeline.common.run_dir import prepare_run
 from reward_model.data.batches import over_budget, token_batches
@@ -92,7 +93,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 def check_tracker(name: str) -> None:
     """Raise UserError when the tracker asked for is not installed."""
     if name != "none" and importlib.util.find_spec(name) is None:
-        raise UserError(f"--report-to {name}: {name} is not installed", f"pip install {name}")
+        raise UserError(f"--report-to {name}: {name} is not installed", INSTALL_LINES[name])
 
 
 def tensorboard(folder: Path) -> TrainerCallback:

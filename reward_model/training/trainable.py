@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from judge_pipeline.common.errors import UserError
+from judge_pipeline.common.optional_packages import INSTALL_LINES
 from reward_model.data.batches import EncodedExample
 from reward_model.modeling.features import read_features
 from reward_model.modeling.head import initialise_head, score_weight
@@ -58,7 +59,7 @@ def build_backbone(config: TrainConfig, dimensions: Sequence[str], weights: dict
 
 def _four_bit(bf16: bool) -> dict[str, Any]:
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError("--method qlora needs bitsandbytes", "pip install bitsandbytes")
+        raise UserError("--method qlora needs bitsandbytes", INSTALL_LINES["bitsandbytes"])
     from transformers import BitsAndBytesConfig
 
     compute = torch.bfloat16 if bf16 else torch.float32
