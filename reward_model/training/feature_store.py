@@ -24,8 +24,6 @@ from reward_model.modeling.features import Pooling, decoder_layers, read_feature
 from reward_model.shared_prefix.layout import EncodedPrompt
 
 Tensor = torch.Tensor
-PART_PROMPTS = 8
-"""Prompts a file: what a stopped run reads again."""
 DEEP = 40
 """Models with more layers than this are looked at in every second one."""
 
@@ -44,11 +42,13 @@ class FeatureStore:
     folder: Path
     layers: Sequence[int]
     prompts: Sequence[EncodedPrompt]
+    part_prompts: int = 8
+    """Prompts a file: what a stopped run reads again."""
 
     def _parts(self) -> list[tuple[Path, slice]]:
-        starts = range(0, len(self.prompts), PART_PROMPTS)
+        starts = range(0, len(self.prompts), self.part_prompts)
         return [
-            (self.folder / f"part-{number:06d}.safetensors", slice(start, start + PART_PROMPTS))
+            (self.folder / f"part-{number:06d}.safetensors", slice(start, start + self.part_prompts))
             for number, start in enumerate(starts)
         ]
 
@@ -69,6 +69,8 @@ class FeatureStore:
         """
         mine = [(file, part) for file, part in self._parts()[rank::world] if not file.is_file()]
         tokens = 0
+        if not mine:
+            return tokens
         with Progress(sum(len(self.prompts[part]) for _, part in mine), "features", "prompts") as progress:
             for file, part in mine:
                 group = [*self.prompts[part], *(item.withheld() for item in self.prompts[part])]
