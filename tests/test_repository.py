@@ -39,9 +39,9 @@ def commands_of(program):
 
         return COMMANDS, main
     if program == "reward-model":
-        from reward_model.cli import commands, main
+        from reward_model.cli import COMMANDS, main
 
-        return commands(), main
+        return COMMANDS, main
     from dpo.cli import COMMANDS, main
 
     return COMMANDS, main
@@ -81,5 +81,3 @@ def test_the_installed_commands_are_the_ones_promised():
     folder = Path(sys.executable).parent
     done = subprocess.run([folder / "dpo", "--version"], capture_output=True, text=True)
     assert done.stdout.startswith("dpo "), done.stderr
-
-

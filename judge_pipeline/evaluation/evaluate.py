@@ -50,19 +50,10 @@ class EvaluateConfig(Config):
     existing: Existing = Field("refuse", description=EXISTING_HELP, json_schema_extra={"identity": False})
 
 
-def run(config: EvaluateConfig) -> int:
-    """Evaluate and write the files."""
-    from judge_pipeline.evaluation.run import (
-        run_evaluation,  # scipy and scikit-learn: slow, and needed here only
-    )
-
-    return run_evaluation(config)
-
-
 COMMAND = Command(
     name="evaluate",
     help="compare scores with people's judgements, beside baselines",
     config=EvaluateConfig,
-    run=run,
+    run="judge_pipeline.evaluation.run:run_evaluation",
     example="judge-pipeline evaluate runs/labels --prompts judged-by-people.jsonl --output runs/agreement",
 )

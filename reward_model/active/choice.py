@@ -19,8 +19,9 @@ from sklearn.linear_model import Ridge
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from reward_model.active.propose_config import HEADS
+
 Floats = npt.NDArray[np.float64]
-HEADS = 16
 STRENGTH = 100.0
 """Of the ridge, on standardised features: with a few hundred answers and as many features, heads must be damped."""
 

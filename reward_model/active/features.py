@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from reward_model.active.choice import Floats
-from reward_model.scoring.scorer import TOKEN_BUDGET, RewardModel
+from reward_model.options import TOKEN_BUDGET
+from reward_model.scoring.scorer import RewardModel
 from reward_model.shared_prefix.chunked import chunked_hidden
 from reward_model.shared_prefix.interface import hidden_one_by_one, shared_forward
 from reward_model.shared_prefix.layout import join_ids

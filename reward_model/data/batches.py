@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +18,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from judge_pipeline.common.errors import UserError
 from reward_model.data.examples import Example, Floats
+from reward_model.options import Overflow
 from reward_model.shared_prefix.layout import PromptShape, join_ids, pack
 
 Ids = NDArray[np.int32]
-Overflow = Literal["error", "skip"]
 Encode = Callable[[str, str, Sequence[str]], tuple[Sequence[int], Sequence[Sequence[int]]]]
 """(context, query, responses) → (prefix ids, ids of each answer)."""
 

@@ -11,17 +11,15 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import Field, field_validator
 
-from judge_pipeline.common.config import Command, Config
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.html.charts import line, table
 from judge_pipeline.common.html.page import Section, encode_page, join, prose, render_page
 from judge_pipeline.common.record_files import write_records, write_text
-from judge_pipeline.common.run_dir import EXISTING_HELP, Existing, prepare_run_dir
+from judge_pipeline.common.run_dir import prepare_run_dir
 from judge_pipeline.statistics import render as render
 from judge_pipeline.statistics.baselines import all_baselines
 from judge_pipeline.statistics.compare import PREFERENCES
@@ -30,53 +28,11 @@ from reward_model.data.examples import load_examples, usable
 from reward_model.data.splits import hash_fraction, split_by_document
 from reward_model.fidelity.fidelity import evaluate_scores, summary_figures
 from reward_model.fidelity.inputs import Reference, fit_window, model_columns, read_reference
+from reward_model.fidelity.learning_curve_config import LearningCurveConfig
 from reward_model.modeling.model import MANIFEST
-from reward_model.scoring.scorer import RewardModel, SharedPrefix
-from reward_model.training.objective import LossName
+from reward_model.scoring.scorer import RewardModel
+from reward_model.training.train import train
 from reward_model.training.train_config import TrainConfig
-
-
-class LearningCurveConfig(Config):
-    """Settings of `reward-model learning-curve`; those of training mean what they mean there."""
-
-    labels: Path = Field(
-        description="a label run, or prompts with human scores or preferences",
-        json_schema_extra={"positional": True},
-    )
-    base_model: str = Field(description="model to start from: smollm2, a folder, or a hub name")
-    output: Path = Field(description="directory for the models, curve.json and report.html")
-    prompts: Path | None = Field(None, description="the labelled prompts; default: those the label run read")
-    sizes: list[int] = Field([25, 50, 100, 200], min_length=1, description="numbers of prompts to train on")
-    eval_fraction: float = Field(
-        0.25, gt=0, lt=1, description="share of documents held out, the same for all"
-    )
-    keep_models: bool = Field(
-        False, description="keep every size's weights", json_schema_extra={"identity": False}
-    )
-    epochs: float = Field(3, gt=0, description="passes over the training prompts, at every size")
-    method: Literal["full", "lora", "qlora"] = Field("lora", description="train all weights or an adapter")
-    learning_rate: float | None = Field(None, gt=0, description="peak learning rate; default: that of train")
-    loss: LossName | Literal["auto"] = Field("auto", description="as in train")
-    targets: Literal["auto", "judge", "human", "preferences"] = Field("auto", description="as in train")
-    head_init: Literal["auto", "mean", "probe", "none"] = Field("auto", description="as in train")
-    token_budget: int | None = Field(None, ge=1, description="tokens in a packed sequence")
-    max_length: int | None = Field(None, ge=1, description="longest sequence; default: the model's window")
-    overflow: Literal["error", "skip"] = Field(
-        "error", description="prompts over the window: error, or skip and count them"
-    )
-    shared_prefix: SharedPrefix = Field(
-        "on", description="as in train", json_schema_extra={"identity": False}
-    )
-    bootstrap: int = Field(1000, ge=10, description="resamples of the documents for the 95% intervals")
-    seed: int = Field(0, description="of the split, the subsets and training")
-    existing: Existing = Field("refuse", description=EXISTING_HELP, json_schema_extra={"identity": False})
-
-    @field_validator("sizes")
-    @classmethod
-    def _ascending(cls, sizes: list[int]) -> list[int]:
-        if min(sizes) < 1:
-            raise ValueError("a size below 1")
-        return sorted(set(sizes))
 
 
 def nested_subsets(prompt_ids: Sequence[str], sizes: Sequence[int], seed: int) -> dict[int, list[str]]:
@@ -113,10 +69,6 @@ def train_size(config: LearningCurveConfig, reference: Reference, ids: Sequence[
         }
     )
     if not (settings.output / MANIFEST).is_file():
-        from reward_model.training.train import (
-            train,  # the Trainer takes seconds to import, which `--help` should not
-        )
-
         train(settings)
     return settings.output
 
@@ -303,12 +255,3 @@ def curve_page(curve: dict[str, Any]) -> str:
     return render_page(
         "Learning curve", "reward-model learning-curve", [Section("Fidelity", body, "curve", intro)]
     )
-
-
-LEARNING_CURVE = Command(
-    name="learning-curve",
-    help="train on growing sets of labels and show what more labels bring",
-    config=LearningCurveConfig,
-    run=run,
-    example="reward-model learning-curve runs/labels --base-model smollm2 --output runs/curve --sizes 50 100 200",
-)

@@ -16,83 +16,28 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
-from pydantic.config import JsonDict
 from transformers import AutoTokenizer
 
-from judge_pipeline.common.config import Config
 from judge_pipeline.common.errors import UserError, disk_error
 from judge_pipeline.common.progress import Progress
+from judge_pipeline.common.quiet import quiet_libraries
 from judge_pipeline.common.record_files import JsonlAppender, read_prompts, write_records, write_text
 from judge_pipeline.common.records import SCORE_RANGE, Prompt, Response, weighted_reward
-from judge_pipeline.common.run_dir import EXISTING_HELP, Existing, prepare_run_file
-from reward_model.data.batches import Overflow
+from judge_pipeline.common.run_dir import prepare_run_file
 from reward_model.modeling.model import MANIFEST, Manifest, read_manifest
 from reward_model.modeling.prompt_format import PromptRenderer
-from reward_model.scoring.scorer import TOKEN_BUDGET, EncodedPrompt, RewardModel
-from reward_model.training.guards import SCORING_KNOBS, explain_out_of_memory, quiet_loading
+from reward_model.scoring.score_config import ScoreConfig
+from reward_model.scoring.scorer import EncodedPrompt, RewardModel
+from reward_model.training.guards import SCORING_KNOBS, explain_out_of_memory
 
 Array = NDArray[np.floating[Any]]
 OVER_WINDOW = "over_window"
 VLLM_PASSES = 32
 """Token budgets handed to vLLM at a time; what a killed run scores again is at most this much."""
-HOW: JsonDict = {"identity": False}
-
-
-class VllmSettings(Config):
-    """How `--engine vllm` uses the machine."""
-
-    gpu_memory_utilization: float = Field(
-        default=0.9, gt=0, le=1, description="share of a GPU's memory to take"
-    )
-    tensor_parallel_size: int = Field(default=1, ge=1, description="GPUs to spread the model over")
-    enforce_eager: bool = Field(default=False, description="skip compilation: a faster start, slower scoring")
-
-
-class ScoreConfig(Config):
-    """Settings of `reward-model score`."""
-
-    model: Path = Field(
-        description="directory `reward-model train` wrote", json_schema_extra={"positional": True}
-    )
-    prompts: Path = Field(
-        description="prompts with responses, .jsonl, .jsonl.gz or .parquet",
-        json_schema_extra={"positional": True},
-    )
-    output: Path = Field(description="file to write, .jsonl, .jsonl.gz or .parquet")
-    existing: Existing = Field("refuse", description=EXISTING_HELP, json_schema_extra=HOW)
-    weights: dict[str, float] = Field(
-        {},
-        description="weights of the dimensions in the reward, a=2,b=1; those stored with the model by default",
-    )
-    overflow: Overflow = Field(
-        "error",
-        description="answers over the window: error, or skip (null scores, marked over_window, counted)",
-    )
-    engine: Literal["torch", "vllm"] = Field("torch", description="what runs the model")
-    shared_prefix: Literal["on", "off"] = Field(
-        "on", description="torch: read a document once for all answers, or off for models that cannot"
-    )
-    token_budget: int = Field(
-        TOKEN_BUDGET,
-        ge=1,
-        description="torch: tokens in one pass; a longer prompt is read in chunks. Scores do not depend on it, up to "
-        "rounding: 1e-4 points in float32",
-        json_schema_extra=HOW,
-    )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="arithmetic; auto: as the model was saved (torch), vLLM's choice (vllm)"
-    )
-    device: str | None = Field(
-        None,
-        description="torch: cuda, cuda:1, cpu; by default a GPU when there is one",
-        json_schema_extra=HOW,
-    )
-    vllm: VllmSettings = Field(default_factory=VllmSettings)
 
 
 class Engine(Protocol):
@@ -169,7 +114,7 @@ def score_file(config: ScoreConfig) -> Summary:
     Raises:
         UserError, DataError: bad input; what was scored is kept.
     """
-    quiet_loading()
+    quiet_libraries()
     manifest = read_manifest(config.model)
     weights = _weights(config, manifest)
     run_file = Path(f"{config.output}.run.yaml")

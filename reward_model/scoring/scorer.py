@@ -12,7 +12,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,15 +21,13 @@ from torch import nn
 from judge_pipeline.common.errors import UserError
 from reward_model.modeling.head import apply_head
 from reward_model.modeling.model import Backbone, Manifest, load_reward_model
+from reward_model.options import TOKEN_BUDGET, SharedPrefix
 from reward_model.shared_prefix.chunked import chunked_hidden
 from reward_model.shared_prefix.exactness import prepare_shared_prefix
 from reward_model.shared_prefix.interface import hidden_one_by_one, shared_forward, unwrap
 from reward_model.shared_prefix.layout import PromptShape, join_ids
 
 logger = logging.getLogger(__name__)
-
-SharedPrefix = Literal["on", "off"]
-TOKEN_BUDGET = 16_384
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from typing import Any, Literal
 
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.records import weighted_reward
-from reward_model.scoring.scorer import TOKEN_BUDGET, EncodedPrompt, RewardModel, SharedPrefix
+from reward_model.options import TOKEN_BUDGET, SharedPrefix
+from reward_model.scoring.scorer import EncodedPrompt, RewardModel
 
 Message = dict[str, Any]
 Text = str | Sequence[Message]

@@ -21,6 +21,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.integrations import TensorBoardCallback
 
 from judge_pipeline.common.progress import Progress
 from judge_pipeline.common.record_files import JsonlAppender, write_records
@@ -70,6 +71,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     return [json.loads(line) for line in lines if line.strip()]
+
+
+def tensorboard(folder: Path) -> TrainerCallback:
+    """TensorBoard's files in a folder that stays; the Trainer would put them among the checkpoints."""
+    callback = TensorBoardCallback()
+    callback.logging_dir = str(folder)
+    return callback
 
 
 class EarlyStop(EarlyStoppingCallback):

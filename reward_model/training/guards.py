@@ -1,6 +1,6 @@
 """Turning the machine's refusals into advice: out of memory names the settings that help, in order of effect.
 
-Also here: what goes to the terminal, which is our own log but not other libraries' progress bars.
+Also here: what goes to the terminal, which is our own log and lines of the first process.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-
-import torch
 
 from judge_pipeline.common.errors import UserError
 
@@ -32,6 +30,8 @@ SCORING_KNOBS = (
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that an allocation failed, on a GPU or on the CPU."""
+    import torch  # not at the start: what shows `--help` must not load it
+
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     text = str(error)
@@ -67,9 +67,7 @@ def show_log() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
-def quiet_loading() -> None:
-    """Turn off transformers' bars for loading and saving where nobody watches them."""
-    from transformers.utils import logging
-
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
+def say(*parts: object) -> None:
+    """A line for the user on stderr, from the first process of a run only."""
+    if os.environ.get("RANK", "0") == "0":
+        print(*parts, file=sys.stderr, flush=True)

@@ -17,8 +17,9 @@ from reward_model.data.batches import Encoded, encode_examples, fit_window
 from reward_model.data.examples import Example, check_learnable, load_examples, usable
 from reward_model.data.splits import refuse_leak, split_by_document
 from reward_model.modeling.model import Backbone
+from reward_model.options import LossName
 from reward_model.training.losses import Standardizer
-from reward_model.training.objective import LossName, Objective
+from reward_model.training.objective import Objective
 from reward_model.training.train_config import TrainConfig
 
 

@@ -19,7 +19,7 @@ from reward_model.active.choice import (
     rank_prompts,
 )
 from reward_model.active.features import answer_features
-from reward_model.fidelity.evaluate import COMMANDS
+from reward_model.cli import COMMANDS
 from reward_model.modeling.model import load_backbone_for_rm, save_reward_model
 from reward_model.scoring.scorer import RewardModel
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from judge_pipeline.common.config import main
-from reward_model.fidelity.evaluate import COMMANDS
+from reward_model.cli import COMMANDS
 from reward_model.fidelity.learning_curve import advice, forecast, nested_subsets
 
 

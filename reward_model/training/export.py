@@ -22,11 +22,10 @@ from reward_model.training.train_config import TrainConfig
 from reward_model.training.trainable import plain_model, weights_are_sharded
 from reward_model.training.trainer import RewardTrainer
 
-CHECKPOINTS = "checkpoints"
 ADAPTER = "adapter"
 
 
-def finish(
+def export(
     config: TrainConfig,
     data: TrainingData,
     backbone: Backbone,
@@ -52,7 +51,7 @@ def finish(
         card = render_card(card_facts(config, data, backbone, objective, metrics, encoded))
         save(config, backbone, trained, card)
         if not config.keep_checkpoints:
-            shutil.rmtree(config.output / CHECKPOINTS, ignore_errors=True)
+            shutil.rmtree(config.checkpoints, ignore_errors=True)
     PartialState().wait_for_everyone()
 
 
@@ -60,7 +59,7 @@ def gathered_model(config: TrainConfig, backbone: Backbone, trainer: RewardTrain
     """The trained model whole on the first process; where weights are sharded, by way of a file."""
     if not weights_are_sharded():
         return backbone.model
-    folder = config.output / CHECKPOINTS / "whole"
+    folder = config.checkpoints / "whole"
     trainer.save_model(str(folder))
     if not PartialState().is_main_process:
         return backbone.model
