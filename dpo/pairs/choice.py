@@ -15,7 +15,8 @@ from typing import Literal
 
 from dpo.pairs.pairs_config import Arm
 from dpo.pairs.score_short import SHORT_REWARD
-from judge_pipeline.common.records import Prompt, Response, Scores, weighted_reward
+from judge_pipeline.common.records import Prompt, Response, Scores
+from judge_pipeline.common.weighting import weighted_reward
 
 EXCLUDING_FLAGS = ("empty", "truncated", "refused", "duplicate")
 

@@ -7,6 +7,8 @@ margins, the lengths of chosen against rejected, and how often each dimension de
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 import sys
 from collections import Counter
@@ -25,6 +27,7 @@ from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.record_files import read_labels, read_prompts, write_records, write_text
 from judge_pipeline.common.records import DIMENSIONS, Label, Prompt, Scores
 from judge_pipeline.common.run_dir import check_place, describe_run, write_run_yaml
+from judge_pipeline.common.weighting import full_weights
 
 
 def read_task_weights(path: Path | None) -> dict[str, dict[str, float]] | None:
@@ -47,11 +50,6 @@ def read_task_weights(path: Path | None) -> dict[str, dict[str, float]] | None:
 
 def rules_of(config: PairsConfig) -> Rules:
     """The selection's rules from the settings."""
-    task_weights = read_task_weights(config.task_weights)
-    for flag, weights in (("--weights", config.weights), *_by_task(task_weights)):
-        for name, weight in weights.items():
-            if not 0 <= weight < float("inf"):
-                raise UserError(f"{flag}: {name}={weight:g} is not a weight", "weights are numbers from 0 up")
     return Rules(
         arm=config.arm,
         every_pair=config.pairs == "all",
@@ -59,19 +57,15 @@ def rules_of(config: PairsConfig) -> Rules:
         min_margin=config.min_margin,
         keep_flagged=frozenset(config.keep_flagged),
         weights=config.weights or None,
-        task_weights=task_weights,
+        task_weights=read_task_weights(config.task_weights),
         reference=config.reference,
         contrast_rejected=config.contrast_rejected,
         seed=config.seed,
     )
 
 
-def _by_task(task_weights: dict[str, dict[str, float]] | None) -> list[tuple[str, dict[str, float]]]:
-    return [(f"--task-weights, task '{task}'", row) for task, row in (task_weights or {}).items()]
-
-
 def check_weights_used(rules: Rules, dimensions: set[str], tasks: set[str]) -> None:
-    """Name weights that weigh nothing in the file.
+    """Refuse weights that weigh nothing in the file, and those that are none.
 
     Args:
         rules: with the weights.
@@ -79,13 +73,11 @@ def check_weights_used(rules: Rules, dimensions: set[str], tasks: set[str]) -> N
         tasks: that some prompt has.
 
     Raises:
-        UserError: a dimension has no score anywhere; a task that no prompt has is a warning.
+        UserError: see `full_weights`; a task that no prompt has is a warning.
     """
-    for flag, weights in (("--weights", rules.weights or {}), *_by_task(rules.task_weights)):
-        for name in weights:
-            if name not in dimensions:
-                known = ", ".join(sorted(dimensions)) or "none"
-                raise UserError(f"{flag}: no answer has a score of '{name}'", f"dimensions here: {known}")
+    by_task = {f"--task-weights, task '{task}'": row for task, row in (rules.task_weights or {}).items()}
+    for flag, weights in {"--weights": rules.weights or {}, **by_task}.items():
+        full_weights(weights, sorted(dimensions), "no answer has a score of '{name}'", flag)
     for task in sorted(set(rules.task_weights or {}) - tasks):
         print(f"warning: --task-weights: no prompt has the task '{task}'", file=sys.stderr)
 
@@ -170,15 +162,9 @@ def mixed_in(rows: list[dict[str, Any]], config: PairsConfig) -> list[dict[str, 
 
 def _known(pair: Pair) -> dict[str, Any]:
     """What a mixed pair brings of our own columns; documents of its own are told apart from ours."""
+    text = "\x1f".join(turn.content for turn in pair.prompt)
     row = pair.model_dump(include=set(Pair.model_fields) - {"chosen_scores", "rejected_scores"})
-    return {**row, "document_id": pair.document_id or f"mix:{hash_text(pair)}"}
-
-
-def hash_text(pair: Pair) -> str:
-    """A name for a prompt without an id."""
-    import hashlib
-
-    return hashlib.sha256("\x1f".join(turn.content for turn in pair.prompt).encode()).hexdigest()[:16]
+    return {**row, "document_id": pair.document_id or f"mix:{hashlib.sha256(text.encode()).hexdigest()[:16]}"}
 
 
 def run(config: PairsConfig) -> int:
@@ -215,12 +201,6 @@ def run(config: PairsConfig) -> int:
     write_records(config.output, rows)
     write_run_yaml(run_file, describe_run(config, "dpo pairs", inputs))
     report_path = Path(f"{config.output}.report.json")
-    write_text(report_path, _json(report))
+    write_text(report_path, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     print_report(report, config.output, report_path, sys.stdout)
     return 0
-
-
-def _json(report: dict[str, Any]) -> str:
-    import json
-
-    return json.dumps(report, indent=2, ensure_ascii=False) + "\n"

@@ -168,27 +168,3 @@ class Label(BaseModel):
 
     _ids = field_validator("prompt_id", "response_id", mode="before")(_identifier)
     _ranges = field_validator("scores")(_in_range)
-
-
-def weighted_reward(
-    scores: Scores, weights: dict[str, float], missing: Literal["null", "mean_of_rest", "zero"] = "null"
-) -> float | None:
-    """Weighted mean of the scores named in `weights`, in points 0–10 (LongReward, section 3.1: equal weights).
-
-    A dimension without a score makes the reward null (`missing="null"`), is left out (`"mean_of_rest"`) or
-    counts as 0 (`"zero"`); with nothing at all to average the reward is null.
-    """
-    total = weight_sum = 0.0
-    for name, weight in weights.items():
-        if weight == 0:
-            continue
-        value = scores.get(name)
-        if value is None:
-            if missing == "null":
-                return None
-            if missing == "mean_of_rest":
-                continue
-            value = 0.0
-        total += weight * value
-        weight_sum += weight
-    return total / weight_sum if weight_sum else None

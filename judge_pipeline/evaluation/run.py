@@ -16,9 +16,8 @@ import yaml
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.html.page import encode_page
 from judge_pipeline.common.record_files import write_text
-from judge_pipeline.common.records import weighted_reward
 from judge_pipeline.common.run_dir import prepare_run_dir
-from judge_pipeline.common.weighting import resolve_weighting
+from judge_pipeline.common.weighting import resolve_weighting, weighted_reward
 from judge_pipeline.evaluation.evaluate import EvaluateConfig
 from judge_pipeline.evaluation.inputs import Inputs, read_inputs
 from judge_pipeline.evaluation.judges import JudgeBaselines, ask_baselines

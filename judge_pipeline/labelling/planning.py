@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 from judge_pipeline.calls.call import CallUsage, FailureReason, Reply
 from judge_pipeline.calls.store import Stored
-from judge_pipeline.common.records import Failure, Label, Prompt, Usage, weighted_reward
-from judge_pipeline.common.weighting import Weighting
+from judge_pipeline.common.records import Failure, Label, Prompt, Usage
+from judge_pipeline.common.weighting import Weighting, weighted_reward
 from judge_pipeline.dimensions.base import Dimension, Evidence, Outcome, Plan, Request
 from judge_pipeline.engines.base import Place
 from judge_pipeline.labelling.runner import CallRunner

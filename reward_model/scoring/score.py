@@ -26,8 +26,9 @@ from judge_pipeline.common.errors import UserError, disk_error
 from judge_pipeline.common.progress import Progress
 from judge_pipeline.common.quiet import quiet_libraries
 from judge_pipeline.common.record_files import JsonlAppender, read_prompts, write_records, write_text
-from judge_pipeline.common.records import SCORE_RANGE, Prompt, Response, weighted_reward
+from judge_pipeline.common.records import SCORE_RANGE, Prompt, Response
 from judge_pipeline.common.run_dir import prepare_run_file
+from judge_pipeline.common.weighting import full_weights, weighted_reward
 from reward_model.modeling.model import MANIFEST, Manifest, read_manifest
 from reward_model.modeling.prompt_format import PromptRenderer
 from reward_model.scoring.score_config import ScoreConfig
@@ -154,17 +155,9 @@ def score_file(config: ScoreConfig) -> Summary:
 
 
 def _weights(config: ScoreConfig, manifest: Manifest) -> dict[str, float]:
-    unknown = set(config.weights) - set(manifest.dimensions)
-    if unknown:
-        raise UserError(
-            f"--weights names '{min(unknown)}', which the model does not score",
-            f"it scores: {', '.join(manifest.dimensions)}",
-        )
     stored = dict(zip(manifest.dimensions, manifest.weight_list(), strict=True))
-    weights = {name: config.weights.get(name, 1.0) for name in stored} if config.weights else stored
-    if sum(weights.values()) <= 0 or min(weights.values()) < 0:
-        raise UserError("--weights: weights are 0 or more, and one is above 0")
-    return weights
+    given = config.weights or stored
+    return full_weights(given, manifest.dimensions, "'{name}', which the model does not score")
 
 
 def _summary_file(config: ScoreConfig) -> Path:

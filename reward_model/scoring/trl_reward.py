@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from judge_pipeline.common.errors import UserError
-from judge_pipeline.common.records import weighted_reward
+from judge_pipeline.common.weighting import weighted_reward
 from reward_model.options import TOKEN_BUDGET, SharedPrefix
 from reward_model.scoring.scorer import EncodedPrompt, RewardModel
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from judge_pipeline.common.errors import UserError
+from judge_pipeline.common.weighting import full_weights
 from reward_model.data.batches import Encoded, encode_examples, fit_window
 from reward_model.data.examples import Example, check_learnable, load_examples, usable
 from reward_model.data.splits import refuse_leak, split_by_document
@@ -43,14 +44,7 @@ def read_data(config: TrainConfig) -> TrainingData:
     found = load_examples(
         config.labels, prompts=config.prompts, targets=config.targets, dimensions=config.dimensions
     )
-    unknown = set(config.weights) - set(found.dimensions)
-    if unknown:
-        raise UserError(
-            f"--weights names '{min(unknown)}', which is no dimension of these labels",
-            f"they have: {', '.join(found.dimensions)}",
-        )
-    if all(config.weights.get(name, 1.0) == 0 for name in found.dimensions):
-        raise UserError("--weights: all weights are 0", "give at least one dimension a weight above 0")
+    full_weights(config.weights, found.dimensions, "'{name}' is no dimension of these labels")
     items = list(usable(found.items))
     sources = found.sources
     if config.eval_labels is None:
