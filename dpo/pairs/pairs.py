@@ -19,13 +19,14 @@ from typing import Any
 import yaml
 
 from dpo.chat import to_messages
+from dpo.judged import as_judged, labels_by_answer
 from dpo.pairs.choice import EXCLUDING_FLAGS, Choice, Rules, choose, weights_for
 from dpo.pairs.pairs_config import Arm, PairsConfig
 from dpo.pairs.records import Pair, read_pairs
 from dpo.pairs.report import pair_report, print_report
 from judge_pipeline.common.errors import UserError
-from judge_pipeline.common.record_files import read_labels, read_prompts, write_records, write_text
-from judge_pipeline.common.records import DIMENSIONS, Label, Prompt, Scores
+from judge_pipeline.common.record_files import read_prompts, write_records, write_text
+from judge_pipeline.common.records import DIMENSIONS, Prompt, Scores
 from judge_pipeline.common.run_dir import check_place, describe_run, write_run_yaml
 from judge_pipeline.common.weighting import full_weights
 
@@ -87,15 +88,9 @@ def _with_labels(prompts: Iterator[Prompt], path: Path | None) -> Iterator[Promp
     if path is None:
         yield from prompts
         return
-    labels: dict[tuple[str, str], Label] = {
-        (row.prompt_id, row.response_id): row for row in read_labels(path)
-    }
+    labels = labels_by_answer(path)
     for prompt in prompts:
-        responses = []
-        for response in prompt.responses:
-            label = labels.get((prompt.id, response.id))
-            update = {"scores": label.scores if label else None, "reward": label.reward if label else None}
-            responses.append(response.model_copy(update=update))
+        responses = [as_judged(item, labels.get((prompt.id, item.id))) for item in prompt.responses]
         yield prompt.model_copy(update={"responses": responses})
 
 

@@ -30,7 +30,7 @@ from dpo.train.trl_version import check_trl
 from judge_pipeline.common.bundled_models import resolve_model
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.record_files import write_text
-from reward_model.training.adapters import keep_gradients_on_cpu, lora_config, weight_options
+from reward_model.training.adapters import compute_dtype, keep_gradients_on_cpu, lora_config, weight_options
 from reward_model.training.callbacks import StopOnInterrupt, read_metrics
 from reward_model.training.guards import explain_out_of_memory, show_log
 from reward_model.training.run import is_finished, leave_together, open_run, prepare_process, run_trainer
@@ -202,7 +202,7 @@ def export(trainer: SharedPromptDPOTrainer, config: TrainConfig) -> None:
     trainer.processing_class.save_pretrained(str(target))
     if merged:
         # Merged into freshly loaded weights: those in memory may be quantized or sharded.
-        base = AutoModelForCausalLM.from_pretrained(resolve_model(config.model), dtype=trainer.model.dtype)
+        base = AutoModelForCausalLM.from_pretrained(resolve_model(config.model), dtype=compute_dtype(config))
         PeftModel.from_pretrained(base, str(target)).merge_and_unload().save_pretrained(str(config.output))
         trainer.processing_class.save_pretrained(str(config.output))
 

@@ -15,6 +15,11 @@ from judge_pipeline.common.errors import UserError
 from reward_model.training.settings import LoraSettings, TrainingSettings
 
 
+def compute_dtype(config: TrainingSettings) -> torch.dtype:
+    """What the run computes in, and an adapter is merged in."""
+    return torch.bfloat16 if config.resolved_bf16() else torch.float32
+
+
 def weight_options(config: TrainingSettings, full_precision: Sequence[str] = ()) -> dict[str, Any]:
     """`dtype` and, for QLoRA, `quantization_config` of the base model, as `from_pretrained` takes them.
 
@@ -27,7 +32,7 @@ def weight_options(config: TrainingSettings, full_precision: Sequence[str] = ())
     Raises:
         UserError: QLoRA without bitsandbytes.
     """
-    compute = torch.bfloat16 if config.resolved_bf16() else torch.float32
+    compute = compute_dtype(config)
     if config.method != "qlora":
         return {"dtype": compute if config.method == "lora" else torch.float32}
     if importlib.util.find_spec("bitsandbytes") is None:

@@ -1,7 +1,7 @@
 """Numbers that say how well held-out answers are scored: the few that training watches and the model card shows.
 
 In: predictions and targets in points, prompt by prompt. Out: a flat dictionary. `fidelity` has the full set with
-confidence intervals and baselines; this room is for what is computed many times a run.
+confidence intervals and baselines; here is what is computed many times a run.
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
 """The model of a training run: base model, adapter or frozen layers, and the head's start.
 
-In: settings. Out: a `Backbone` whose model the Trainer can train; and afterwards the plain model that is saved.
+In: settings. Out: a `Backbone` whose model the Trainer can train.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from torch import nn
 from judge_pipeline.common.errors import UserError
 from reward_model.data.batches import Encoded, token_batches
 from reward_model.modeling.head import initialise_head, score_weight
-from reward_model.modeling.model import Backbone, load_backbone_for_rm, load_reward_model, merge_adapter
+from reward_model.modeling.model import Backbone, load_backbone_for_rm
 from reward_model.shared_prefix.exactness import prepare_shared_prefix
 from reward_model.shared_prefix.interface import hidden_one_by_one, shared_forward, unwrap
 from reward_model.shared_prefix.layout import join_ids
@@ -139,11 +138,3 @@ def features_of(model: nn.Module, items: Sequence[Encoded], budget: int, config:
 
 def _lists(item: Encoded) -> list[list[int]]:
     return [answer.tolist() for answer in item.answers]
-
-
-def plain_model(backbone: Backbone, adapter: Path | None, config: TrainConfig) -> nn.Module:
-    """The trained model as any program loads it: an adapter is merged into freshly loaded, unquantised weights."""
-    if adapter is None:
-        return unwrap(backbone.model)
-    dtype = torch.bfloat16 if config.resolved_bf16() else torch.float32
-    return merge_adapter(load_reward_model(adapter, dtype).model)
