@@ -19,28 +19,17 @@ def trl_config(config: TrainConfig, evaluates: bool) -> DPOConfig:
     Raises:
         UserError: `trainer_args` names a field that TRL does not have, or one that has a setting of its own.
     """
+    known = {field.name for field in dataclasses.fields(DPOConfig) if field.init}
     ours: dict[str, Any] = {
+        **{name: getattr(config, name) for name in TrainConfig.model_fields if name in known},
         **config.trainer_arguments(has_held_out=evaluates),
-        "beta": config.beta,
-        "loss_type": list(config.loss_type),
-        "loss_weights": list(config.loss_weights),
         "precompute_ref_log_probs": config.resolved_precompute(),
         "max_length": None,
-        "lr_scheduler_type": config.lr_scheduler_type,
-        "warmup_steps": config.warmup_steps,
-        "num_train_epochs": config.num_train_epochs,
-        "max_steps": config.max_steps,
-        "per_device_train_batch_size": config.per_device_train_batch_size,
-        "per_device_eval_batch_size": config.per_device_eval_batch_size,
-        "gradient_accumulation_steps": config.gradient_accumulation_steps,
         "gradient_checkpointing": config.resolved_checkpointing(),
-        "logging_steps": config.logging_steps,
         "save_strategy": "steps",
-        "save_steps": config.save_steps,
     }
     free = {"run_name": ours.pop("run_name"), "logging_nan_inf_filter": ours.pop("logging_nan_inf_filter")}
     free["project"] = "dpo"  # trackio's
-    known = {field.name for field in dataclasses.fields(DPOConfig) if field.init}
     for name, value in config.trainer_args.items():
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)

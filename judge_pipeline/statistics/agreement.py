@@ -93,9 +93,13 @@ def within_correlation(target: Floats, predicted: Floats, kind: str) -> float:
     return float(compute(target, predicted).statistic)
 
 
-def pair_counts(target: Floats, predicted: Floats) -> tuple[float, float]:
-    """(pairs ordered as the target orders them, pairs the target decides); a predicted tie is half a pair."""
-    want = np.sign(target[:, None] - target[None, :])
+def pair_counts(target: Floats, predicted: Floats, tie: float = 0.0) -> tuple[float, float]:
+    """(pairs ordered as the target orders them, pairs the target decides); a predicted tie is half a pair.
+
+    Targets that differ by `tie` or less, in points, decide nothing.
+    """
+    gap = target[:, None] - target[None, :]
+    want = np.where(np.abs(gap) > tie, np.sign(gap), 0)
     have = np.sign(predicted[:, None] - predicted[None, :])
     upper = np.triu(np.ones_like(want, dtype=bool), 1) & (want != 0)
     agreed = (want == have) + 0.5 * (have == 0)

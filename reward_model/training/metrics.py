@@ -7,18 +7,25 @@ confidence intervals and baselines; here is what is computed many times a run.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 
+from judge_pipeline.statistics.agreement import pair_counts, within_correlation
 from reward_model.training.losses import weighted_mean
-from reward_model.training.objective import Objective
+from reward_model.training.objective import ROUNDING, Objective
 
-Array = NDArray[np.floating[Any]]
+Array = NDArray[Any]
+
+
+def _known(predictions: Sequence[Array], targets: Sequence[Array]) -> Iterator[tuple[Array, Array]]:
+    """(targets, predictions) of each prompt, where there is a target."""
+    for predicted, target in zip(predictions, targets, strict=True):
+        there = ~np.isnan(target)
+        yield target[there], predicted[there]
 
 
 def within_prompt_spearman(predictions: Sequence[Array], targets: Sequence[Array]) -> float:
@@ -27,27 +34,18 @@ def within_prompt_spearman(predictions: Sequence[Array], targets: Sequence[Array
     A prompt counts when at least two of its answers have different targets; NaN when none does. Constant
     predictions order nothing and count as 0.
     """
-    values = []
-    for predicted, target in zip(predictions, targets, strict=True):
-        there = ~np.isnan(target)
-        if there.sum() < 2 or np.ptp(target[there]) == 0:
-            continue
-        if np.ptp(predicted[there]) == 0:
-            values.append(0.0)
-        else:
-            values.append(float(spearmanr(predicted[there], target[there]).statistic))
+    values = [
+        within_correlation(predicted, target, "spearman")
+        for target, predicted in _known(predictions, targets)
+        if len(target) > 1 and np.ptp(target) > 0
+    ]
     return float(np.mean(values)) if values else math.nan
 
 
-def pair_accuracy(predictions: Sequence[Array], targets: Sequence[Array], tie: float = 1e-4) -> float:
+def pair_accuracy(predictions: Sequence[Array], targets: Sequence[Array]) -> float:
     """Share of pairs of one prompt whose targets differ that the predictions put in the same order."""
-    right = total = 0.0
-    for predicted, target in zip(predictions, targets, strict=True):
-        gap = target[:, None] - target[None, :]
-        decided = gap > tie
-        margin = predicted[:, None] - predicted[None, :]
-        right += float((decided & (margin > 0)).sum() + 0.5 * (decided & (margin == 0)).sum())
-        total += float(decided.sum())
+    counts = [pair_counts(target, predicted, ROUNDING) for target, predicted in _known(predictions, targets)]
+    right, total = (sum(column) for column in zip(*counts, strict=True)) if counts else (0.0, 0.0)
     return right / total if total else math.nan
 
 

@@ -79,12 +79,8 @@ def make_objective(config: TrainConfig, data: TrainingData, weights: list[float]
     return Objective(
         name=automatic if config.loss == "auto" else config.loss,
         standardizer=Standardizer.fit(targets, torch.tensor(weights)),
-        kind=options.kind,
         delta=options.huber_delta,
-        pairwise_weight=options.pairwise_weight,
-        min_gap=options.min_gap,
-        switch=options.switch,
-        anchor=options.anchor,
+        **options.model_dump(include={"kind", "pairwise_weight", "min_gap", "switch", "anchor"}),
     )
 
 
