@@ -21,7 +21,7 @@ from reward_model import cli as reward_cli
 ROOT = Path(__file__).parents[1]
 PROGRAMS = {
     "judge-pipeline": (judge_cli.main, judge_cli.COMMANDS),
-    "reward-model": (reward_cli.main, reward_cli.commands()),
+    "reward-model": (reward_cli.main, reward_cli.COMMANDS),
     "dpo": (dpo_cli.main, dpo_cli.COMMANDS),
 }
 COMMANDS = [(prog, command) for prog, (_, commands) in PROGRAMS.items() for command in commands]

@@ -14,85 +14,23 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import Field, field_validator
+from typing import Any
 
 from dpo.chat import PROMPT_FORMAT, template_id, to_messages
 from dpo.sample.base import Decoding, Draw, Failed, Request, Sampler, prompt_seed
+from dpo.sample.sample_config import SampleConfig
 from judge_pipeline.common.bundled_models import resolve_model
-from judge_pipeline.common.config import Config, check_url
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.progress import Progress
 from judge_pipeline.common.quiet import quiet_libraries
 from judge_pipeline.common.record_files import JsonlAppender, read_prompts, write_records
 from judge_pipeline.common.records import Prompt, Response
 from judge_pipeline.common.run_dir import (
-    EXISTING_HELP,
-    Existing,
     prepare_run,
     read_run_yaml,
     write_run_yaml,
 )
 from judge_pipeline.prompts.fences import escape_control_tokens
-
-NO_IDENTITY: dict[str, Any] = {"identity": False}
-
-
-class SampleConfig(Config):
-    """Settings of `dpo sample`."""
-
-    prompts: Path = Field(
-        description="prompts file, .jsonl, .jsonl.gz or .parquet", json_schema_extra={"positional": True}
-    )
-    model: str = Field(
-        description="model that answers: a folder, a hub name, 'smollm2', or the endpoint's model name"
-    )
-    output: Path = Field(description="file to write, .jsonl")
-    n: int = Field(10, ge=1, description="answers a prompt")
-    temperature: float = Field(1.0, ge=0, description="sampling temperature; 0 is greedy")
-    top_p: float = Field(1.0, gt=0, le=1, description="nucleus mass; 1 is all")
-    max_new_tokens: int = Field(1024, ge=1, description="most tokens an answer may have")
-    seed: int = Field(0, description="seed of the run; every answer's own seed is derived and recorded")
-    engine: Literal["auto", "vllm", "transformers", "endpoint"] = Field(
-        "auto",
-        description="auto: the endpoint if --base-url is given, else vLLM if installed, else transformers",
-    )
-    base_url: str | None = Field(
-        None,
-        description="OpenAI-compatible endpoint, e.g. http://localhost:8000/v1",
-        json_schema_extra=NO_IDENTITY,
-    )
-    api_key_variable: str = Field(
-        "OPENAI_API_KEY",
-        description="environment variable that holds the endpoint's key",
-        json_schema_extra=NO_IDENTITY,
-    )
-    concurrency: int = Field(
-        8, ge=1, description="prompts at a time at an endpoint", json_schema_extra=NO_IDENTITY
-    )
-    device: str = Field(
-        "auto", description="transformers: cpu, cuda, cuda:1, …", json_schema_extra=NO_IDENTITY
-    )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="type of the weights"
-    )
-    engine_args: dict[str, Any] = Field(
-        default_factory=dict,
-        description="more arguments for vllm.LLM, name=value,…",
-        json_schema_extra=NO_IDENTITY,
-    )
-    overflow: Literal["error", "skip"] = Field(
-        "error",
-        description="a prompt over the model's window: stop before anything is sampled, or leave it out",
-    )
-    replace: bool = Field(False, description="drop answers that the input already has")
-    existing: Existing = Field("refuse", description=EXISTING_HELP, json_schema_extra=NO_IDENTITY)
-
-    @field_validator("base_url")
-    @classmethod
-    def _address(cls, value: str | None) -> str | None:
-        return check_url(value) if value is not None else None
 
 
 @dataclass

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
 
 from judge_pipeline.common.errors import UserError
+from reward_model.options import Overflow
 
-Overflow = Literal["error", "skip"]
 LEAVE_OUT = "leave them out with --overflow skip; documents are never cut"
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -29,10 +29,9 @@ from judge_pipeline.statistics.table import (
 )
 from reward_model.data.examples import load_examples, usable
 from reward_model.data.splits import split_by_document
-from reward_model.data.window import Overflow, over_window
+from reward_model.data.window import over_window
+from reward_model.options import Documents, Overflow
 from reward_model.scoring.scorer import RewardModel
-
-Documents = Literal["auto", "all"]
 
 
 @dataclass

@@ -1,0 +1,21 @@
+"""Values and defaults that the settings of several commands share; imports nothing that is slow to load."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic.config import JsonDict
+
+HOW: JsonDict = {"identity": False}
+"""Marks settings that change how a run goes, not what it produces."""
+
+Targets = Literal["auto", "judge", "human", "preferences"]
+Overflow = Literal["error", "skip"]
+SharedPrefix = Literal["on", "off"]
+ReadoutChoice = Literal["best", "plain"]
+Documents = Literal["auto", "all"]
+LossName = Literal["regression", "pairwise", "regression+pairwise", "sequence", "preference"]
+Method = Literal["full", "lora", "qlora"]
+RewardMethod = Literal["probe", "full", "lora", "qlora"]
+TOKEN_BUDGET = 16_384
+"""Tokens read at once when scoring."""
