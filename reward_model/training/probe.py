@@ -21,7 +21,7 @@ from reward_model.data.splits import document_groups, hash_fraction
 from reward_model.modeling.features import POOLINGS
 from reward_model.modeling.fold_ridge import PENALTIES, Choice, Rows, choose_penalties, fit_rows
 from reward_model.modeling.level_head import LevelHead, choose_teaching, teach_head
-from reward_model.modeling.readout import VIEWS, Readout, ReadoutSpec, view_features
+from reward_model.modeling.readout import VIEWS, Readout, ReadoutSpec, View, view_features
 from reward_model.modeling.ridge import LinearProbe
 from reward_model.training.feature_store import FeatureStore
 
@@ -142,13 +142,19 @@ class Training:
 
 
 def choose_readout(
-    training: Training, say: Callable[[str], None]
+    training: Training, say: Callable[[str], None], views: Sequence[View] = VIEWS
 ) -> tuple[ReadoutSpec, Choice, list[tuple[ReadoutSpec, float]]]:
-    """The best candidate, its penalties, and all candidates with their scores, best first; `say` takes remarks."""
+    """The best candidate, its penalties, and all candidates with their scores, best first.
+
+    Args:
+        training: what may be learnt from.
+        say: takes remarks for the user.
+        views: to choose from.
+    """
     store, rows = training.store, training.rows
     if len(rows.fold_R.unique()) < 2:
         layer = min(store.layers, key=lambda layer: abs(layer - round(2 * store.layers[-1] / 3)))
-        spec = ReadoutSpec(layer=layer, pooling="mean", view="both")
+        spec = ReadoutSpec(layer=layer, pooling="mean", view=views[-1])
         say(
             "one document alone: layer, pooling and penalty are not chosen but taken as they usually come out"
         )
@@ -160,7 +166,7 @@ def choose_readout(
     found: list[tuple[ReadoutSpec, Choice]] = []
     for layer, pooling in product(store.layers, POOLINGS):
         states = training.states(ReadoutSpec(layer=layer, pooling=pooling, view="both"), training.labelled)
-        for view in VIEWS:
+        for view in views:
             spec = ReadoutSpec(layer=layer, pooling=pooling, view=view)
             found.append((spec, choose_penalties(some, view_features(view, *states), PENALTIES[::2])))
     best = max(choice.score for _, choice in found)
@@ -171,9 +177,9 @@ def choose_readout(
     return spec, choose_penalties(some, features), [(one, choice.score) for one, choice in ranked]
 
 
-def fit_probe(training: Training, say: Callable[[str], None]) -> Probe:
+def fit_probe(training: Training, say: Callable[[str], None], views: Sequence[View] = VIEWS) -> Probe:
     """Choose and fit the readout, and teach the plain head its outputs, on answers with and without labels."""
-    spec, choice, candidates = choose_readout(training, say)
+    spec, choice, candidates = choose_readout(training, say, views)
     features = view_features(spec.view, *training.states(spec, training.labelled))
     linear = fit_rows(training.rows, features, choice.penalties)
     if not training.rows.level_R.any():
