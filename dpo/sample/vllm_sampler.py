@@ -7,9 +7,9 @@ from typing import Any
 
 from dpo.chat import ChatEncoder, ChatMessages
 from dpo.sample.base import Decoding, Draw, Failed, Finish, Request
-from dpo.sample.transformers_sampler import load_tokenizer
 from judge_pipeline.common.bundled_models import resolve_model
 from judge_pipeline.common.errors import UserError
+from judge_pipeline.common.local_models import load_tokenizer
 from judge_pipeline.engines.vllm_stop import stop_vllm
 
 

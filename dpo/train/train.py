@@ -23,13 +23,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from dpo.sample.transformers_sampler import load_tokenizer, window_of
 from dpo.train.data import datasets_for, make_check, on_disk
 from dpo.train.train_config import TrainConfig
 from dpo.train.trainer import SharedPromptDPOTrainer
 from dpo.train.trl_settings import trl_config
 from judge_pipeline.common.bundled_models import resolve_model
 from judge_pipeline.common.errors import UserError
+from judge_pipeline.common.local_models import load_tokenizer, window_of
 from judge_pipeline.common.quiet import quiet_libraries
 from judge_pipeline.common.record_files import write_text
 from judge_pipeline.common.run_dir import prepare_run_dir

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from judge_pipeline.calls.call import Call, Reply
+from judge_pipeline.calls.call import Call, Reply, over_window
 from judge_pipeline.engines.base import ANYWHERE, Place, StopCalls
 
 GATHER_S = 0.02
@@ -16,17 +16,13 @@ GATHER_S = 0.02
 
 
 class BatchJudge(Protocol):
-    """What the front drives: tokens of a call, whether they fit, and answers to a batch."""
+    """What the front drives: tokens of a call, and answers to a batch."""
 
     name: str
     context_window: int | None
 
     def encode(self, call: Call) -> list[int]:
         """The prompt's tokens."""
-        ...
-
-    def too_long(self, call: Call, prompt: Sequence[int]) -> Reply | None:
-        """A typed failure when the call does not fit the window."""
         ...
 
     def answer(self, calls: Sequence[Call], prompts: Sequence[list[int]]) -> list[Reply]:
@@ -127,7 +123,8 @@ class LocalEngine:
         """In the worker thread: check lengths, split by memory, answer."""
         prompts = [self.judge.encode(call) for call in calls]
         replies: list[Reply | None] = [
-            self.judge.too_long(call, prompt) for call, prompt in zip(calls, prompts, strict=True)
+            over_window(call, len(prompt), self.context_window)
+            for call, prompt in zip(calls, prompts, strict=True)
         ]
         group: list[int] = []
         tokens = 0
