@@ -118,7 +118,7 @@ def typed(reply: Reply) -> Reply:
     return reply
 
 
-def over_window(call: Call, prompt_tokens: int, window: int | None) -> Reply | None:
+def context_too_long(call: Call, prompt_tokens: int, window: int | None) -> Reply | None:
     """A typed failure when prompt and answer do not fit the window together; nothing is ever cut."""
     if window is None or prompt_tokens + call.sampling.max_tokens <= window:
         return None

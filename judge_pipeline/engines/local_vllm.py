@@ -10,19 +10,17 @@ import json
 import time
 from typing import Any
 
-from judge_pipeline.calls.call import Call, CallUsage, Reply, TokenLogprob, over_window, typed
+from judge_pipeline.calls.call import Call, CallUsage, Reply, TokenLogprob, context_too_long, typed
 from judge_pipeline.common.bundled_models import resolve_model
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.local_models import chat_ids
-from judge_pipeline.engines.base import ANYWHERE, Place
+from judge_pipeline.engines.base import DEFAULT_ROUTING, Routing
 from judge_pipeline.engines.concurrency import AdaptiveLimit, Gate
-from judge_pipeline.engines.vllm_stop import stop_vllm
+from judge_pipeline.engines.vllm_in_process import stop_vllm
 
 
 class VllmEngine:
     """Answers calls with `vllm.v1.engine.async_llm.AsyncLLM`."""
-
-    supports_logprobs = True
 
     def __init__(
         self, name: str, *, structured: bool = True, max_parallel: int = 256, **engine_args: Any
@@ -43,25 +41,21 @@ class VllmEngine:
         self._gate = Gate(AdaptiveLimit(max_parallel, limit=float(max_parallel)))
         self._numbers = itertools.count()
 
-    def where(self, place: Place) -> str:
+    def where(self, routing: Routing) -> str:
         """In this process."""
         return "local"
-
-    def max_parallel(self) -> int:
-        """Calls that vLLM is handed at a time."""
-        return self._gate.limit.ceiling
 
     def encode(self, call: Call) -> list[int]:
         """The prompt's tokens, with the model's own chat template."""
         return chat_ids(self._tokenizer, [message.model_dump() for message in call.messages])
 
-    async def answer(self, call: Call, place: Place = ANYWHERE) -> Reply:
+    async def answer(self, call: Call, routing: Routing = DEFAULT_ROUTING) -> Reply:
         """See `Engine.answer`."""
         prompt = self.encode(call)
-        if (failed := over_window(call, len(prompt), self.context_window)) is not None:
+        if (failed := context_too_long(call, len(prompt), self.context_window)) is not None:
             return failed
-        async with self._gate.slot(place.order):
-            place.admit()
+        async with self._gate.permit(routing.priority):
+            routing.admit()
             started = time.perf_counter()
             final: Any = None
             request = str(next(self._numbers))

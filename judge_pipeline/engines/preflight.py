@@ -13,7 +13,8 @@ import openai
 
 from judge_pipeline.calls.call import Call, Message, Sampling
 from judge_pipeline.common.errors import UserError
-from judge_pipeline.engines.endpoint import EndpointEngine, Lane
+from judge_pipeline.engines.endpoint import KEY_HINT, Endpoint, EndpointEngine
+from judge_pipeline.engines.endpoint_errors import lasting_error, unanswered
 
 PROBE = Call(
     template="probe",
@@ -28,39 +29,32 @@ PROBE = Call(
 )
 """One tiny call that shows whether an endpoint holds answers to a JSON schema."""
 
-IS_IT_RUNNING = "is the server running, and is --judge.base-url right (it usually ends in /v1)?"
-
 
 async def check_endpoint(engine: EndpointEngine, *, attempts: int = 3) -> None:
-    """Check every lane and take its context window. Raises UserError with the way out."""
-    windows = await asyncio.gather(*(_check_lane(lane, engine.model, attempts) for lane in engine.lanes))
+    """Check every endpoint and take its context window. Raises UserError with the way out."""
+    windows = await asyncio.gather(
+        *(_check_one(endpoint, engine.model, attempts) for endpoint in engine.endpoints)
+    )
     known = [window for window in windows if window is not None]
     engine.context_window = min(known) if known else None
 
 
-async def _check_lane(lane: Lane, model: str, attempts: int) -> int | None:
+async def _check_one(endpoint: Endpoint, model: str, attempts: int) -> int | None:
     for attempt in range(attempts):
         try:
-            response = await lane.client.models.with_raw_response.list(timeout=20.0)
-            return _window(lane.url, model, response.http_response.text)
+            response = await endpoint.client.models.with_raw_response.list(timeout=20.0)
+            return _window(endpoint.url, model, response.http_response.text)
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            raise _refused_key(lane.url, error) from error
+            raise lasting_error(error, endpoint.url, model, KEY_HINT) or error from error
         except openai.APIConnectionError as error:
-            problem = f"the endpoint {lane.url} does not answer: {error.__cause__ or error!r}"
+            problem = unanswered(endpoint.url, error)
         except openai.APIStatusError as error:
             if error.status_code < 500 and error.status_code != 429:
                 return None  # a server without a list of models; the first call will tell
-            problem = f"the endpoint {lane.url} is in trouble: HTTP {error.status_code}"
+            problem = UserError(f"the endpoint {endpoint.url} is in trouble: HTTP {error.status_code}")
         if attempt + 1 < attempts:
             await asyncio.sleep(0.5 * 2**attempt)
-    raise UserError(problem, IS_IT_RUNNING)
-
-
-def _refused_key(url: str, error: openai.APIStatusError) -> UserError:
-    return UserError(
-        f"the endpoint {url} refuses the key (HTTP {error.status_code})",
-        "put the right key into the environment variable that --judge.api-key-env names",
-    )
+    raise problem
 
 
 def _window(url: str, model: str, text: str) -> int | None:
@@ -91,11 +85,9 @@ async def single_model(base_url: str, api_key: str) -> str:
     try:
         names = [model.id async for model in client.models.list()]
     except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-        raise _refused_key(base_url, error) from error
+        raise lasting_error(error, base_url, "", KEY_HINT) or error from error
     except openai.APIConnectionError as error:
-        raise UserError(
-            f"the endpoint {base_url} does not answer: {error.__cause__ or error!r}", IS_IT_RUNNING
-        ) from error
+        raise unanswered(base_url, error) from error
     except openai.OpenAIError as error:
         raise UserError(
             f"--judge.model is not given, and {base_url} does not list its models: {error}"

@@ -13,7 +13,6 @@ Shapes: B rows, H query heads, K key heads, P prefix tokens, M room for own toke
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -21,6 +20,8 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface, DynamicCache
+
+from judge_pipeline.common.kv_cache import cache_argument
 
 ATTENTION = "judge_shared_prefix"
 PREFILL_CHUNK = 16384
@@ -33,6 +34,9 @@ LayerKV = tuple[torch.Tensor, torch.Tensor]
 
 class Decoder(Protocol):
     """Reads prompts, then steps all rows a token at a time."""
+
+    reused: list[int]
+    """Tokens of each row's prompt that did not have to be read again."""
 
     def start(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
         """Read the prompts; logits of each row's next token, [B, V]."""
@@ -48,11 +52,6 @@ class Decoder(Protocol):
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only (positions in the present batch)."""
-        ...
-
-    @property
-    def reused(self) -> list[int]:
-        """Tokens of each row's prompt that did not have to be read again."""
         ...
 
 
@@ -205,12 +204,7 @@ class SharedPrefixDecoder:
         self.model, self.memory = model, memory
         self.device = model.device
         self._state = _Stepping([], [], torch.zeros(0, dtype=torch.long))
-        self._reused: list[int] = []
-
-    @property
-    def reused(self) -> list[int]:
-        """Tokens of each row's prompt that did not have to be read again."""
-        return self._reused
+        self.reused: list[int] = []
 
     def start(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
         """Read the shared beginning, then each row's own tokens."""
@@ -226,7 +220,7 @@ class SharedPrefixDecoder:
         own = [fresh for _, fresh in readings]
         lengths = torch.tensor([len(row) - shared for row in rows], device=self.device)
         self._state = _Stepping(layers, _padded(own, int(lengths.max()) + ROOM), lengths)
-        self._reused = [known] + [shared] * (len(rows) - 1)
+        self.reused = [known] + [shared] * (len(rows) - 1)
         return torch.cat([logits for logits, _ in readings])
 
     def start_copies(self, prompt: Sequence[int], count: int) -> torch.Tensor:
@@ -237,7 +231,7 @@ class SharedPrefixDecoder:
             layers = _joined(layers, fresh)
         own = [tuple(kv.new_zeros(count, kv.shape[1], ROOM, kv.shape[3]) for kv in layer) for layer in layers]
         self._state = _Stepping(layers, own, torch.zeros(count, dtype=torch.long, device=self.device))  # type: ignore[arg-type]
-        self._reused = [0] + [len(prompt)] * (count - 1)
+        self.reused = [0] + [len(prompt)] * (count - 1)
         return logits.expand(count, -1)
 
     def _read(
@@ -298,22 +292,14 @@ class PlainDecoder:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        # Renamed in transformers 5.24; the old name warns there, the new one is unknown before.
-        known = inspect.signature(model.forward).parameters
-        self._cache_argument = "cache" if "cache" in known else "past_key_values"
         self._caches: list[DynamicCache] = []
         self._copies = 1
-        self._reused: list[int] = []
-
-    @property
-    def reused(self) -> list[int]:
-        """Only copies of one prompt reuse anything."""
-        return self._reused
+        self.reused: list[int] = []
 
     def start(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
         """Read each prompt."""
         self._caches = [DynamicCache(config=self.model.config) for _ in rows]
-        self._copies, self._reused = 1, [0] * len(rows)
+        self._copies, self.reused = 1, [0] * len(rows)
         return torch.cat([self._forward([row], cache) for row, cache in zip(rows, self._caches, strict=True)])
 
     def start_copies(self, prompt: Sequence[int], count: int) -> torch.Tensor:
@@ -323,7 +309,7 @@ class PlainDecoder:
             logits = self._forward([prompt[start : start + PREFILL_CHUNK]], cache)
         cache.batch_repeat_interleave(count)
         self._caches, self._copies = [cache], count
-        self._reused = [0] + [len(prompt)] * (count - 1)
+        self.reused = [0] + [len(prompt)] * (count - 1)
         return logits.expand(count, -1)
 
     def _forward(self, rows: Sequence[Sequence[int]], cache: DynamicCache) -> torch.Tensor:
@@ -331,7 +317,7 @@ class PlainDecoder:
             input_ids=torch.tensor([list(row) for row in rows], device=self.model.device),
             use_cache=True,
             logits_to_keep=1,
-            **{self._cache_argument: cache},
+            **cache_argument(cache),
         ).logits[:, -1]
         return logits
 

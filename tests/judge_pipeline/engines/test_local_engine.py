@@ -18,7 +18,7 @@ from transformers import (
 
 from judge_pipeline.calls.call import Call, Message, Sampling
 from judge_pipeline.common.errors import UserError
-from judge_pipeline.engines.base import Place, StopCalls
+from judge_pipeline.engines.base import Routing, StopCalls
 from judge_pipeline.engines.local import LocalEngine
 from judge_pipeline.engines.local_generation import TransformersJudge
 from judge_pipeline.engines.shared_decoding import (
@@ -196,7 +196,7 @@ def test_calls_that_are_not_admitted_are_held_back(judge):
     async def main():
         engine = LocalEngine(judge)
         results = await asyncio.gather(
-            engine.answer(call("a")), engine.answer(call("b"), Place(admit=refuse)), return_exceptions=True
+            engine.answer(call("a")), engine.answer(call("b"), Routing(admit=refuse)), return_exceptions=True
         )
         await engine.close()
         return results
