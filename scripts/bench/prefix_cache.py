@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import datetime
 import json
 import os
-import platform
 import random
 import re
 import signal
@@ -30,6 +28,8 @@ from pathlib import Path
 from pydoc_data.topics import topics  # type: ignore[import-untyped, unused-ignore]
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from judge_pipeline.calls.call import Call
 from judge_pipeline.common.bundled_models import resolve_model
 from judge_pipeline.common.records import Prompt, Response
@@ -41,6 +41,7 @@ from judge_pipeline.engines.base import Routing
 from judge_pipeline.engines.concurrency import Priority
 from judge_pipeline.engines.endpoint import EndpointEngine
 from judge_pipeline.labelling.dry_run import Forecast, PlanDriver, Unsearched
+from scripts.bench.evidence_common import environment, write_result
 
 HERE = Path(__file__)
 BLOCK = 32
@@ -267,15 +268,14 @@ def main() -> int:
         "unordered": unordered,
         "ordered_of_ideal": ordered["rate"] / best["rate"],
         "unordered_of_ideal": unordered["rate"] / best["rate"],
-        "versions": {"vllm": version, "python": platform.python_version()},
-        "hardware": f"{os.cpu_count()} CPU cores ({platform.machine()}), shared with other jobs",
+        "vllm": version,
         "model": "SmolLM2-135M-Instruct, bf16",
-        "date": datetime.date.today().isoformat(),
+        **environment(),
     }
     file = HERE.with_suffix(".json")
     runs = json.loads(file.read_text()) if file.is_file() else {}
     runs[f"cache of {BLOCK * options.cache_blocks} tokens"] = result  # one entry a cache size; others stay
-    file.write_text(json.dumps(runs, indent=2) + "\n")
+    write_result(file, runs)
     print(
         f"{len(calls)} calls, {best['tokens']:,.0f} tokens; cache of {BLOCK * options.cache_blocks:,} tokens"
     )
