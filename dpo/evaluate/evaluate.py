@@ -62,8 +62,8 @@ def score_with(model_dir: Path, matches: Sequence[Match]) -> None:
 
 async def _ask(judge: JudgeConfig, matches: Sequence[Match], store_path: Path) -> dict[str, Any]:
     from judge_pipeline.calls.store import CallStore
-    from judge_pipeline.engines.ask_all import ask_all
     from judge_pipeline.engines.open import open_engine
+    from judge_pipeline.engines.run_calls import run_calls
     from judge_pipeline.evaluation.pairwise import judge_pair, pair_calls, vote_summary
 
     store = CallStore(store_path)
@@ -76,7 +76,7 @@ async def _ask(judge: JudgeConfig, matches: Sequence[Match], store_path: Path) -
                     update={"responses": [match.answers[0][0], match.answers[1][0]]}
                 )
                 calls += pair_calls(pair, 0, 1, structured=engine.supports_schema)
-            replies = await ask_all(engine, store, calls, "pairwise")
+            replies = await run_calls(engine, store, calls, "pairwise")
         finally:
             await engine.close()
     finally:

@@ -21,7 +21,6 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM
 from trl import DPOConfig
 
-from dpo.sample.transformers_sampler import load_tokenizer, window_of
 from dpo.train.data import NumberedPair, datasets_for, make_check, on_disk
 from dpo.train.train_config import TrainConfig
 from dpo.train.trainer import SharedPromptDPOTrainer
@@ -29,6 +28,7 @@ from dpo.train.trl_settings import trl_config
 from dpo.train.trl_version import check_trl
 from judge_pipeline.common.bundled_models import resolve_model
 from judge_pipeline.common.errors import UserError
+from judge_pipeline.common.local_models import load_tokenizer, window_of
 from judge_pipeline.common.record_files import write_text
 from reward_model.training.adapters import compute_dtype, keep_gradients_on_cpu, lora_config, weight_options
 from reward_model.training.callbacks import StopOnInterrupt, read_metrics

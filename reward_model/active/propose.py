@@ -17,10 +17,10 @@ from judge_pipeline.common.progress import Progress
 from judge_pipeline.common.record_files import read_prompts, write_records, write_text
 from judge_pipeline.common.records import Prompt
 from judge_pipeline.common.run_dir import prepare_run
+from judge_pipeline.common.window import over_window
 from reward_model.active.choice import Floats, Labelled, choose, rank_prompts
 from reward_model.active.propose_config import ProposeConfig
 from reward_model.data.examples import Example, load_examples, usable
-from reward_model.data.window import over_window
 from reward_model.options import Overflow
 from reward_model.scoring.scorer import RewardModel
 from reward_model.shared_prefix.layout import EncodedPrompt

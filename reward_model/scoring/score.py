@@ -23,7 +23,7 @@ from judge_pipeline.common.record_files import JsonlAppender, read_prompts, writ
 from judge_pipeline.common.records import SCORE_RANGE, Prompt
 from judge_pipeline.common.run_dir import prepare_run
 from judge_pipeline.common.weighting import weighted_reward
-from reward_model.data.window import over_window
+from judge_pipeline.common.window import over_window
 from reward_model.modeling.model import MANIFEST, Manifest, read_manifest
 from reward_model.modeling.prompt_format import PromptRenderer
 from reward_model.scoring.engine import Array, Engine, make_engine, reward_weights
