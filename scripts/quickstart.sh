@@ -78,11 +78,15 @@ stage split "one half for the judge, one for the reward model" \
     python -m scripts.demo.prompts split "$run/answers.jsonl" "$run/to_label.jsonl" "$run/to_score.jsonl"
 stage label "the judge labels its half" \
     judge-pipeline label "$run/to_label.jsonl" --output "$run/labels" "${judge[@]}"
-stage train "a reward model learns from the labels" \
-    reward-model train "$run/labels" --base-model "$model" --output "$run/reward_model" \
-    --eval-fraction 0.2 --epochs 2 --method full --freeze-layers 20 --learning-rate 5e-5 --token-budget 4096 --allow-constant
-stage evaluate "the reward model beside the judge, on documents it never saw" \
-    reward-model evaluate "$run/reward_model" "$run/labels" --output "$run/fidelity"
+# A 135M judge's labels are not worth learning from: beside it, the reward model learns from those of a capable judge
+# that come with this repository. A judge of your own teaches it itself.
+taught=("$run/labels")
+[ "$judge_model$judge_url" != smollm2 ] || taught=(scripts/demo/judged/labels.jsonl --prompts scripts/demo/judged/prompts.jsonl)
+stage train "a reward model learns from a judge's labels" \
+    reward-model train "${taught[@]}" --base-model "$model" --output "$run/reward_model" \
+    --method probe --eval-fraction 0.25 --token-budget 4096 --allow-constant
+stage evaluate "the reward model beside the judge, on documents it never saw, with and without the document" \
+    reward-model evaluate "$run/reward_model" "${taught[0]}" "${taught[@]:1}" --output "$run/fidelity"
 stage score "the reward model scores the other half, without the judge" \
     reward-model score "$run/reward_model" "$run/to_score.jsonl" --output "$run/scored.jsonl"
 stage pairs "best against worst" \

@@ -41,8 +41,9 @@ from scripts.demo.run import STAGES, Run, dimension_names, load_run
 
 SMALL_JUDGE = (
     "The judge of this run is SmolLM2 with 135 million parameters. That is a smoke test of the machinery, not a good "
-    "judge: every part is real and works, but the scores below say next to nothing about the answers. For labels worth "
-    "learning from, name a real judge: scripts/quickstart.sh --judge-url URL --judge-model NAME."
+    "judge: its own labels below say next to nothing about the answers. The reward model therefore learnt from 216 labels "
+    "of a capable judge on 36 invented documents, which come with this repository. For labels of your own, name a real "
+    "judge: scripts/quickstart.sh --judge-url URL --judge-model NAME."
 )
 
 
@@ -105,7 +106,7 @@ def distributions(run: Run) -> Section:
 
 def agreement(run: Run) -> Section:
     """The reward model against the judge on answers that both scored and training did not see."""
-    both = [key for key in run.labels if key in run.scored]
+    both = [key for key in run.taught if key in run.scored]
     heading, anchor = "Reward model against judge", "agreement"
     if not both:
         text = (
@@ -116,7 +117,7 @@ def agreement(run: Run) -> Section:
     points: dict[str, list[tuple[float, float]]] = {}
     for name in [*dimension_names(run), "reward"]:
         for key in both:
-            judged = run.labels[key].reward if name == "reward" else run.labels[key].scores.get(name)
+            judged = run.taught[key].reward if name == "reward" else run.taught[key].scores.get(name)
             if judged is not None and name in run.scored[key]:
                 points.setdefault(name, []).append((judged, run.scored[key][name]))
     rows = [[name, len(values), *agreement_figures(values)] for name, values in points.items()]

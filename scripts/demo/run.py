@@ -19,8 +19,8 @@ STAGES = {
     "sample": "answers to each question",
     "split": "one half for the judge, one for the reward model",
     "label": "the judge labels its half",
-    "train": "a reward model learns from the labels",
-    "evaluate": "reward model against judge on documents kept out of training",
+    "train": "a reward model learns from a judge's labels",
+    "evaluate": "reward model against that judge on documents kept out of training",
     "score": "the reward model scores the rest, without the judge",
     "pairs": "best answer against worst",
     "dpo": "a short DPO run",
@@ -42,6 +42,8 @@ class Run:
     scored: dict[Key, dict[str, float]] = field(default_factory=dict)
     """The reward model's scores and ``reward`` of answers outside its training."""
     score_usage: dict[str, Any] = field(default_factory=dict)
+    taught: dict[Key, Label] = field(default_factory=dict)
+    """The labels that the reward model learnt from and is measured on; by default those of this run's judge."""
     fidelity: dict[str, Any] = field(default_factory=dict)
     training: list[dict[str, Any]] = field(default_factory=list)
     pairs: list[dict[str, Any]] = field(default_factory=list)
@@ -84,6 +86,7 @@ def load_run(folder: Path) -> Run:
         pairs=rows_of(folder / "pairs.jsonl"),
         dpo=rows_of(folder / "dpo" / "metrics.jsonl"),
     )
+    run.taught = taught_by(folder / "reward_model") or run.labels
     # The evaluation's own scores are of labelled answers over documents that training kept out.
     for path in (folder / "fidelity" / "scored.jsonl", folder / "scored.jsonl"):
         for prompt in read_prompts(path) if path.is_file() else ():
@@ -94,6 +97,14 @@ def load_run(folder: Path) -> Run:
                 if scores:
                     run.scored[prompt.id, response.id] = scores
     return run
+
+
+def taught_by(model: Path) -> dict[Key, Label]:
+    """The labels named by a trained model's run.yaml."""
+    config = (read_run_yaml(model).get("config") or {}) if (model / "run.yaml").is_file() else {}
+    labels = Path(str(config.get("labels") or ""))
+    found = read_labels(labels) if config.get("labels") and labels.exists() else ()
+    return {(row.prompt_id, row.response_id): row for row in found}
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
