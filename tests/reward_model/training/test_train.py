@@ -172,7 +172,7 @@ def test_weights_and_dimensions_are_stored(label_run, tiny_base, tmp_path):
     manifest = read_manifest(out)
     assert manifest.dimensions == ["faithfulness", "helpfulness"]
     assert manifest.weight_list() == [3.0, 1.0]
-    with pytest.raises(UserError, match="--weights names 'style'"):
+    with pytest.raises(UserError, match="--weights: 'style' is no dimension"):
         train(settings(run, tiny_base, tmp_path / "o2", weights={"style": 1}))
 
 
