@@ -27,6 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def settings(run: Path, base: Path, output: Path, **changes) -> TrainConfig:
     values = {"epochs": 2, "learning_rate": 3e-3, "token_budget": 800, "device": "cpu", "eval_fraction": 0.25}
+    values["head_init"] = "mean"
     return TrainConfig(labels=run, base_model=str(base), output=output, **(values | changes))
 
 
