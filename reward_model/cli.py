@@ -1,4 +1,4 @@
-"""The `reward-model` command: train, score, evaluate, learning-curve, propose, doctor."""
+"""The `reward-model` command: train, score, evaluate, learning-curve, propose, augment, doctor."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ DOCTOR = Command(
 
 def commands() -> tuple[Command, ...]:
     """All subcommands. They are imported here, so that `doctor` runs where their packages are missing."""
+    from reward_model.augment.command import AUGMENT
     from reward_model.fidelity.evaluate import COMMANDS as FIDELITY_COMMANDS
     from reward_model.scoring.score import ScoreConfig
     from reward_model.scoring.score import run as run_score
@@ -43,6 +44,7 @@ def commands() -> tuple[Command, ...]:
             "reward-model score runs/rm prompts.jsonl --output scored.jsonl",
         ),
         *FIDELITY_COMMANDS,
+        AUGMENT,
         DOCTOR,
     )
 

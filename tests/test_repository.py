@@ -81,5 +81,3 @@ def test_the_installed_commands_are_the_ones_promised():
     folder = Path(sys.executable).parent
     done = subprocess.run([folder / "dpo", "--version"], capture_output=True, text=True)
     assert done.stdout.startswith("dpo "), done.stderr
-
-
