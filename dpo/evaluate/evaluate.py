@@ -32,7 +32,7 @@ from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.progress import Progress
 from judge_pipeline.common.quiet import quiet_libraries
 from judge_pipeline.common.record_files import write_text
-from judge_pipeline.common.run_dir import EXISTING_HELP, Existing, prepare_run_dir
+from judge_pipeline.common.run_dir import EXISTING_HELP, Existing, prepare_run
 from judge_pipeline.engines.judge_config import JudgeConfig
 
 HOW: dict[str, Any] = {"identity": False}
@@ -138,7 +138,7 @@ def run(config: EvaluateConfig) -> int:
     quiet_libraries()
     inputs = [path for path in (config.a, config.b) if path]
     matches, left_out = match_files(config.a, config.b)
-    prepare_run_dir(config.output, config, "dpo evaluate", config.existing, inputs)
+    prepare_run(config.output, config, "dpo evaluate", config.existing, inputs)
     if config.reward_model is not None:
         score_with(config.reward_model, matches)
     elif config.labels_a is not None and config.labels_b is not None:

@@ -12,19 +12,9 @@ from dpo.evaluate.match import Match
 from judge_pipeline.common.html.charts import bars, histogram, stat_tiles, table
 from judge_pipeline.common.html.page import Section, code_block, columns, details, join, prose, render_page
 from judge_pipeline.common.records import Response
+from judge_pipeline.statistics.render import interval
 
-Estimate = dict[str, Any]
 WORDS = {1.0: "win", 0.5: "tie", 0.0: "loss", None: "undecided"}
-
-
-def with_interval(estimate: Estimate, digits: int = 2) -> str:
-    """`0.62 [0.51, 0.73]`."""
-    if estimate["value"] is None:
-        return "–"
-    text = f"{estimate['value']:.{digits}f}"
-    if estimate["low"] is None:
-        return text
-    return f"{text} [{estimate['low']:.{digits}f}, {estimate['high']:.{digits}f}]"
 
 
 def figure_rows(found: dict[str, Any]) -> list[list[str]]:
@@ -34,11 +24,11 @@ def figure_rows(found: dict[str, Any]) -> list[list[str]]:
     for name, side in sides.items():
         if side["a"]["value"] is not None:
             digits = 0 if name.startswith("length") else 2
-            rows.append([name, *(with_interval(side[key], digits) for key in ("a", "b", "difference"))])
+            rows.append([name, *(interval(side[key], digits) for key in ("a", "b", "difference"))])
     if found["facts"]:
         for name in ("facts_per_answer", "share_supported"):
             pair = [found["facts"][key][name] for key in ("a", "b")]
-            rows.append([name.replace("_", " "), *(with_interval(item) for item in pair), ""])
+            rows.append([name.replace("_", " "), *(interval(item, 2) for item in pair), ""])
     return rows
 
 
@@ -49,7 +39,7 @@ def print_evaluation(found: dict[str, Any], output: Path) -> None:
         f"decided by {found['decided_by']}"
     )
     for name in ("win", "tie", "loss"):
-        print(f"  {name:<5} {with_interval(found[name])}")
+        print(f"  {name:<5} {interval(found[name], 2)}")
     for row in figure_rows(found):
         print(f"  {row[0]:<20} {row[1]:<24} {row[2]:<24} {row[3]}")
     for reason, count in found["left_out"].items():
@@ -69,10 +59,10 @@ def evaluation_page(found: dict[str, Any], matches: Sequence[Match], show: int) 
     intervals = {n: (i["low"], i["high"]) for n, i in shares.items() if i["low"] is not None}
     tiles = [
         ("prompts", found["prompts"], f"{found['documents']} documents"),
-        ("win", with_interval(found["win"]), f"share of prompts where {a} is better"),
-        ("loss", with_interval(found["loss"]), f"share of prompts where {b} is better"),
-        ("reward difference", with_interval(found["reward"]["difference"]), "points, mean over prompts"),
-        ("length difference", with_interval(found["length"]["difference"], 0), "characters"),
+        ("win", interval(found["win"], 2), f"share of prompts where {a} is better"),
+        ("loss", interval(found["loss"], 2), f"share of prompts where {b} is better"),
+        ("reward difference", interval(found["reward"]["difference"], 2), "points, mean over prompts"),
+        ("length difference", interval(found["length"]["difference"], 0), "characters"),
     ]
     differences = [
         first - second

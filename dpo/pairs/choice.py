@@ -13,7 +13,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
-from judge_pipeline.common.records import Prompt, Response, Scores, weighted_reward
+from judge_pipeline.common.records import Prompt, Response, Scores
+from judge_pipeline.common.weighting import weighted_reward
 
 Arm = Literal["best-worst", "contrast", "short-context-rm"]
 SHORT_REWARD = "short_context_reward"

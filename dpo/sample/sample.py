@@ -30,11 +30,11 @@ from judge_pipeline.common.records import Prompt, Response
 from judge_pipeline.common.run_dir import (
     EXISTING_HELP,
     Existing,
-    prepare_run_file,
+    prepare_run,
     read_run_yaml,
     write_run_yaml,
 )
-from judge_pipeline.prompts.fences import defuse
+from judge_pipeline.prompts.fences import escape_control_tokens
 
 NO_IDENTITY: dict[str, Any] = {"identity": False}
 
@@ -164,7 +164,11 @@ def warn_of_control_text(config: SampleConfig, sampler: Sampler) -> None:
     """Say which prompts spell markers of chat templates where a server, not we, turns text into tokens."""
     if sampler.template is not None:
         return
-    names = [p.id for p in read_prompts(config.prompts) if any(defuse(t) != t for t in (p.context, p.query))]
+    names = [
+        p.id
+        for p in read_prompts(config.prompts)
+        if any(escape_control_tokens(t) != t for t in (p.context, p.query))
+    ]
     if names:
         print(
             f"warning: {len(names)} prompts spell what may be a control token (first '{names[0]}'), and the endpoint "
@@ -279,7 +283,7 @@ def run(config: SampleConfig) -> int:
         raise UserError("--output is the input file", "name another file; the prompts are kept as they are")
     total = sum(1 for _ in read_prompts(config.prompts))
     run_file = Path(f"{config.output}.run.yaml")
-    prepare_run_file(run_file, config.output, config, "dpo sample", config.existing, [config.prompts])
+    prepare_run(config.output, config, "dpo sample", config.existing, [config.prompts], run_file=run_file)
     JsonlAppender(config.output).close()  # cuts off a line that a killed run left torn
     done = _done_already(config.output)
     tally = Tally()

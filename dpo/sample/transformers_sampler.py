@@ -17,6 +17,7 @@ from dpo.sample.base import Decoding, Draw, Failed, Finish, Request
 from dpo.sample.shared_decode import SharedPrefix, decoding, why_not
 from judge_pipeline.common.bundled_models import resolve_model
 from judge_pipeline.common.errors import UserError
+from judge_pipeline.common.kv_cache import cache_argument
 
 PREFILL_CHUNK = 16384
 """Prompts are read in pieces of this many tokens: activations stay small at 128k."""
@@ -122,7 +123,7 @@ class TransformersSampler:
         cache = DynamicCache(config=self.model.config)
         out = None
         for piece in ids.split(PREFILL_CHUNK, dim=1):
-            out = self.model(piece, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            out = self.model(piece, use_cache=True, logits_to_keep=1, **cache_argument(cache))
         assert out is not None
         return cache, out.logits[:, -1].float()
 
@@ -144,10 +145,10 @@ class TransformersSampler:
             positions = torch.full((len(tokens), 1), position + step, device=self.device)
             out = self.model(
                 tokens.unsqueeze(1),
-                past_key_values=cache,
                 use_cache=True,
                 position_ids=positions,
                 logits_to_keep=1,
+                **cache_argument(cache),
             )
             tokens = _draw(out.logits[:, -1].float(), how, streams)
             rows.append(tokens)

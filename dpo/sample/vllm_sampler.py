@@ -10,6 +10,7 @@ from dpo.sample.base import Decoding, Draw, Failed, Finish, Request
 from dpo.sample.transformers_sampler import load_tokenizer
 from judge_pipeline.common.bundled_models import resolve_model
 from judge_pipeline.common.errors import UserError
+from judge_pipeline.common.optional_packages import INSTALL_LINES
 from judge_pipeline.engines.vllm_stop import stop_vllm
 
 
@@ -23,7 +24,7 @@ class VllmSampler:
         try:
             import vllm
         except ImportError as error:
-            raise UserError("vLLM is not installed", "pip install 'longreward-distill[vllm]'") from error
+            raise UserError("vLLM is not installed", INSTALL_LINES["vllm"]) from error
         path = resolve_model(model)
         self.tokenizer = load_tokenizer(path, model)
         self.encoder = ChatEncoder(self.tokenizer)

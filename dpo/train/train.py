@@ -30,9 +30,10 @@ from dpo.train.trainer import SharedPromptDPOTrainer
 from dpo.train.trl_settings import trl_config
 from judge_pipeline.common.bundled_models import resolve_model
 from judge_pipeline.common.errors import UserError
+from judge_pipeline.common.optional_packages import INSTALL_LINES
 from judge_pipeline.common.quiet import quiet_libraries
 from judge_pipeline.common.record_files import write_text
-from judge_pipeline.common.run_dir import prepare_run_dir
+from judge_pipeline.common.run_dir import prepare_run
 from reward_model.training.callbacks import MetricsFile, ProgressLine, StopOnInterrupt, read_metrics
 
 SUMMARY = "summary.json"
@@ -56,7 +57,7 @@ def load_policy(config: TrainConfig, path: str) -> Any:
     low = config.resolved_bf16() and config.method != "full"
     if config.method == "qlora":
         if importlib.util.find_spec("bitsandbytes") is None:
-            raise UserError("--method qlora needs bitsandbytes", "pip install 'longreward-distill[gpu]'")
+            raise UserError("--method qlora needs bitsandbytes", INSTALL_LINES["bitsandbytes"])
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -144,7 +145,7 @@ def run(config: TrainConfig) -> int:
     main = int(os.environ.get("RANK", "0")) == 0
     if main:
         inputs = [path for path in (config.pairs, config.eval_pairs) if path]
-        prepare_run_dir(config.output, config, "dpo train", config.existing, inputs)
+        prepare_run(config.output, config, "dpo train", config.existing, inputs)
     if (config.output / SUMMARY).is_file():
         print(f"{config.output}: this run is complete; --existing replace starts it anew")
         return 0

@@ -1,2 +1,1 @@
-"""What all three packages stand on: configuration, errors, progress, records and their files, run
-directories, pages."""
+"""What all three packages stand on: configuration, errors, progress, records and their files, run directories, pages."""

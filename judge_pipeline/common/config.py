@@ -6,6 +6,9 @@ nearest known one. Field metadata, through `Field(json_schema_extra={...})`:
 
 - `"positional": True`  the field is given by place, not by flag;
 - `"identity": False`   the field changes how a run goes, not what it produces, so a resumed run may differ in it.
+
+On argparse and pydantic, because pydantic-settings' CliApp and jsonargparse, both tried, refuse `--judge.base-url A B`,
+the spelling of YAML on the command line, and a positional that a YAML file gives; neither names the nearest flag.
 """
 
 from __future__ import annotations
@@ -20,12 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Union
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from judge_pipeline import __version__
 from judge_pipeline.common.errors import UserError, disk_error, library_disk_error
+from judge_pipeline.common.record_files import read_yaml
 
 
 class Config(BaseModel):
@@ -114,22 +117,19 @@ def _help(leaf: Leaf) -> str:
 
 
 def _add_leaf(parser: argparse.ArgumentParser, leaf: Leaf) -> None:
-    origin = _origin(leaf.field.annotation)
-    options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(leaf)}
+    origin, name = _origin(leaf.field.annotation), leaf.path[-1].upper()
+    options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(leaf), "metavar": name}
     if leaf.extra.get("positional"):
         # Optional for argparse, because a YAML file may give it; validation asks for what is still missing.
-        metavar = leaf.path[-1].upper()
-        parser.add_argument(leaf.dotted, nargs="?", metavar=metavar, **options)
+        parser.add_argument(leaf.dotted, nargs="?", **options)
         return
     if origin is bool:
-        parser.add_argument(leaf.flag, dest=leaf.dotted, action=argparse.BooleanOptionalAction, **options)
-        return
-    if origin is Literal:
+        del options["metavar"]
+        options["action"] = argparse.BooleanOptionalAction
+    elif origin is Literal:
         options["metavar"] = "{" + ",".join(_choices(leaf.field.annotation)) + "}"
     elif origin in (list, tuple):
-        options.update(nargs="+", action="extend", metavar=leaf.path[-1].upper())
-    else:
-        options["metavar"] = leaf.path[-1].upper()
+        options.update(nargs="+", action="extend")
     parser.add_argument(leaf.flag, dest=leaf.dotted, **options)
 
 
@@ -156,23 +156,12 @@ def _nearest(name: str, known: Sequence[str]) -> str:
     return f"did you mean '{close[0]}'?" if close else ""
 
 
-def read_yaml(path: Path, model: type[Config], command: str | None = None) -> dict[str, Any]:
+def read_settings(path: Path, model: type[Config], command: str | None = None) -> dict[str, Any]:
     """Read a configuration file into nested keys; dashes, dots and nesting are all understood.
 
     The run.yaml of an earlier run of `command` ("dpo sample") is a configuration file too: the settings in it.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"--config: {path} is not there") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config: {path} is not YAML: {error}") from error
-    except OSError as error:
-        raise UserError(f"--config: could not read {path}: {error.strerror or error}") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise UserError(f"--config: {path} holds a {type(content).__name__}, not keys and values")
+    content = read_yaml(path, "--config: ")
     known = {leaf.dotted: leaf for leaf in leaves(model)}
     if "config" not in known and isinstance(content.get("config"), dict) and "versions" in content:
         content = _settings_of_run(path, content, command)
@@ -210,7 +199,7 @@ def resolve(
     model: type[Config], flags: dict[str, Any], config_file: Path | None = None, command: str | None = None
 ) -> Config:
     """Settings from a YAML file with flags (dotted name → text or list of texts) laid over it."""
-    values = read_yaml(config_file, model, command) if config_file else {}
+    values = read_settings(config_file, model, command) if config_file else {}
     known = {leaf.dotted: leaf for leaf in leaves(model)}
     for dotted, value in flags.items():
         leaf = known[dotted]

@@ -1,23 +1,20 @@
-"""Progress for everything that takes more than a few seconds: a bar on a terminal, plain lines elsewhere."""
+"""Progress for everything that takes more than a few seconds: a bar on a terminal, plain lines elsewhere.
+
+The bar is tqdm's. The lines are ours: off a terminal tqdm and rich redraw with carriage returns or fall silent.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
 
+from judge_pipeline.common.formatting import format_seconds
+
 LINE_EVERY_S = 15.0
 """How often a plain line is printed when the output is a file or a pipe."""
-
-
-def format_seconds(seconds: float) -> str:
-    """75 → '1:15'; 4000 → '1:06:40'."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class _Bar(tqdm):
@@ -44,23 +41,12 @@ class Progress:
     def __init__(self, total: int | None, desc: str, unit: str = "it", done: int = 0) -> None:
         self.total, self.desc, self.unit = total, desc, unit
         self.count = self._initial = done
-        self._started = time.monotonic()
-        self._last_line = self._started
+        self._started = self._last_line = time.monotonic()
         self._info: dict[str, object] = {}
-        self._bar = (
-            _Bar(
-                bar_format=_Bar.FORMAT,
-                total=total,
-                desc=desc,
-                unit=unit,
-                initial=done,
-                dynamic_ncols=True,
-                file=sys.stderr,
-                smoothing=0.1,
-            )
-            if sys.stderr.isatty()
-            else None
-        )
+        self._bar = None
+        if sys.stderr.isatty():
+            options = {"initial": done, "smoothing": 0.1, "dynamic_ncols": True, "file": sys.stderr}
+            self._bar = _Bar(total=total, desc=desc, unit=unit, bar_format=_Bar.FORMAT, **options)
 
     def update(self, n: int = 1, **info: object) -> None:
         """Count `n` more units; `info` is shown behind the counts, the last value of each name."""
@@ -70,18 +56,15 @@ class Progress:
             self._bar.set_postfix(self._info, refresh=False)
             self._bar.update(n)
         elif time.monotonic() - self._last_line >= LINE_EVERY_S:
-            self._print_line()
+            self._last_line = time.monotonic()
+            print(self._line(), file=sys.stderr, flush=True)
 
-    def line(self) -> str:
+    def _line(self) -> str:
         """The plain line: counts, rate, time left, figures."""
         elapsed = time.monotonic() - self._started
-        fresh = self.count - self._initial
-        rate = fresh / elapsed if elapsed > 0 else 0.0
-        parts = [
-            f"{self.desc}: {self.count}"
-            + (f"/{self.total}" if self.total is not None else "")
-            + f" {self.unit}"
-        ]
+        rate = (self.count - self._initial) / elapsed if elapsed > 0 else 0.0
+        of = "" if self.total is None else f"/{self.total}"
+        parts = [f"{self.desc}: {self.count}{of} {self.unit}"]
         if rate > 0:
             parts.append(f"{rate * 60:.1f} {self.unit}/min")
             if self.total is not None:
@@ -89,25 +72,16 @@ class Progress:
         parts += [f"{name} {value}" for name, value in self._info.items()]
         return " · ".join(parts)
 
-    def _print_line(self) -> None:
-        self._last_line = time.monotonic()
-        print(self.line(), file=sys.stderr, flush=True)
-
     def close(self) -> None:
         """Finish: the bar is closed, or the last plain line printed with the time taken."""
         if self._bar is not None:
             self._bar.close()
-        else:
-            print(
-                f"{self.line()} · took {format_seconds(time.monotonic() - self._started)}",
-                file=sys.stderr,
-                flush=True,
-            )
+            return
+        took = format_seconds(time.monotonic() - self._started)
+        print(f"{self._line()} · took {took}", file=sys.stderr, flush=True)
 
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 
@@ -11,8 +12,10 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|peft|datasets")
     if sys.stderr.isatty():
         return
-    import datasets
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+    # Read when datasets is imported, which takes a second that not every command needs.
+    os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+    if (datasets := sys.modules.get("datasets")) is not None:
+        datasets.disable_progress_bars()

@@ -2,6 +2,9 @@
 
 `read_records` validates each row; `write_records` replaces a file atomically; `JsonlAppender` adds durable
 rows to a file that a killed run may have left with a torn tail.
+
+Lines are read here, not by pyarrow's JSON reader or `datasets`, which stands on it: these fix each field's type by the
+first rows (an id 17 before an id "x" is an error), and do not tell a torn last line from a wrong one.
 """
 
 from __future__ import annotations
@@ -9,15 +12,17 @@ from __future__ import annotations
 import codecs
 import gzip
 import json
+import mmap
 import os
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
+import yaml
 from pydantic import BaseModel, ValidationError
 
 from judge_pipeline.common.errors import DataError, UserError, disk_error
@@ -32,29 +37,21 @@ def read_rows(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
     if not path.is_file():
         kind = "is a folder" if path.is_dir() else "is not there"
         raise UserError(f"{path} {kind}", "name a .jsonl, .jsonl.gz or .parquet file")
-    if path.suffix == ".parquet":
-        yield from _parquet_rows(path)
-    else:
-        yield from _jsonl_rows(path)
+    yield from _parquet_rows(path) if path.suffix == ".parquet" else _jsonl_rows(path)
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     import pyarrow.parquet as pq  # only needed here, and slow to import
     from pyarrow import ArrowException
 
-    number = 0
     try:
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=64):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, _without_nulls(row)
+        batches = pq.ParquetFile(path).iter_batches(batch_size=64)
+        rows = (row for batch in batches for row in batch.to_pylist())
+        for number, row in enumerate(rows, start=1):
+            # One schema for all rows: a field that a row has not comes back as null. Make it absent again.
+            yield number, {key: value for key, value in row.items() if value is not None}
     except ArrowException as error:
         raise DataError(f"is not a readable Parquet file ({error})", path=path) from error
-
-
-def _without_nulls(row: dict[str, Any]) -> dict[str, Any]:
-    """Parquet has one schema for all rows, so an absent field comes back as null: make it absent again."""
-    return {key: value for key, value in row.items() if value is not None}
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -66,48 +63,34 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     yield number, _parse_line(path, number, line)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         if number == 0:
-            raise DataError(
-                f"is not a gzip file ({error})", path=path, hint="name it .jsonl if it is plain text"
-            ) from error
-        raise DataError(
-            f"the gzip stream ends early or is damaged behind this line ({error})",
-            path=path,
-            line=number,
-            hint="the file was cut while it was copied or written: copy it again",
-        ) from error
+            hint = "name it .jsonl if it is plain text"
+            raise DataError(f"is not a gzip file ({error})", path=path, hint=hint) from error
+        message = f"the gzip stream ends early or is damaged behind this line ({error})"
+        hint = "the file was cut while it was copied or written: copy it again"
+        raise DataError(message, path=path, line=number, hint=hint) from error
     except OSError as error:
         raise UserError(f"could not read {path}: {error.strerror or error}") from error
 
 
 def _parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    wrong = partial(DataError, path=path, line=number)
     try:
         row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
     except UnicodeDecodeError as error:
         encoding = "UTF-16" if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "LATIN1"
-        raise DataError(
-            f"is not UTF-8 (byte {error.start} of the line)",
-            path=path,
-            line=number,
-            hint=f"convert it: iconv -f {encoding} -t UTF-8 FILE > NEW",
-        ) from error
+        hint = f"convert it: iconv -f {encoding} -t UTF-8 FILE > NEW"
+        raise wrong(f"is not UTF-8 (byte {error.start} of the line)", hint=hint) from error
     except json.JSONDecodeError as error:
-        if not line.endswith(b"\n"):
-            raise DataError(
-                "the last line is torn: it ends in the middle of a record",
-                path=path,
-                line=number,
-                hint="whatever wrote the file was stopped; write it again, or delete the last line",
-            ) from error
-        raise DataError(
-            f"is not JSON: {error.msg} at column {error.colno}",
-            path=path,
-            line=number,
-            hint="one JSON object a line",
-        ) from error
+        if line.endswith(b"\n"):
+            message, hint = f"is not JSON: {error.msg} at column {error.colno}", "one JSON object a line"
+        else:
+            message = "the last line is torn: it ends in the middle of a record"
+            hint = "whatever wrote the file was stopped; write it again, or delete the last line"
+        raise wrong(message, hint=hint) from error
     except (RecursionError, ValueError) as error:  # too deep, or a number with thousands of digits
-        raise DataError(f"holds JSON that cannot be read: {error}", path=path, line=number) from error
+        raise wrong(f"holds JSON that cannot be read: {error}") from error
     if not isinstance(row, dict):
-        raise DataError(f"holds a {type(row).__name__}, not a JSON object", path=path, line=number)
+        raise wrong(f"holds a {type(row).__name__}, not a JSON object")
     return row
 
 
@@ -145,6 +128,7 @@ def read_records(
     path = Path(path)
     seen: dict[object, int] = {}
     for number, row in read_rows(path):
+        wrong = partial(DataError, path=path, line=number)
         try:
             record = model.model_validate(row)
             if check is not None:
@@ -152,21 +136,12 @@ def read_records(
         except ValidationError as error:
             raise _data_error(path, number, error) from error
         except FieldError as error:
-            raise DataError(
-                error.message, path=path, line=number, field=error.field, hint=error.hint
-            ) from error
+            raise wrong(error.message, field=error.field, hint=error.hint) from error
         name = key(record)
         if name in seen:
-            shown = (
-                " of ".join(repr(part) for part in reversed(name)) if isinstance(name, tuple) else repr(name)
-            )
-            raise DataError(
-                f"{shown} stands already on line {seen[name]}",
-                path=path,
-                line=number,
-                field=key_field,
-                hint="give every record its own id",
-            )
+            shown = " of ".join(map(repr, reversed(name))) if isinstance(name, tuple) else repr(name)
+            message = f"{shown} stands already on line {seen[name]}"
+            raise wrong(message, field=key_field, hint="give every record its own id")
         seen[name] = number
         yield record
     if not seen:
@@ -175,11 +150,8 @@ def read_records(
 
 def _has_responses(prompt: Prompt) -> None:
     if not prompt.responses:
-        raise FieldError(
-            "responses",
-            f"prompt '{prompt.id}' has no responses",
-            "add answers, or let `dpo sample` write them",
-        )
+        message = f"prompt '{prompt.id}' has no responses"
+        raise FieldError("responses", message, "add answers, or let `dpo sample` write them")
 
 
 def read_prompts(path: Path | str, *, need_responses: bool = False) -> Iterator[Prompt]:
@@ -190,18 +162,42 @@ def read_prompts(path: Path | str, *, need_responses: bool = False) -> Iterator[
 def read_labels(path: Path | str) -> Iterator[Label]:
     """Yield the rows of a `labels.jsonl`; a run's folder may be named instead of the file in it."""
     path = Path(path)
-    return read_records(
-        path / "labels.jsonl" if path.is_dir() else path,
-        Label,
-        lambda row: (row.prompt_id, row.response_id),
-        key_field="response_id",
-    )
+    file = path / "labels.jsonl" if path.is_dir() else path
+    return read_records(file, Label, lambda row: (row.prompt_id, row.response_id), key_field="response_id")
 
 
 def to_json(record: BaseModel | dict[str, Any]) -> str:
     """One line of JSON, without a line end; fields nobody set are left out so that files stay readable."""
     row = record.model_dump(mode="json", exclude_unset=True) if isinstance(record, BaseModel) else record
     return json.dumps(row, ensure_ascii=False)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, or nothing where there is no file."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(
+            f"is not JSON ({error})", path=path, hint="delete it; the next run writes it"
+        ) from error
+    return content if isinstance(content, dict) else {}
+
+
+def read_yaml(path: Path, prefix: str = "") -> dict[str, Any]:
+    """The keys and values of a YAML file; a UserError begins with `prefix`."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{prefix}{path} is not there") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{prefix}{path} is not YAML: {error}") from error
+    except OSError as error:
+        raise UserError(f"{prefix}could not read {path}: {error.strerror or error}") from error
+    if not isinstance(content, dict | None):
+        raise UserError(f"{prefix}{path} holds a {type(content).__name__}, not keys and values")
+    return content or {}
 
 
 def write_text(path: Path, text: str) -> None:
@@ -277,19 +273,12 @@ class JsonlAppender:
             raise disk_error(error, self.path) from error
 
     def _cut_torn_tail(self) -> None:
-        self._file.seek(0, os.SEEK_END)
-        end = self._file.tell()
-        keep = end
-        while keep > 0:
-            start = max(0, keep - 65536)
-            self._file.seek(start)
-            newline = self._file.read(keep - start).rfind(b"\n")
-            if newline >= 0:
-                keep = start + newline + 1
-                break
-            keep = start
-        if keep != end:
-            self._file.truncate(keep)
+        size = self.path.stat().st_size
+        if size:
+            with mmap.mmap(self._file.fileno(), size, access=mmap.ACCESS_READ) as content:
+                keep = content.rfind(b"\n") + 1
+            if keep < size:
+                self._file.truncate(keep)
 
     def append(self, record: BaseModel | dict[str, Any]) -> None:
         """Write one row and wait until it is on disk."""
@@ -310,7 +299,5 @@ class JsonlAppender:
     def __enter__(self) -> JsonlAppender:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

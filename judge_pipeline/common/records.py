@@ -1,4 +1,4 @@
-"""The one schema all three rooms read: prompts with answers, and the judge's label of each answer.
+"""The one schema all three packages read: prompts with answers, and the judge's label of each answer.
 
 In: JSONL (plain or gzip) or Parquet files. Out: typed records, or a `DataError` that names the line and the
 field. Files are read as streams, so a file larger than memory is no problem.
@@ -153,7 +153,7 @@ class Usage(BaseModel):
 
 
 class Label(BaseModel):
-    """The judge's verdict on one answer: there is exactly one row an answer, whatever happened."""
+    """The judge's label of one answer: there is exactly one row an answer, whatever happened."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -168,27 +168,3 @@ class Label(BaseModel):
 
     _ids = field_validator("prompt_id", "response_id", mode="before")(_identifier)
     _ranges = field_validator("scores")(_in_range)
-
-
-def weighted_reward(
-    scores: Scores, weights: dict[str, float], missing: Literal["null", "mean_of_rest", "zero"] = "null"
-) -> float | None:
-    """Weighted mean of the scores named in `weights`, in points 0–10 (LongReward, section 3.1: equal weights).
-
-    A dimension without a score makes the reward null (`missing="null"`), is left out (`"mean_of_rest"`) or
-    counts as 0 (`"zero"`); with nothing at all to average the reward is null.
-    """
-    total = weight_sum = 0.0
-    for name, weight in weights.items():
-        if weight == 0:
-            continue
-        value = scores.get(name)
-        if value is None:
-            if missing == "null":
-                return None
-            if missing == "mean_of_rest":
-                continue
-            value = 0.0
-        total += weight * value
-        weight_sum += weight
-    return total / weight_sum if weight_sum else None

@@ -21,14 +21,14 @@ import yaml
 from pydantic import BaseModel
 
 from judge_pipeline import __version__
-from judge_pipeline.common.config import Config
+from judge_pipeline.common.config import Config, leaves
 from judge_pipeline.common.errors import UserError, disk_error
-from judge_pipeline.common.record_files import write_text
+from judge_pipeline.common.record_files import read_yaml, write_text
 
 Existing = Literal["refuse", "resume", "replace"]
 EXISTING_HELP = "if the output holds a run of another configuration: refuse, resume it, or replace it"
 
-PACKAGES = (
+PACKAGES = [
     "torch",
     "transformers",
     "trl",
@@ -39,7 +39,7 @@ PACKAGES = (
     "openai",
     "xgrammar",
     "vllm",
-)
+]
 
 
 def versions() -> dict[str, str]:
@@ -57,13 +57,8 @@ def git_revision() -> str | None:
     """Commit of the checkout this code runs from, `-dirty` when it was edited; None outside a checkout."""
     here = Path(__file__).parent
     try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
+        words = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+        done = subprocess.run(words, cwd=here, capture_output=True, text=True, timeout=10)
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None if done.returncode == 0 else None
@@ -86,18 +81,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return value
-
-
-def _identity(config: BaseModel, plain: dict[str, Any]) -> dict[str, Any]:
-    """The part of the settings that decides what a run produces."""
-    kept: dict[str, Any] = {}
-    for name, field in type(config).model_fields.items():
-        extra = field.json_schema_extra
-        if isinstance(extra, dict) and extra.get("identity") is False:
-            continue
-        value = getattr(config, name)
-        kept[name] = _identity(value, plain[name]) if isinstance(value, BaseModel) else plain.get(name)
-    return kept
 
 
 def describe_run(
@@ -125,32 +108,15 @@ def write_run_yaml(path: Path, run: dict[str, Any]) -> None:
 
 def read_run_yaml(path: Path) -> dict[str, Any]:
     """Read a run's description; `path` is the file or the run directory."""
-    path = path / "run.yaml" if path.is_dir() else path
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is not there: this is not the directory of a run") from error
-    except OSError as error:
-        raise UserError(f"could not read {path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not readable as YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} does not describe a run")
+    file = path / "run.yaml" if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"{file} is not there: this is not the directory of a run")
+    if not (content := read_yaml(file)):
+        raise UserError(f"{file} does not describe a run")
     return content
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    lines = []
-    for key in sorted({*old, *new}):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            lines += _differences(before, after, f"{prefix}{key}.")
-        elif before != after:
-            lines.append(f"{prefix}{key}: {before!r} there, {after!r} now")
-    return lines
-
-
-def prepare_run_dir(
+def prepare_run(
     output: Path,
     config: Config,
     command: str,
@@ -158,34 +124,23 @@ def prepare_run_dir(
     inputs: Sequence[Path] = (),
     extra: dict[str, Any] | None = None,
     idle: Collection[str] = (),
+    run_file: Path | None = None,
 ) -> bool:
-    """Make `output` ready for a run and write its run.yaml; True when an earlier run there is resumed.
+    """Make `output` ready for a run and write its description; True when an earlier run there is resumed.
 
-    `idle` names files in it that hold no work yet. Raises UserError when the directory holds a run of another
-    configuration that has done something and `existing` is "refuse", or holds files but no run at all.
+    `output` is a directory that holds its run.yaml, or a file with `run_file` beside it. `idle` names files that hold
+    no work yet. Raises UserError when a run of another configuration is there that has done something and `existing`
+    is "refuse", or files but no run at all.
     """
-    return prepare_run_file(output / "run.yaml", output, config, command, existing, inputs, extra, idle)
-
-
-def prepare_run_file(
-    run_file: Path,
-    output: Path,
-    config: Config,
-    command: str,
-    existing: Existing = "refuse",
-    inputs: Sequence[Path] = (),
-    extra: dict[str, Any] | None = None,
-    idle: Collection[str] = (),
-) -> bool:
-    """`prepare_run_dir` for an output that may be one file with its run's description beside it."""
+    run_file = run_file or output / "run.yaml"
     check_place(output, run_file, inputs, existing)
     run = describe_run(config, command, inputs, extra)
     resuming = False
     try:
-        if run_file.is_file() and (existing == "replace" or _has_work(output, run_file, idle)):
-            resuming = _meet_earlier_run(run_file, output, config, run, existing)
-        elif run_file.is_file():
-            pass  # an earlier start failed before its first result: nothing is lost, whatever it was to be
+        if run_file.is_file():
+            # A start that failed before its first result is nothing to lose, whatever it was to be.
+            if existing == "replace" or _has_work(output, run_file, idle):
+                resuming = _meet_earlier_run(run_file, output, config, run, existing)
         elif output.is_dir() and any(output.iterdir()) and existing != "resume":
             raise UserError(
                 f"{output} holds files but no run.yaml: it is not a run of ours",
@@ -193,7 +148,6 @@ def prepare_run_file(
             )
         elif output.is_file() and existing == "refuse":
             raise UserError(f"{output} is there already", "name another file, or choose --existing replace")
-        run_file.parent.mkdir(parents=True, exist_ok=True)
         write_run_yaml(run_file, run)
     except OSError as error:
         raise disk_error(error, run_file) from error
@@ -221,37 +175,52 @@ def check_place(output: Path, run_file: Path, inputs: Sequence[Path], existing: 
 def _meet_earlier_run(
     run_file: Path, output: Path, config: Config, run: dict[str, Any], existing: Existing
 ) -> bool:
+    """What `existing` says of the run that is there; True when it is resumed."""
     earlier = read_run_yaml(run_file)
     if existing == "replace":
         _remove(output, run_file)
         return False
-    known = {"command": run["command"], "config": _identity(config, run["config"])}
-    before = {
-        "command": earlier.get("command"),
-        "config": _only(earlier.get("config") or {}, known["config"]),
-    }
-    differences = _differences(before, known)
-    differences += _input_differences(earlier.get("inputs") or {}, run["inputs"], named=bool(differences))
-    if differences and existing == "refuse":
+    before, now = _compared(config, earlier), _compared(config, run)
+    lines = [
+        f"{name}: {before.get(name)!r} there, {now.get(name)!r} now"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    ]
+    old, new = earlier.get("inputs") or {}, run["inputs"]
+    settings_differ = bool(lines)
+    lines += [
+        f"inputs: {path} has other content now"
+        for path in sorted(new)
+        if old.get(path, new[path]) != new[path]
+    ]
+    if not settings_differ:  # else they have said already that other files are read now
+        lines += [f"inputs: {path} was read there, not now" for path in sorted(old.keys() - new.keys())]
+        lines += [f"inputs: {path} is read now, not there" for path in sorted(new.keys() - old.keys())]
+    if lines and existing == "refuse":
         raise UserError(
-            f"{output} already holds a run of another configuration:\n  " + "\n  ".join(differences),
+            f"{output} already holds a run of another configuration:\n  " + "\n  ".join(lines),
             "choose --existing resume (keep what is there and go on), --existing replace, or another --output",
         )
     run["started"] = earlier.get("started", run["started"])
     return True
 
 
-def _input_differences(old: dict[str, str], new: dict[str, str], *, named: bool) -> list[str]:
-    """What became of the files read; with `named`, the settings have said already that others are read now."""
-    lines = [
-        f"inputs: {path} has other content now"
-        for path in sorted(old.keys() & new.keys())
-        if old[path] != new[path]
-    ]
-    if not named:
-        lines += [f"inputs: {path} was read there, not now" for path in sorted(old.keys() - new.keys())]
-        lines += [f"inputs: {path} is read now, not there" for path in sorted(new.keys() - old.keys())]
-    return lines
+def _compared(config: Config, run: dict[str, Any]) -> dict[str, Any]:
+    """The command and the settings that decide what a run produces, by dotted name; mappings opened up."""
+    found = {"command": run.get("command")}
+    for leaf in leaves(type(config)):
+        if leaf.extra.get("identity") is False:
+            continue
+        value: Any = run.get("config")
+        for name in leaf.path:
+            value = value.get(name) if isinstance(value, dict) else None
+        dotted = f"config.{leaf.dotted}"
+        found |= (
+            {f"{dotted}.{key}": item for key, item in value.items()}
+            if isinstance(value, dict)
+            else {dotted: value}
+        )
+    return found
 
 
 def _has_work(output: Path, run_file: Path, idle: Collection[str]) -> bool:
@@ -262,16 +231,6 @@ def _has_work(output: Path, run_file: Path, idle: Collection[str]) -> bool:
     else:  # beside a file lie what belongs to it: FILE.part, FILE.summary.json
         left = [path for path in output.parent.iterdir() if path.name.startswith(output.name)]
     return any(path != run_file and path.lstat().st_size > 0 for path in left)
-
-
-def _only(values: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
-    """The part of `values` that `like` has keys for: settings that do not count are not compared."""
-    return {
-        key: _only(values[key], like[key])
-        if isinstance(values.get(key), dict) and isinstance(like[key], dict) and like[key]
-        else values.get(key)
-        for key in like
-    }
 
 
 def _remove(output: Path, run_file: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from judge_pipeline.common.errors import UserError
+from judge_pipeline.common.records import Scores
 
 Missing = Literal["null", "mean_of_rest", "zero"]
 
@@ -30,3 +31,25 @@ def resolve_weighting(given: dict[str, float], names: Sequence[str], missing: Mi
     if not any(weights.values()):
         raise UserError("--weights: all weights are 0")
     return Weighting(weights, missing)
+
+
+def weighted_reward(scores: Scores, weights: dict[str, float], missing: Missing = "null") -> float | None:
+    """Weighted mean of the scores named in `weights`, in points 0–10 (LongReward, section 3.1: equal weights).
+
+    A dimension without a score makes the reward null (`missing="null"`), is left out (`"mean_of_rest"`) or
+    counts as 0 (`"zero"`); with nothing at all to average the reward is null.
+    """
+    total = weight_sum = 0.0
+    for name, weight in weights.items():
+        if weight == 0:
+            continue
+        value = scores.get(name)
+        if value is None:
+            if missing == "null":
+                return None
+            if missing == "mean_of_rest":
+                continue
+            value = 0.0
+        total += weight * value
+        weight_sum += weight
+    return total / weight_sum if weight_sum else None

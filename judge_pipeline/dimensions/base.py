@@ -9,13 +9,17 @@ statement two prompts over one document share) are simply equal, and the schedul
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from judge_pipeline.calls.call import Call, FailureReason, Reply
 from judge_pipeline.common.records import Prompt
 from judge_pipeline.documents.chunking import Span
+from judge_pipeline.replies.marks import Problem
+
+Parsed = TypeVar("Parsed")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -26,10 +30,20 @@ class Request:
     answers: tuple[int, ...]
 
 
-Plan = Generator[list[Request], list[Reply], "list[Outcome]"]
+@dataclass(frozen=True)
+class ParsedRequest(Request, Generic[Parsed]):
+    """A request, and how its reply is read."""
+
+    read: Callable[[Reply], Parsed | Problem]
 
 
-class Evidence(Protocol):
+Steps = Generator[list[Request], list[Reply], Result]
+"""A part of a plan that comes to a result."""
+
+Plan = Steps["list[Outcome]"]
+
+
+class Document(Protocol):
     """The document as dimensions see it: cut in chunks, searchable by statement. Built once a document."""
 
     @property
@@ -49,7 +63,7 @@ class Evidence(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """A dimension's verdict on one answer: points 0–10, or the reason why there are none."""
+    """What a dimension found for one answer: points 0–10, or the reason why there are none."""
 
     score: float | None
     reason: FailureReason | None = None
@@ -69,6 +83,6 @@ class Dimension(Protocol):
 
     name: str
 
-    def plan(self, prompt: Prompt, evidence: Evidence) -> Plan:
+    def plan(self, prompt: Prompt, document: Document) -> Plan:
         """The calls that score every answer of `prompt`, as a generator (see the module's docstring)."""
         ...

@@ -9,31 +9,32 @@ them; a chunk without any says so with a word of its own, which erases nothing e
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from judge_pipeline.calls.call import Sampling
 from judge_pipeline.common.records import Prompt
-from judge_pipeline.dimensions.asking import (
-    Ask,
-    RateAsk,
-    answered,
-    ask,
-    in_place,
-    prompt_language,
-    rate,
-    reading_sampling,
-)
-from judge_pipeline.dimensions.base import Evidence, Outcome, Plan
+from judge_pipeline.dimensions.base import Document, Outcome, ParsedRequest, Plan
 from judge_pipeline.dimensions.options import JudgeOptions, rule_points
+from judge_pipeline.dimensions.steps import (
+    RatingRequest,
+    answered,
+    in_place,
+    list_request,
+    parse_replies,
+    prompt_language,
+    ratings,
+    request,
+    rule_outcome,
+)
 from judge_pipeline.documents.chunking import Span
 from judge_pipeline.documents.citation import locate
 from judge_pipeline.documents.language import Language
 from judge_pipeline.prompts.fences import one_line
-from judge_pipeline.prompts.templates import CaseFields, build_call, load_template
-from judge_pipeline.replies.list_shape import Items, ListShape, example_items
+from judge_pipeline.prompts.templates import CaseFields, load_template
+from judge_pipeline.replies.lists import Items
 from judge_pipeline.replies.marks import Problem
-from judge_pipeline.replies.rating_shapes import Rated, RatingShape
+from judge_pipeline.replies.ratings import Rating, RatingShape
 
 
 @dataclass(frozen=True)
@@ -53,56 +54,42 @@ class Completeness:
         self.name = name
         self._options = options
 
-    def plan(self, prompt: Prompt, evidence: Evidence) -> Plan:
+    def plan(self, prompt: Prompt, document: Document) -> Plan:
         """Key points of all chunks first, then one rating an answer and vote."""
         live = answered(prompt)
         if not live:
             return in_place(prompt, {})
-        language = prompt_language(self._options, evidence.text)
-        read = yield from ask(
-            [self._extraction(prompt, evidence, chunk, tuple(live), language) for chunk in evidence.chunks]
+        language = prompt_language(self._options, document.text)
+        template = load_template(f"{self.name}.extract", language)
+        read = yield from parse_replies(
+            [
+                list_request(
+                    template,
+                    {"document": document.text[chunk.start : chunk.end], "question": prompt.query},
+                    "key_points",
+                    "document",
+                    self._options.max_key_points,
+                    tuple(live),
+                    self._options,
+                )
+                for chunk in document.chunks
+            ]
         )
-        problem = next((one for one in read if isinstance(one, Problem)), None)
-        if problem is not None:
-            part = next(number for number, one in enumerate(read) if one is problem)
-            detail = f"key points of chunk {part + 1} of {len(read)}: {problem.detail}"
-            return in_place(prompt, dict.fromkeys(live, Outcome.failed(problem.reason, detail)))
+        for number, one in enumerate(read, start=1):
+            if isinstance(one, Problem):
+                detail = f"key points of chunk {number} of {len(read)}: {one.detail}"
+                return in_place(prompt, dict.fromkeys(live, Outcome.failed(one.reason, detail)))
         items = [one for one in read if isinstance(one, Items)]
-        points = _distinct(items, evidence)
+        points = _distinct(items, document)
         notes = _notes(items)
         if not points and self._options.no_key_points != "ask":
             return in_place(prompt, dict.fromkeys(live, self._by_rule(notes)))
-        rated = yield from rate([self._cover(prompt, i, points, language) for i in live], self._options)
+        rated = yield from ratings([self._cover(prompt, i, points, language) for i in live], self._options)
         return in_place(
             prompt, {i: _with_points(one, points, notes) for i, one in zip(live, rated, strict=True)}
         )
 
-    def _extraction(
-        self, prompt: Prompt, evidence: Evidence, chunk: Span, answers: tuple[int, ...], language: Language
-    ) -> Ask[Items]:
-        options = self._options
-        template = load_template(f"{self.name}.extract", language)
-        text = evidence.text[chunk.start : chunk.end]
-        shape = ListShape(
-            language,
-            options.analysis_chars,
-            options.item_chars,
-            "key_points",
-            options.max_key_points,
-            example_items(template.shown(options.few_shot), "key_points"),
-            text,
-        )
-        call = build_call(
-            template,
-            {"document": text, "question": prompt.query},
-            shape,
-            reading_sampling(options),
-            structured=options.structured,
-            few_shot=options.few_shot,
-        )
-        return Ask(call, answers, shape.read)
-
-    def _cover(self, prompt: Prompt, index: int, points: list[KeyPoint], language: Language) -> RateAsk:
+    def _cover(self, prompt: Prompt, index: int, points: list[KeyPoint], language: Language) -> RatingRequest:
         options = self._options
         shape = RatingShape(language, options.analysis_chars, options.item_chars, len(points))
         template = load_template(f"{self.name}.cover", language)
@@ -112,31 +99,24 @@ class Completeness:
             "answer": prompt.responses[index].text,
         }
 
-        def make(sampling: Sampling) -> Ask[Rated]:
-            call = build_call(
-                template, fields, shape, sampling, structured=options.structured, few_shot=options.few_shot
-            )
-            return Ask(call, (index,), shape.read)
+        def one_vote(sampling: Sampling) -> ParsedRequest[Rating]:
+            return request(template, fields, shape, sampling, (index,), options)
 
-        return make
+        return one_vote
 
     def _by_rule(self, notes: dict[str, Any]) -> Outcome:
         rule = self._options.no_key_points
-        evidence = {"analysis": "", "key_points": [], "votes": [], "rule": f"no_key_points:{rule}", **notes}
-        points = rule_points(rule)
-        if points is None:
-            return Outcome.failed(
-                "no_statements", "the document holds no key point on the question", evidence
-            )
-        return Outcome(points, evidence=evidence)
+        evidence = {"analysis": "", "key_points": [], "votes": [], "rule": None, **notes}
+        problem = "the document holds no key point on the question"
+        return rule_outcome(rule, rule_points(rule), "no_key_points", problem, evidence)
 
 
-def _distinct(items: list[Items], evidence: Evidence) -> list[KeyPoint]:
+def _distinct(items: list[Items], document: Document) -> list[KeyPoint]:
     """The key points in document order; one that a later chunk repeats word for word is listed once."""
     found: dict[str, KeyPoint] = {}
-    for number, (chunk, one) in enumerate(zip(evidence.chunks, items, strict=True)):
+    for number, (chunk, one) in enumerate(zip(document.chunks, items, strict=True)):
         texts = [text for text in dict.fromkeys(map(one_line, one.texts)) if text not in found]
-        places = locate(evidence.text[chunk.start : chunk.end], texts) if texts else []
+        places = locate(document.text[chunk.start : chunk.end], texts) if texts else []
         for text, place in zip(texts, places, strict=True):
             span = Span(chunk.start + place[0], chunk.start + place[1]) if place else chunk
             found[text] = KeyPoint(text, number, span)
@@ -169,9 +149,4 @@ def _with_points(outcome: Outcome, points: list[KeyPoint], notes: dict[str, Any]
         for number, point in enumerate(points, start=1)
     ]
     rule = None if points else "no_key_points:ask"
-    return Outcome(
-        outcome.score,
-        outcome.reason,
-        outcome.detail,
-        {**evidence, "key_points": listed, "rule": rule, **notes},
-    )
+    return replace(outcome, evidence={**evidence, "key_points": listed, "rule": rule, **notes})

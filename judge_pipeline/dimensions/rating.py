@@ -11,12 +11,19 @@ from pathlib import Path
 
 from judge_pipeline.calls.call import Reply, Sampling
 from judge_pipeline.common.records import Prompt
-from judge_pipeline.dimensions.asking import Ask, RateAsk, answered, in_place, prompt_language, rate
-from judge_pipeline.dimensions.base import Evidence, Plan
+from judge_pipeline.dimensions.base import Document, ParsedRequest, Plan
 from judge_pipeline.dimensions.options import JudgeOptions
-from judge_pipeline.prompts.templates import PROMPTS, build_call, load_template
+from judge_pipeline.dimensions.steps import (
+    RatingRequest,
+    answered,
+    in_place,
+    prompt_language,
+    ratings,
+    request,
+)
+from judge_pipeline.prompts.templates import PROMPTS, load_template
 from judge_pipeline.replies.marks import Problem
-from judge_pipeline.replies.rating_shapes import JointShape, Rated, RatingShape
+from judge_pipeline.replies.ratings import JointShape, Rating, RatingShape
 
 JOINT = ("helpfulness", "logicality")
 JOINT_TEMPLATE = "joint.rate"
@@ -33,38 +40,36 @@ class RatingDimension:
         self._joint = joint
         self._prompts = prompts
 
-    def plan(self, prompt: Prompt, evidence: Evidence) -> Plan:
+    def plan(self, prompt: Prompt, document: Document) -> Plan:
         """One call an answer and vote."""
         live = answered(prompt)
-        makers = [self._maker(prompt, index, evidence) for index in live]
-        outcomes = yield from rate(makers, self._options)
+        outcomes = yield from ratings(
+            [self._request(prompt, index, document) for index in live], self._options
+        )
         return in_place(prompt, dict(zip(live, outcomes, strict=True)))
 
-    def _maker(self, prompt: Prompt, index: int, evidence: Evidence) -> RateAsk:
+    def _request(self, prompt: Prompt, index: int, document: Document) -> RatingRequest:
         options = self._options
-        language = prompt_language(options, evidence.text)
+        name = JOINT_TEMPLATE if self._joint else f"{self.name}.rate"
+        template = load_template(name, prompt_language(options, document.text), self._prompts)
         fields = {"question": prompt.query, "answer": prompt.responses[index].text}
-        shape: RatingShape | JointShape
-        if self._joint:
-            template = load_template(JOINT_TEMPLATE, language, self._prompts)
-            shape = JointShape(template.language, options.analysis_chars, options.item_chars, JOINT)
-        else:
-            template = load_template(f"{self.name}.rate", language, self._prompts)
-            shape = RatingShape(template.language, options.analysis_chars, options.item_chars)
+        bounds = template.language, options.analysis_chars, options.item_chars
 
-        def make(sampling: Sampling) -> Ask[Rated]:
-            call = build_call(
-                template, fields, shape, sampling, structured=options.structured, few_shot=options.few_shot
-            )
-            return Ask(
-                call, (index,), self._read_joint(shape) if isinstance(shape, JointShape) else shape.read
-            )
+        def one_vote(sampling: Sampling) -> ParsedRequest[Rating]:
+            if not self._joint:
+                return request(template, fields, RatingShape(*bounds), sampling, (index,), options)
+            joint = request(template, fields, JointShape(*bounds, JOINT), sampling, (index,), options)
+            return ParsedRequest(joint.call, joint.answers, self._own(joint.read))
 
-        return make
+        return one_vote
 
-    def _read_joint(self, shape: JointShape) -> Callable[[Reply], Rated | Problem]:
-        def read(reply: Reply) -> Rated | Problem:
-            ratings = shape.read(reply)
-            return ratings if isinstance(ratings, Problem) else ratings[self.name]
+    def _own(
+        self, read_all: Callable[[Reply], dict[str, Rating | Problem] | Problem]
+    ) -> Callable[[Reply], Rating | Problem]:
+        """This dimension's rating of a reply that rates several."""
+
+        def read(reply: Reply) -> Rating | Problem:
+            found = read_all(reply)
+            return found if isinstance(found, Problem) else found[self.name]
 
         return read

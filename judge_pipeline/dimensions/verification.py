@@ -7,18 +7,19 @@ verdict is missing from a batch, or whose batch failed in a way that asking alon
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
-from judge_pipeline.calls.call import Reply
-from judge_pipeline.dimensions.asking import Ask, ask, vote_sampling
-from judge_pipeline.dimensions.base import Evidence, Request
+from judge_pipeline.dimensions.base import Document, ParsedRequest, Steps
 from judge_pipeline.dimensions.options import JudgeOptions
+from judge_pipeline.dimensions.steps import VoteMean, average, parse_replies, request, vote_sampling
 from judge_pipeline.documents.chunking import Span
 from judge_pipeline.documents.language import Language
-from judge_pipeline.prompts.templates import build_call, load_template
+from judge_pipeline.prompts.templates import CaseFields, load_template
 from judge_pipeline.replies.marks import Problem
-from judge_pipeline.replies.verdict_shapes import Judged, VerdictShape, VerdictsShape
+from judge_pipeline.replies.verdicts import VERDICT_POINTS, Support, Verdict, VerdictShape, VerdictsShape
 
 NOT_CURED_ALONE = frozenset({"http", "timeout", "stopped", "batch_error"})
 
@@ -33,95 +34,120 @@ class Claim:
     spans: tuple[Span, ...]
 
 
-Votes = list[Judged | Problem]
-Verifying = Generator[list[Request], list[Reply], list[Votes]]
+Votes = list[Verdict | Problem]
+
+
+@dataclass(frozen=True)
+class VerifiedClaim:
+    """A claim and the votes on it."""
+
+    claim: Claim
+    votes: Votes
+
+    @cached_property
+    def result(self) -> VoteMean | Problem:
+        """The votes averaged (0–1), or why there is no verdict."""
+        return average([support_points(vote) for vote in self.votes])
+
+    def evidence(self) -> dict[str, Any]:
+        """The statement's row in the label's evidence."""
+        verdicts = [vote for vote in self.votes if isinstance(vote, Verdict)]
+        failure = self.result if isinstance(self.result, Problem) else None
+        row: dict[str, Any] = {
+            "id": self.claim.id,
+            "text": self.claim.text,
+            "verdict": None if isinstance(self.result, Problem) else _nearest(self.result.points),
+            "analysis": verdicts[0].analysis if verdicts else "",
+            "failure": failure.reason if failure else None,
+            "spans": [{"start": s.start, "end": s.end, "score": s.score} for s in self.claim.spans],
+        }
+        if len(self.votes) > 1 and failure is None:
+            row["votes"] = [None if isinstance(vote, Problem) else vote.support for vote in self.votes]
+        return row
+
+
+def support_points(vote: Verdict | Problem) -> float | Problem:
+    """What a vote counts, 0–1."""
+    return vote if isinstance(vote, Problem) else VERDICT_POINTS[vote.support]
+
+
+def _nearest(points: float) -> Support:
+    """The verdict closest to the mean of several votes."""
+    if points >= 0.75:
+        return "full"
+    return "none" if points < 0.25 else "partial"
 
 
 class Verifier:
     """Asks for verdicts with the templates `NAME.verify` and `NAME.verify_many`."""
 
-    def __init__(self, name: str, evidence: Evidence, language: Language, options: JudgeOptions) -> None:
-        self._name, self._evidence, self._language, self._options = name, evidence, language, options
+    def __init__(self, name: str, document: Document, language: Language, options: JudgeOptions) -> None:
+        self._name, self._document, self._language, self._options = name, document, language, options
 
-    def verify(self, claims: Sequence[Claim]) -> Verifying:
-        """For each claim its votes, in order."""
-        if self._options.statements_per_call == 1:
-            return (yield from self._one_by_one(claims))
-        return (yield from self._in_batches(claims))
-
-    def _one_by_one(self, claims: Sequence[Claim]) -> Verifying:
+    def verify(self, claims: Sequence[Claim]) -> Steps[list[VerifiedClaim]]:
+        """The claims with their votes, in order."""
         count = self._options.votes
-        read = yield from ask(
-            [self._alone(claim, vote) for claim in claims for vote in range(count)], votes=count
-        )
-        return [list(read[start : start + count]) for start in range(0, len(read), count)]
+        votes: dict[int, Votes] = {claim.id: [Problem("missing_verdict")] * count for claim in claims}
+        if self._options.statements_per_call > 1:
+            yield from self._in_batches(claims, votes)
+        yield from self._one_by_one(claims, votes)
+        return [VerifiedClaim(claim, votes[claim.id]) for claim in claims]
 
-    def _in_batches(self, claims: Sequence[Claim]) -> Verifying:
+    def _in_batches(self, claims: Sequence[Claim], votes: dict[int, Votes]) -> Steps[None]:
+        """Fill in what calls with several statements each say."""
         count = self._options.votes
         jobs = [
             (batch, vote)
             for batch in group(claims, self._options.statements_per_call)
             for vote in range(count)
         ]
-        read = yield from ask([self._together(batch, vote) for batch, vote in jobs], again=False)
-        votes: dict[int, Votes] = {claim.id: [Problem("missing_verdict")] * count for claim in claims}
+        read = yield from parse_replies([self._together(batch, vote) for batch, vote in jobs], again=False)
         for (batch, vote), result in zip(jobs, read, strict=True):
             for number, claim in enumerate(batch, start=1):
                 missing = Problem("missing_verdict", "the reply passes the statement over")
                 votes[claim.id][vote] = result if isinstance(result, Problem) else result.get(number, missing)
-        yield from self._retry_alone(claims, votes)
-        return [votes[claim.id] for claim in claims]
 
-    def _retry_alone(
-        self, claims: Sequence[Claim], votes: dict[int, Votes]
-    ) -> Generator[list[Request], list[Reply], None]:
-        """Replace what a batch left open, in place."""
-        open_votes = [
+    def _one_by_one(self, claims: Sequence[Claim], votes: dict[int, Votes]) -> Steps[None]:
+        """Fill in what is open: all of it, or what batches left."""
+        alone = self._options.statements_per_call == 1
+        left = [
             (claim, vote)
             for claim in claims
             for vote, one in enumerate(votes[claim.id])
             if isinstance(one, Problem) and one.reason not in NOT_CURED_ALONE
         ]
-        asks = [self._alone(claim, vote) for claim, vote in open_votes]
-        read = yield from ask(asks, votes=self._options.votes)
-        for (claim, vote), result in zip(open_votes, read, strict=True):
-            before = votes[claim.id][vote]
-            if isinstance(result, Problem) and result.reason == "unparsable" and isinstance(before, Problem):
+        requests = [self._alone(claim, vote) for claim, vote in left]
+        read = yield from parse_replies(requests, votes=self._options.votes)
+        for (claim, vote), result in zip(left, read, strict=True):
+            if isinstance(result, Problem) and result.reason == "unparsable" and not alone:
                 result = Problem("missing_verdict", f"asked with others and alone: {result.detail}")
             votes[claim.id][vote] = result
 
-    def _alone(self, claim: Claim, vote: int) -> Ask[Judged]:
+    def _alone(self, claim: Claim, vote: int) -> ParsedRequest[Verdict]:
         options = self._options
         shape = VerdictShape(self._language, options.analysis_chars, options.item_chars)
-        call = build_call(
-            load_template(f"{self._name}.verify", self._language),
-            {"passages": self._passages([claim]), "statement": claim.text},
-            shape,
-            vote_sampling(options, vote, rating=False),
-            structured=options.structured,
-            few_shot=options.few_shot,
-        )
-        return Ask(call, claim.answers, shape.read)
+        template = load_template(f"{self._name}.verify", self._language)
+        fields: CaseFields = {"passages": self._passages([claim]), "statement": claim.text}
+        sampling = vote_sampling(options, vote, rating=False)
+        return request(template, fields, shape, sampling, claim.answers, options)
 
-    def _together(self, batch: Sequence[Claim], vote: int) -> Ask[dict[int, Judged | Problem]]:
+    def _together(self, batch: Sequence[Claim], vote: int) -> ParsedRequest[dict[int, Verdict | Problem]]:
         options = self._options
         # Six analyses as long as one would run into the reply's limit.
         each = max(1, min(options.analysis_chars, 2 * options.analysis_chars // len(batch)))
         shape = VerdictsShape(self._language, each, options.item_chars, len(batch))
-        call = build_call(
-            load_template(f"{self._name}.verify_many", self._language),
-            {"passages": self._passages(batch), "statements": [claim.text for claim in batch]},
-            shape,
-            vote_sampling(options, vote, rating=False),
-            structured=options.structured,
-            few_shot=options.few_shot,
-        )
+        template = load_template(f"{self._name}.verify_many", self._language)
+        fields: CaseFields = {
+            "passages": self._passages(batch),
+            "statements": [claim.text for claim in batch],
+        }
+        sampling = vote_sampling(options, vote, rating=False)
         answers = sorted({answer for claim in batch for answer in claim.answers})
-        return Ask(call, tuple(answers), shape.read)
+        return request(template, fields, shape, sampling, tuple(answers), options)
 
     def _passages(self, claims: Sequence[Claim]) -> list[str]:
         spans = {(span.start, span.end) for claim in claims for span in claim.spans}
-        return [self._evidence.text[start:end] for start, end in sorted(spans)]
+        return [self._document.text[start:end] for start, end in sorted(spans)]
 
 
 def group(claims: Sequence[Claim], size: int) -> list[list[Claim]]:

@@ -7,6 +7,7 @@ import os
 
 from judge_pipeline.calls.store import CallStore
 from judge_pipeline.common.errors import UserError
+from judge_pipeline.common.optional_packages import INSTALL_LINES
 from judge_pipeline.engines.base import Engine
 from judge_pipeline.engines.judge_config import JudgeConfig
 
@@ -66,7 +67,8 @@ def _local(config: JudgeConfig) -> Engine:
     has_vllm = importlib.util.find_spec("vllm") is not None
     if config.backend == "vllm" and not has_vllm:
         raise UserError(
-            "--judge.backend vllm: vLLM is not installed", "pip install vllm, or leave the setting out"
+            "--judge.backend vllm: vLLM is not installed",
+            f"{INSTALL_LINES['vllm']}, or leave the setting out",
         )
     if config.backend != "transformers" and has_vllm:
         from judge_pipeline.engines.local_vllm import VllmEngine

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface, DynamicCache
 
+from judge_pipeline.common.kv_cache import cache_argument
+
 ATTENTION = "judge_shared_prefix"
 LayerKV = tuple[torch.Tensor, torch.Tensor]
 """Keys and values of one layer, [1, K, tokens, D] each."""
@@ -285,7 +287,7 @@ class PlainDecoder:
     def _forward(self, tokens: Sequence[int], cache: DynamicCache) -> torch.Tensor:
         ids = torch.tensor([list(tokens)], device=self.model.device)
         logits: torch.Tensor = self.model(
-            input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1
+            input_ids=ids, use_cache=True, logits_to_keep=1, **cache_argument(cache)
         ).logits[:, -1]
         return logits
 

@@ -8,53 +8,13 @@ weights people's choices imply; and, when asked for, the judge baselines of Long
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from pydantic import Field
-
-from judge_pipeline.common.config import Command, Config
-from judge_pipeline.common.run_dir import EXISTING_HELP, Existing
-from judge_pipeline.engines.judge_config import JudgeConfig
-
-
-class EvaluateConfig(Config):
-    """Settings of `judge-pipeline evaluate`."""
-
-    scored: Path = Field(
-        description="a label run, a labels file, scored prompts, or prompts with people's values only (baselines)",
-        json_schema_extra={"positional": True},
-    )
-    prompts: list[Path] = Field(
-        [], description="prompts with `human` or `preferences`; default: those SCORED holds or was made from"
-    )
-    output: Path = Field(description="directory for agreement.json, agreement.md and report.html")
-    name: str = Field("judge", description="what to call the thing measured in the tables")
-    weights: dict[str, float] = Field(
-        {},
-        description="weights of the dimensions in the reward, e.g. faithfulness=2; default: the stored reward",
-    )
-    embedding_model: str = Field(
-        "minilm", description="model of the similarity baselines, or `none` to leave them out"
-    )
-    short_rm: str | None = Field(
-        None,
-        description="a sequence-classification reward model that sees question and answer, as a baseline",
-    )
-    pairwise_judge: bool = Field(
-        False, description="ask --judge directly which answer of each decided pair is better, in both orders"
-    )
-    holistic: bool = Field(False, description="ask --judge for one score of each answer, in one call")
-    judge: JudgeConfig = Field(default_factory=lambda: JudgeConfig.model_validate({}))
-    bootstrap: int = Field(1000, ge=10, description="resamples of the documents for the 95% intervals")
-    seed: int = Field(0, description="of the resamples and of the random baseline")
-    existing: Existing = Field("refuse", description=EXISTING_HELP, json_schema_extra={"identity": False})
+from judge_pipeline.common.config import Command
+from judge_pipeline.evaluation.evaluate_config import EvaluateConfig
 
 
 def run(config: EvaluateConfig) -> int:
     """Evaluate and write the files."""
-    from judge_pipeline.evaluation.run import (
-        run_evaluation,  # scipy and scikit-learn: slow, and needed here only
-    )
+    from judge_pipeline.evaluation.run import run_evaluation  # scipy and scikit-learn: slow, needed here only
 
     return run_evaluation(config)
 

@@ -1,50 +1,38 @@
 """Baseline: one question, one number. The judge rates a whole answer 0–10 with the document before it.
 
-In: a prompt. Out: a call an answer, and from each reply points 0–10 or the reason why there are none. It sees what
+In: a prompt. Out: a call an answer, and from each reply a rating or the reason why there is none. It sees what
 the four dimensions see, in one call, without statements, retrieval or key points: what those add is the difference.
 """
 
 from __future__ import annotations
 
-import json
-import re
+from dataclasses import dataclass
 from typing import Any
 
-from judge_pipeline.calls.call import Call, FailureReason, Reply
-from judge_pipeline.common.records import SCORE_RANGE, Prompt
-from judge_pipeline.prompts.baseline_prompts import baseline_call
+from judge_pipeline.calls.call import Call, Reply
+from judge_pipeline.common.records import Prompt
+from judge_pipeline.evaluation.pairwise import baseline_call
+from judge_pipeline.replies.marks import Problem
+from judge_pipeline.replies.ratings import Rating, RatingShape
 
-_MARK = re.compile(r"\[\[\s*(-?\d+(?:\.\d+)?)\s*(?:/\s*10\s*)?\]\]")
-SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "analysis": {"type": "string", "maxLength": 600},
-        "rating": {"type": "integer", "minimum": 0, "maximum": 10},
-    },
-    "required": ["analysis", "rating"],
-    "additionalProperties": False,
-}
+
+@dataclass(frozen=True)
+class HolisticShape(RatingShape):
+    """An analysis and a rating, with the schema that stored calls were asked with."""
+
+    analysis_chars: int = 600
+
+    def schema(self) -> dict[str, Any]:
+        """Analysis and rating."""
+        return self.analysed(rating={"type": "integer", "minimum": 0, "maximum": 10})
 
 
 def holistic_call(prompt: Prompt, position: int, structured: bool = False) -> Call:
     """The question about the answer at `position`."""
-    values = {"question": prompt.query, "answer": prompt.responses[position].text}
-    return baseline_call("holistic", prompt.context, values, SCHEMA if structured else None)
+    fields = {"question": prompt.query, "answer": prompt.responses[position].text}
+    return baseline_call("holistic", prompt.context, fields, HolisticShape(), structured)
 
 
-def parse_rating(reply: Reply) -> tuple[float | None, FailureReason | None]:
-    """(points, None) or (None, why not). A reply with two different ratings on its last rated line has none."""
-    if reply.failure is not None:
-        return None, reply.failure
-    if reply.structured:
-        try:
-            values = {float(json.loads(reply.text)["rating"])}
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError):
-            return None, "unparsable"
-    else:
-        lines = [line for line in reply.text.splitlines() if _MARK.search(line)]
-        values = {float(found) for found in _MARK.findall(lines[-1])} if lines else set()
-    if len(values) != 1:
-        return None, "unparsable"
-    value = values.pop()
-    return (value, None) if SCORE_RANGE[0] <= value <= SCORE_RANGE[1] else (None, "out_of_range")
+def read_holistic(reply: Reply) -> Rating | Problem:
+    """The rating a reply states."""
+    return HolisticShape().read(reply)

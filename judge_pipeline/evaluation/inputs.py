@@ -26,8 +26,8 @@ from judge_pipeline.statistics.table import (
 
 
 @dataclass
-class Inputs:
-    """Everything read from disk."""
+class ScoredAnswers:
+    """Answers, their scores, and what people said of them."""
 
     table: AnswerTable
     columns: dict[str, Floats]
@@ -56,16 +56,15 @@ def group_name(prompt: Prompt, path: Path) -> str:
     return str(extra.get("task") or extra.get("dataset") or path.name.split(".")[0])
 
 
-def read_inputs(scored: Path, prompt_files: Sequence[Path]) -> Inputs:
+def read_scored(scored: Path, prompt_files: Sequence[Path]) -> ScoredAnswers:
     """Read scores and prompts. Prompts default to the file of scores itself, or to those the label run read."""
     if holds_labels(scored):
         labels = {(row.prompt_id, row.response_id): row for row in read_labels(scored)}
         table = read_table(prompt_files or labelled_prompts(scored))
-        return Inputs(table, _label_columns(table, labels, scored), labels, _coverage(table, labels))
-    own = [scored, *prompt_files] if not prompt_files else list(prompt_files)
-    table = read_table(own)
+        return ScoredAnswers(table, _label_columns(table, labels, scored), labels, _coverage(table, labels))
+    table = read_table(prompt_files or [scored])
     if not prompt_files:
-        return Inputs(table, score_columns(table, score_names(table, "scores")))
+        return ScoredAnswers(table, score_columns(table, score_names(table, "scores")))
     return _scores_onto(table, scored)
 
 
@@ -121,7 +120,7 @@ def _coverage(table: AnswerTable, labels: dict[tuple[str, str], Label]) -> list[
     return notes
 
 
-def _scores_onto(table: AnswerTable, scored: Path) -> Inputs:
+def _scores_onto(table: AnswerTable, scored: Path) -> ScoredAnswers:
     """Scores of one file on the answers of others, matched by prompt and response id."""
     other = build_table(list(read_prompts(scored, need_responses=True)))
     found = score_columns(other, score_names(other, "scores"))
@@ -134,4 +133,4 @@ def _scores_onto(table: AnswerTable, scored: Path) -> Inputs:
             columns[name][row] = column[source]
     missing = table.rows - len(shared)
     notes = [f"{missing} of {table.rows} answers have no score and are left out"] if missing else []
-    return Inputs(table, columns, notes=notes)
+    return ScoredAnswers(table, columns, notes=notes)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from judge_pipeline.engines.ask_all import ask_all
 from judge_pipeline.engines.base import Engine
 from judge_pipeline.engines.judge_config import JudgeConfig
 from judge_pipeline.engines.open import open_engine
-from judge_pipeline.evaluation.holistic import holistic_call, parse_rating
+from judge_pipeline.evaluation.holistic import holistic_call, read_holistic
 from judge_pipeline.evaluation.pairwise import judge_pair, pair_calls, vote_summary
+from judge_pipeline.replies.marks import Problem
 from judge_pipeline.statistics.compare import Predictor
 from judge_pipeline.statistics.table import AnswerTable, Pair
 
@@ -49,26 +51,21 @@ def ask_baselines(
     Raises:
         UserError: the judge cannot be reached; what was answered by then is in the store.
     """
-    return asyncio.run(_ask(judge, table, pairs, store, pairwise, holistic))
 
+    async def ask() -> JudgeBaselines:
+        found = JudgeBaselines()
+        with closing(CallStore(store)) as calls:
+            engine = await open_engine(judge, calls)
+            try:
+                if pairwise:
+                    await _pairwise(found, engine, calls, table, pairs)
+                if holistic:
+                    await _holistic(found, engine, calls, table)
+            finally:
+                await engine.close()
+        return found
 
-async def _ask(
-    judge: JudgeConfig, table: AnswerTable, pairs: Sequence[Pair], path: Path, pairwise: bool, holistic: bool
-) -> JudgeBaselines:
-    store = CallStore(path)
-    try:
-        engine = await open_engine(judge, store)
-        try:
-            found = JudgeBaselines()
-            if pairwise:
-                await _pairwise(found, engine, store, table, pairs)
-            if holistic:
-                await _holistic(found, engine, store, table)
-            return found
-        finally:
-            await engine.close()
-    finally:
-        store.close()
+    return asyncio.run(ask())
 
 
 async def _pairwise(
@@ -98,10 +95,10 @@ async def _holistic(found: JudgeBaselines, engine: Engine, store: CallStore, tab
         for position in range(len(prompt.responses))
     ]
     replies = await ask_all(engine, store, calls, "holistic")
-    ratings = [parse_rating(reply) for reply in replies]
-    column = np.array([np.nan if points is None else points for points, _ in ratings], dtype=float)
+    ratings = [read_holistic(reply) for reply in replies]
+    column = np.array([np.nan if isinstance(one, Problem) else one.points for one in ratings], dtype=float)
     found.predictors.append(Predictor("holistic judge", "baseline", any_target=column, in_points=True))
-    reasons = Counter(reason for _, reason in ratings if reason is not None)
+    reasons = Counter(one.reason for one in ratings if isinstance(one, Problem))
     found.summary["holistic"] = {
         "answers": len(ratings),
         "failed": sum(reasons.values()),

@@ -7,27 +7,26 @@ round cancels that and shows it (`inconsistent`, `first_place`).
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from judge_pipeline.calls.call import Call, FailureReason, Reply
+from judge_pipeline.calls.call import Call, FailureReason, Reply, Sampling
 from judge_pipeline.common.records import Prompt
-from judge_pipeline.prompts.baseline_prompts import baseline_call
+from judge_pipeline.documents.language import detect_language
+from judge_pipeline.prompts.templates import build_call, load_template
+from judge_pipeline.replies.choices import Choice, ChoiceShape
+from judge_pipeline.replies.marks import Problem
+from judge_pipeline.replies.shape import Shape
 
-Choice = Literal["A", "B", "tie"]
-_MARK = re.compile(r"\[\[\s*(A|B|C|tie)\s*\]\]", re.IGNORECASE)
-SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "analysis": {"type": "string", "maxLength": 600},
-        "choice": {"type": "string", "enum": ["A", "B", "tie"]},
-    },
-    "required": ["analysis", "choice"],
-    "additionalProperties": False,
-}
+
+def baseline_call(
+    name: str, document: str, fields: dict[str, str], shape: Shape[Any], structured: bool
+) -> Call:
+    """The call of one baseline question over a document, in the document's language."""
+    template = load_template(f"baseline.{name}", detect_language(document))
+    fields = {"document": document, **fields}
+    return build_call(template, fields, shape, Sampling(max_tokens=512), structured=structured)
 
 
 @dataclass(frozen=True)
@@ -42,43 +41,22 @@ class PairVote:
 
 def pair_calls(prompt: Prompt, first: int, second: int, structured: bool = False) -> tuple[Call, Call]:
     """The question about answers `first` and `second` (positions in the prompt), and the other way round."""
-    texts = prompt.responses[first].text, prompt.responses[second].text
-    forward, backward = (
-        baseline_call(
-            "pairwise",
-            prompt.context,
-            {"question": prompt.query, "first": one, "second": two},
-            SCHEMA if structured else None,
-        )
-        for one, two in (texts, texts[::-1])
-    )
-    return forward, backward
+    one, two = prompt.responses[first].text, prompt.responses[second].text
 
+    def call(left: str, right: str) -> Call:
+        fields = {"question": prompt.query, "first": left, "second": right}
+        return baseline_call("pairwise", prompt.context, fields, ChoiceShape(), structured)
 
-def parse_choice(reply: Reply) -> Choice | None:
-    """The choice of a reply; None where it states none, or several that differ."""
-    if reply.structured:
-        try:
-            found = [str(json.loads(reply.text)["choice"])]
-        except (json.JSONDecodeError, KeyError, TypeError):
-            return None
-    else:
-        # Only the last line counts: what stands before may quote an answer that itself holds a mark.
-        lines = [line for line in reply.text.splitlines() if _MARK.search(line)]
-        found = _MARK.findall(lines[-1]) if lines else []
-    choices = {"tie" if mark.lower() in ("c", "tie") else mark.upper() for mark in found}
-    choice = choices.pop() if len(choices) == 1 else None
-    return choice if choice in ("A", "B", "tie") else None  # type: ignore[return-value]
+    return call(one, two), call(two, one)
 
 
 def judge_pair(forward: Reply, backward: Reply) -> PairVote:
     """Join the replies of both orders into one vote for the first answer."""
-    for reply in (forward, backward):
-        if reply.failure is not None:
-            return PairVote(None, failure=reply.failure)
-    one, two = parse_choice(forward), parse_choice(backward)
-    if one is None or two is None:
-        return PairVote(None, one, two, "unparsable")
+    one, two = (ChoiceShape().read(reply) for reply in (forward, backward))
+    if isinstance(one, Problem):
+        return PairVote(None, failure=one.reason)
+    if isinstance(two, Problem):
+        return PairVote(None, failure=two.reason)
     points = {"A": 1.0, "B": 0.0, "tie": 0.5}
     vote = (points[one] + 1.0 - points[two]) / 2
     # A win in one order and a tie in the other is a lean, not a win: only agreement decides.

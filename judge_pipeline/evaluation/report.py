@@ -1,6 +1,6 @@
 """`report.html` and the terminal text of `judge-pipeline evaluate`.
 
-In: the plain data of `evaluate_run.evaluate_human`. Out: an HTML page and text; nothing is computed here.
+In: the plain data of `run.evaluate_human`. Out: an HTML page and text; nothing is computed here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from judge_pipeline.common.html.charts import bars, stat_tiles, table
 from judge_pipeline.common.html.page import Section, code_block, join, prose, render_page
-from judge_pipeline.statistics import render as render
+from judge_pipeline.statistics import render
 
 
 def terminal_report(found: dict[str, Any]) -> str:

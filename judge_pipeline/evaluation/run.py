@@ -7,6 +7,7 @@ values in, plain data out.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,14 @@ import numpy as np
 import yaml
 
 from judge_pipeline.common.errors import UserError
-from judge_pipeline.common.html.page import encode_page
 from judge_pipeline.common.record_files import write_text
-from judge_pipeline.common.records import weighted_reward
-from judge_pipeline.common.run_dir import prepare_run_dir
-from judge_pipeline.common.weighting import resolve_weighting
-from judge_pipeline.evaluation.evaluate import EvaluateConfig
-from judge_pipeline.evaluation.inputs import Inputs, read_inputs
+from judge_pipeline.common.run_dir import prepare_run
+from judge_pipeline.common.weighting import resolve_weighting, weighted_reward
+from judge_pipeline.evaluation.evaluate_config import EvaluateConfig
+from judge_pipeline.evaluation.inputs import ScoredAnswers, read_scored
 from judge_pipeline.evaluation.judges import JudgeBaselines, ask_baselines
 from judge_pipeline.evaluation.report import evaluation_page, terminal_report
-from judge_pipeline.statistics import render as render
+from judge_pipeline.statistics import render
 from judge_pipeline.statistics.agreement import decided_pairs
 from judge_pipeline.statistics.baselines import all_baselines, minilm_embed
 from judge_pipeline.statistics.bootstrap import DocumentBootstrap
@@ -50,7 +49,7 @@ WEIGHTS = "weights.yaml"
 
 
 def evaluate_human(
-    inputs: Inputs,
+    scored: ScoredAnswers,
     name: str = "judge",
     more: list[Predictor] | None = None,
     baselines: dict[str, Floats] | None = None,
@@ -58,55 +57,66 @@ def evaluate_human(
     seed: int = 0,
 ) -> dict[str, Any]:
     """The whole evaluation as plain data; `more` are further predictors (pairwise judge, short-context RM, …)."""
-    table = inputs.table
-    human = score_columns(table, score_names(table, "human"), "human")
-    preferences = table.preferences()
-    if not human and not preferences:
-        raise UserError(
-            "the prompts hold no judgement by people: every `human` value is null and there are no `preferences`",
-            "name prompts that people judged: --prompts FILE",
-        )
+    table = scored.table
+    people = judged_by_people(table)
     bootstrap = DocumentBootstrap(table.document_P, replicates, seed)
-    predictors = [Predictor(name, "model", inputs.columns, in_points=True)] if inputs.columns else []
+    predictors = [Predictor(name, "model", scored.columns, in_points=True)] if scored.columns else []
     predictors += more or []
     predictors += [
         Predictor(label, "baseline", any_target=column) for label, column in (baselines or {}).items()
     ]
     comparison = Comparison(table, predictors, bootstrap)
-    results = [comparison.graded(target, column) for target, column in human.items()]
-    if preferences:
-        results.append(comparison.preferred(preferences))
-    pairs, source = reward_pairs(table, human, preferences)
+    results = [comparison.graded(target, column) for target, column in people.ratings.items()]
+    if people.preferences:
+        results.append(comparison.preferred(people.preferences))
     return {
         "prompts": len(table.prompts),
         "answers": table.rows,
         "documents": table.documents,
-        "notes": inputs.notes,
+        "notes": scored.notes,
         "results": results,
-        "pairs_from": source,
-        "dimensions": _dimensions(inputs, pairs, bootstrap),
-        "raters": _raters(inputs, bootstrap),
+        "pairs_from": people.pairs_from,
+        "dimensions": _dimensions(scored, people.pairs, bootstrap),
+        "raters": _raters(scored, bootstrap),
     }
 
 
-def reward_pairs(
-    table: AnswerTable, human: dict[str, Floats], preferences: list[Pair]
-) -> tuple[list[Pair], str]:
-    """Pairs of answers that people tell apart as wholes, and what that was taken from."""
+@dataclass(frozen=True)
+class PeoplesJudgements:
+    """What people said of a table's answers."""
+
+    ratings: dict[str, Floats]
+    preferences: list[Pair]
+    pairs: list[Pair]
+    """Pairs of answers that people tell apart as wholes."""
+    pairs_from: str
+    """What `pairs` was taken from."""
+
+
+def judged_by_people(table: AnswerTable) -> PeoplesJudgements:
+    """People's ratings and preferences. Raises UserError where there are none."""
+    ratings = score_columns(table, score_names(table, "human"), "human")
+    preferences = table.preferences()
     if preferences:
-        return preferences, PREFERENCES
-    if OVERALL in human:
-        return decided_pairs(table, human[OVERALL]), OVERALL
-    known = [column for column in human.values() if np.isfinite(column).any()]
-    return decided_pairs(table, np.mean(known, axis=0)), "mean of people's " + ", ".join(human)
+        return PeoplesJudgements(ratings, preferences, preferences, PREFERENCES)
+    if not ratings:
+        raise UserError(
+            "the prompts hold no judgement by people: every `human` value is null and there are no `preferences`",
+            "name prompts that people judged: --prompts FILE",
+        )
+    if OVERALL in ratings:
+        return PeoplesJudgements(ratings, [], decided_pairs(table, ratings[OVERALL]), OVERALL)
+    known = [column for column in ratings.values() if np.isfinite(column).any()]
+    pairs = decided_pairs(table, np.mean(known, axis=0))
+    return PeoplesJudgements(ratings, [], pairs, "mean of people's " + ", ".join(ratings))
 
 
-def _dimensions(inputs: Inputs, pairs: list[Pair], bootstrap: DocumentBootstrap) -> dict[str, Any]:
+def _dimensions(scored: ScoredAnswers, pairs: list[Pair], bootstrap: DocumentBootstrap) -> dict[str, Any]:
     """What each dimension adds, and fitted weights: for all prompts, and for each data set or task."""
-    if not inputs.dimensions:
+    if not scored.dimensions:
         return {}
-    table = inputs.table
-    columns = {name: inputs.columns[name] for name in inputs.dimensions}
+    table = scored.table
+    columns = {name: scored.columns[name] for name in scored.dimensions}
     names = dict.fromkeys(table.group_P)
     parts = {"all": pairs}
     if len(names) > 1:
@@ -125,11 +135,11 @@ def _dimensions(inputs: Inputs, pairs: list[Pair], bootstrap: DocumentBootstrap)
     return found
 
 
-def _raters(inputs: Inputs, bootstrap: DocumentBootstrap) -> dict[str, Any]:
+def _raters(scored: ScoredAnswers, bootstrap: DocumentBootstrap) -> dict[str, Any]:
     """How far people, and the judge's votes, agree with themselves."""
-    table = inputs.table
+    table = scored.table
     found: dict[str, Any] = {}
-    for source, values in (("people", rater_values(table)), ("judge", vote_values(table, inputs.labels))):
+    for source, values in (("people", rater_values(table)), ("judge", vote_values(table, scored.labels))):
         agreements = {name: self_agreement(table, rows, bootstrap) for name, rows in values.items()}
         kept = {name: agreement for name, agreement in agreements.items() if agreement is not None}
         if kept:
@@ -140,66 +150,55 @@ def _raters(inputs: Inputs, bootstrap: DocumentBootstrap) -> dict[str, Any]:
     return found
 
 
-def reweigh(inputs: Inputs, weights: dict[str, float]) -> None:
+def reweigh(scored: ScoredAnswers, weights: dict[str, float]) -> None:
     """Replace the reward by the weighted mean that `weights` asks for; dimensions not named keep weight 1."""
-    full = resolve_weighting(weights, inputs.dimensions, "null").weights
-    rows = np.stack([inputs.columns[name] for name in inputs.dimensions], axis=1)
+    full = resolve_weighting(weights, scored.dimensions, "null").weights
+    rows = np.stack([scored.columns[name] for name in scored.dimensions], axis=1)
     rewards = []
     for row in rows:
         scores = {
             name: None if np.isnan(value) else float(value)
-            for name, value in zip(inputs.dimensions, row, strict=True)
+            for name, value in zip(scored.dimensions, row, strict=True)
         }
         reward = weighted_reward(scores, full)
         rewards.append(np.nan if reward is None else reward)
-    inputs.columns[REWARD] = np.array(rewards)
+    scored.columns[REWARD] = np.array(rewards)
 
 
 def run_evaluation(config: EvaluateConfig) -> int:
     """Evaluate and write the files."""
-    inputs = read_inputs(config.scored, config.prompts)
+    scored = read_scored(config.scored, config.prompts)
     if config.weights:
-        reweigh(inputs, config.weights)
+        reweigh(scored, config.weights)
     files = [path for path in (config.scored, *config.prompts) if path.is_file()]
-    prepare_run_dir(config.output, config, "judge-pipeline evaluate", config.existing, files)
+    prepare_run(config.output, config, "judge-pipeline evaluate", config.existing, files)
     embed = None if config.embedding_model == "none" else minilm_embed(config.embedding_model)
     more: list[Predictor] = []
     if config.short_rm is not None:
         from judge_pipeline.evaluation.short_context_rm import ShortContextRM
 
-        scores = ShortContextRM(config.short_rm).score_table(inputs.table)
+        scores = ShortContextRM(config.short_rm).score_table(scored.table)
         more.append(Predictor("short-context RM", "baseline", any_target=scores))
-    summary: dict[str, Any] = {}
+    asked = JudgeBaselines()
     if config.pairwise_judge or config.holistic:
-        asked = _ask_judge(config, inputs.table)
-        more += asked.predictors
-        summary = asked.summary
-    baselines = all_baselines(inputs.table, embed, config.seed)
-    found = evaluate_human(inputs, config.name, more, baselines, config.bootstrap, config.seed)
-    found["judge_baselines"] = summary
-    write_evaluation(config.output, found, config.name if inputs.columns else "baselines")
+        if config.judge.batch_out or config.judge.batch_in:
+            raise UserError("batch files serve `label` only", "name an endpoint or a local judge")
+        asked = ask_baselines(
+            config.judge,
+            scored.table,
+            judged_by_people(scored.table).pairs,
+            config.output / "calls.sqlite",
+            pairwise=config.pairwise_judge,
+            holistic=config.holistic,
+        )
+    more += asked.predictors
+    baselines = all_baselines(scored.table, embed, config.seed)
+    found = evaluate_human(scored, config.name, more, baselines, config.bootstrap, config.seed)
+    found["judge_baselines"] = asked.summary
+    write_evaluation(config.output, found, config.name if scored.columns else "baselines")
     print(terminal_report(found))
     print(f"\nwritten: {config.output / 'agreement.json'}, agreement.md and report.html beside it")
     return 0
-
-
-def _ask_judge(config: EvaluateConfig, table: AnswerTable) -> JudgeBaselines:
-    """The judge baselines that were asked for, over the pairs the reward is compared with."""
-    if config.judge.batch_out or config.judge.batch_in:
-        raise UserError("batch files serve `label` only", "name an endpoint or a local judge")
-    human = score_columns(table, score_names(table, "human"), "human")
-    preferences = table.preferences()
-    if not human and not preferences:
-        return JudgeBaselines()  # evaluate_human says what is missing
-    pairs, _ = reward_pairs(table, human, preferences)
-    return ask_baselines(
-        config.judge,
-        table,
-        pairs,
-        config.output / "calls.sqlite",
-        pairwise=config.pairwise_judge,
-        holistic=config.holistic,
-    )
 
 
 def write_evaluation(output: Path, found: dict[str, Any], name: str) -> None:
@@ -210,4 +209,4 @@ def write_evaluation(output: Path, found: dict[str, Any], name: str) -> None:
     fitted = {part: row["weights"]["weights"] for part, row in found["dimensions"].items() if row["weights"]}
     if fitted:
         write_text(output / WEIGHTS, yaml.safe_dump(fitted, sort_keys=False, allow_unicode=True))
-    write_text(output / "report.html", encode_page(evaluation_page(found, name)).decode())
+    write_text(output / "report.html", evaluation_page(found, name))

@@ -14,7 +14,7 @@ import numpy as np
 from judge_pipeline.common.bundled_models import resolve_model
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.progress import Progress
-from judge_pipeline.prompts.fences import defuse
+from judge_pipeline.prompts.fences import escape_control_tokens
 from judge_pipeline.statistics.table import AnswerTable, Floats
 
 
@@ -38,7 +38,10 @@ class ShortContextRM:
             self.model.config.pad_token_id = self.tokenizer.pad_token_id
 
     def _encode(self, query: str, answer: str) -> list[int]:
-        query, answer = defuse(query), defuse(answer)  # an answer must not end its own turn
+        query, answer = (
+            escape_control_tokens(query),
+            escape_control_tokens(answer),
+        )  # an answer must not end its own turn
         messages = [{"role": "user", "content": query}, {"role": "assistant", "content": answer}]
         if self.tokenizer.chat_template:
             ids = self.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]

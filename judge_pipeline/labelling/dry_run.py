@@ -24,7 +24,7 @@ from judge_pipeline.common.records import Prompt
 from judge_pipeline.dimensions.base import Dimension, Plan
 from judge_pipeline.dimensions.registry import build_dimensions
 from judge_pipeline.documents.chunking import Span
-from judge_pipeline.documents.evidence import DocumentEvidence, EvidenceBuilder
+from judge_pipeline.documents.indexed import DocumentIndexer, IndexedDocument
 from judge_pipeline.labelling.label_config import LabelConfig
 
 KEY_POINTS = 5
@@ -80,7 +80,7 @@ def stand_in(schema: dict[str, Any], items: Sequence[str]) -> Any:
 class PlanDriver:
     """Drives plans with stand-in replies and counts."""
 
-    def __init__(self, builder: EvidenceBuilder, forecast: Forecast) -> None:
+    def __init__(self, builder: DocumentIndexer, forecast: Forecast) -> None:
         self.builder, self.forecast = builder, forecast
 
     def drive(self, plan: Plan, prompt: Prompt) -> None:
@@ -130,28 +130,28 @@ class PlanDriver:
 class Unsearched:
     """A document whose first segments stand in for those a search would find: nothing is embedded."""
 
-    def __init__(self, evidence: DocumentEvidence, top_k: int) -> None:
-        self.text, self.chunks = evidence.text, evidence.chunks
-        self._first = list(evidence.segments[:top_k])
+    def __init__(self, document: IndexedDocument, top_k: int) -> None:
+        self.text, self.chunks = document.text, document.chunks
+        self._first = list(document.segments[:top_k])
 
     def search(self, statements: Sequence[str]) -> list[list[Span]]:
         """The same segments for every statement."""
         return [self._first for _ in statements]
 
 
-def forecast_run(config: LabelConfig, prompts: Iterable[Prompt], builder: EvidenceBuilder) -> Forecast:
+def forecast_run(config: LabelConfig, prompts: Iterable[Prompt], builder: DocumentIndexer) -> Forecast:
     """Count the calls and tokens of labelling `prompts`."""
     options = config.judge_options(structured=True)
     dimensions: list[Dimension] = build_dimensions(config.dimensions, options)
     forecast = Forecast()
     driver = PlanDriver(builder, forecast)
     for prompt in prompts:
-        evidence = builder.build(prompt.context)
-        forecast.document_tokens[hashlib.sha256(prompt.context.encode()).digest()] = evidence.tokens
+        document = builder.build(prompt.context)
+        forecast.document_tokens[hashlib.sha256(prompt.context.encode()).digest()] = document.tokens
         forecast.prompts += 1
         forecast.answers += len(prompt.responses)
         for dimension in dimensions:
-            driver.drive(dimension.plan(prompt, Unsearched(evidence, builder.top_k)), prompt)
+            driver.drive(dimension.plan(prompt, Unsearched(document, builder.top_k)), prompt)
     return forecast
 
 
@@ -196,9 +196,9 @@ def render_forecast(config: LabelConfig, forecast: Forecast) -> str:
 
 def run_dry(config: LabelConfig) -> int:
     """Print the forecast."""
-    from judge_pipeline.labelling.label import evidence_builder, prompts_of
+    from judge_pipeline.labelling.label import document_indexer, prompts_of
 
     print("reading documents, driving plans; no judge is asked", file=sys.stderr)
-    forecast = forecast_run(config, prompts_of(config), evidence_builder(config))
+    forecast = forecast_run(config, prompts_of(config), document_indexer(config))
     print(render_forecast(config, forecast))
     return 0

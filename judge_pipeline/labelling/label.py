@@ -22,11 +22,11 @@ from judge_pipeline.common.config import Command
 from judge_pipeline.common.progress import Progress
 from judge_pipeline.common.record_files import read_prompts
 from judge_pipeline.common.records import Prompt
-from judge_pipeline.common.run_dir import prepare_run_dir
+from judge_pipeline.common.run_dir import prepare_run
 from judge_pipeline.common.weighting import Weighting, resolve_weighting
 from judge_pipeline.dimensions.base import Dimension
 from judge_pipeline.dimensions.registry import build_dimensions
-from judge_pipeline.documents.evidence import EvidenceBuilder
+from judge_pipeline.documents.indexed import DocumentIndexer
 from judge_pipeline.engines.base import Engine
 from judge_pipeline.engines.batch_file import BatchFileEngine, take_in
 from judge_pipeline.engines.chat_protocol import identity_of
@@ -70,9 +70,7 @@ def run_label(config: LabelConfig) -> int:
         return run_dry(config)
     path = config.output / "calls.sqlite"
     idle = () if holds_calls(path) else STORE_FILES
-    prepare_run_dir(
-        config.output, config, "judge-pipeline label", config.existing, [config.prompts], idle=idle
-    )
+    prepare_run(config.output, config, "judge-pipeline label", config.existing, [config.prompts], idle=idle)
     started = time.monotonic()
     store = CallStore(path)
     try:
@@ -120,9 +118,9 @@ def prompts_of(config: LabelConfig) -> Iterator[Prompt]:
     return itertools.islice(read_prompts(config.prompts, need_responses=True), config.limit)
 
 
-def evidence_builder(config: LabelConfig) -> EvidenceBuilder:
+def document_indexer(config: LabelConfig) -> DocumentIndexer:
     """The documents' reader, as the settings say."""
-    return EvidenceBuilder(
+    return DocumentIndexer(
         config.embedder,
         retrieval=config.retrieval,
         segment_tokens=config.segment_tokens,
@@ -173,7 +171,7 @@ async def _ask_and_label(
     threads = ThreadPoolExecutor(THREADS, thread_name_prefix="plan")
     try:
         dimensions = make_dimensions(config, engine)
-        builder = evidence_builder(config)
+        builder = document_indexer(config)
         lasting = LASTING_FAILURES | ({"batch_error", "empty_reply"} if batch else set())
         runner = CallRunner(engine, writer, budget, retry_failed=config.retry_failed, lasting=lasting)
         planner = PromptPlanner(dimensions, runner, labels.rule.weighting, threads)

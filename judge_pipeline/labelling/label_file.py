@@ -16,8 +16,8 @@ from typing import IO
 
 from judge_pipeline.common.errors import disk_error
 from judge_pipeline.common.record_files import JsonlAppender, read_labels, to_json
-from judge_pipeline.common.records import Label, Prompt, weighted_reward
-from judge_pipeline.common.weighting import Weighting
+from judge_pipeline.common.records import Label, Prompt
+from judge_pipeline.common.weighting import Weighting, weighted_reward
 from judge_pipeline.labelling.summary import Tally
 
 

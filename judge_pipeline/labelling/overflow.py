@@ -15,7 +15,7 @@ from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.progress import Progress
 from judge_pipeline.common.records import Prompt
 from judge_pipeline.dimensions.base import Dimension
-from judge_pipeline.documents.evidence import EvidenceBuilder
+from judge_pipeline.documents.indexed import DocumentIndexer
 from judge_pipeline.engines.base import Engine
 from judge_pipeline.engines.local import LocalEngine
 
@@ -35,7 +35,7 @@ class Encodes(Protocol):
         ...
 
 
-def call_tokens(engine: Engine, builder: EvidenceBuilder) -> _Counts:
+def call_tokens(engine: Engine, builder: DocumentIndexer) -> _Counts:
     """A function that counts a call's input tokens, exactly where the engine lets us."""
     encoder = engine.judge if isinstance(engine, LocalEngine) else engine
     if isinstance(encoder, Encodes):
@@ -47,7 +47,7 @@ def call_tokens(engine: Engine, builder: EvidenceBuilder) -> _Counts:
 def check_overflow(
     engine: Engine,
     dimensions: Sequence[Dimension],
-    builder: EvidenceBuilder,
+    builder: DocumentIndexer,
     prompts: Iterable[Prompt],
     *,
     skip: bool,
@@ -90,7 +90,7 @@ def check_overflow(
     )
 
 
-def _first_calls(dimension: Dimension, prompt: Prompt, builder: EvidenceBuilder) -> list[Call]:
+def _first_calls(dimension: Dimension, prompt: Prompt, builder: DocumentIndexer) -> list[Call]:
     plan = dimension.plan(prompt, builder.build(prompt.context))
     try:
         return [request.call for request in next(plan)]

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 
 from judge_pipeline.calls.call import CallUsage, FailureReason, Reply
 from judge_pipeline.calls.store import Stored
-from judge_pipeline.common.records import Failure, Label, Prompt, Usage, weighted_reward
-from judge_pipeline.common.weighting import Weighting
-from judge_pipeline.dimensions.base import Dimension, Evidence, Outcome, Plan, Request
+from judge_pipeline.common.records import Failure, Label, Prompt, Usage
+from judge_pipeline.common.weighting import Weighting, weighted_reward
+from judge_pipeline.dimensions.base import Dimension, Document, Outcome, Plan, Request
 from judge_pipeline.engines.base import Place
 from judge_pipeline.labelling.runner import CallRunner
 
@@ -75,11 +75,11 @@ class PromptPlanner:
         self._documents: dict[str, int] = {}
         """Where each document first came up."""
 
-    async def label(self, prompt: Prompt, evidence: Evidence, position: int) -> list[Label]:
+    async def label(self, prompt: Prompt, document: Document, position: int) -> list[Label]:
         """One row an answer, in order. `position` is the prompt's place in the input, for the order of calls."""
         ledger = Ledger()
         outcomes = await asyncio.gather(
-            *(self._outcomes(dimension, prompt, evidence, position, ledger) for dimension in self.dimensions)
+            *(self._outcomes(dimension, prompt, document, position, ledger) for dimension in self.dimensions)
         )
         usages = ledger.split(len(prompt.responses))
         by_answer = [
@@ -92,15 +92,15 @@ class PromptPlanner:
         ]
 
     async def _outcomes(
-        self, dimension: Dimension, prompt: Prompt, evidence: Evidence, position: int, ledger: Ledger
+        self, dimension: Dimension, prompt: Prompt, document: Document, position: int, ledger: Ledger
     ) -> list[Outcome]:
-        outcomes, rounds = await self._drive(dimension.plan(prompt, evidence), prompt, position, ledger, ())
+        outcomes, rounds = await self._drive(dimension.plan(prompt, document), prompt, position, ledger, ())
         if not self.runner.retry_failed:
             return outcomes
         again = keys_behind_failures(outcomes, rounds)
         if not again:
             return outcomes
-        plan = dimension.plan(prompt, evidence)
+        plan = dimension.plan(prompt, document)
         return (await self._drive(plan, prompt, position, ledger, again))[0]
 
     def _place(self, request: Request, prompt: Prompt, position: int) -> Place:

@@ -15,18 +15,18 @@ from typing import Protocol
 
 from judge_pipeline.common.progress import Progress
 from judge_pipeline.common.records import Label, Prompt
-from judge_pipeline.dimensions.base import Evidence
+from judge_pipeline.dimensions.base import Document
 from judge_pipeline.labelling.label_file import LabelFile
 from judge_pipeline.labelling.planning import PromptPlanner, unlabelled
 
 TICK_S = 2.0
 
 
-class BuildsEvidence(Protocol):
-    """What the scheduler needs of an evidence builder."""
+class BuildsDocuments(Protocol):
+    """What the scheduler needs of a document indexer."""
 
-    def build(self, text: str) -> Evidence:
-        """The evidence of a document; the same text gives the same object back."""
+    def build(self, text: str) -> Document:
+        """The document, indexed; the same text gives the same object back."""
         ...
 
 
@@ -36,7 +36,7 @@ class Scheduler:
     def __init__(
         self,
         planner: PromptPlanner,
-        builder: BuildsEvidence,
+        builder: BuildsDocuments,
         labels: LabelFile,
         *,
         window: int = 64,
@@ -94,8 +94,8 @@ class Scheduler:
 
     async def _label(self, position: int, prompt: Prompt) -> None:
         try:
-            evidence = self.builder.build(prompt.context)
-            rows = await self.planner.label(prompt, evidence, position)
+            document = self.builder.build(prompt.context)
+            rows = await self.planner.label(prompt, document, position)
             await self._hand_in(position, prompt, rows)
         finally:
             async with self._room:  # wakes the reader of prompts, to go on or to see a failure

@@ -22,14 +22,14 @@ _CONTROL = regex.compile(
 _BREAK = "\u200b"
 
 
-def defuse(text: str) -> str:
+def escape_control_tokens(text: str) -> str:
     """The text with control-token markers broken; everything else is unchanged."""
     return _CONTROL.sub(lambda match: match.group() + _BREAK, text)
 
 
 def fence(name: str, content: str) -> str:
     """`content` between tags that it cannot contain."""
-    content = defuse(content)
+    content = escape_control_tokens(content)
     seed, nonce = content, ""
     while not nonce or nonce in content:
         seed = hashlib.sha256(seed.encode()).hexdigest()

@@ -13,6 +13,9 @@ A file has these parts, in this order, each begun by a line of its own:
     @@ example     any number of them: lines "@ field" and below each its value, for the placeholders of the
                    case and for the reply
 
+A file whose parts are only `@@ system` and `@@ case` is a system message and a user message: the judge baselines
+(pairwise, holistic), which say how to reply in the case and have no examples.
+
 Placeholders are replaced in one pass, so a document that contains "{answer}" keeps it; fields that hold the
 text of others are fenced (`fences`).
 """
@@ -51,9 +54,8 @@ class Template:
     """One prompt file, read and checked."""
 
     name: str
-    task: str
-    replies: Mapping[str, str]
-    """Reply instructions by protocol: `text`, `json`."""
+    parts: Mapping[str, str]
+    """`task`, and how to reply in each protocol, `text` and `json`; or `system` alone."""
     case: str
     examples: tuple[Mapping[str, str], ...]
     version: str
@@ -64,13 +66,16 @@ class Template:
         self, fields: CaseFields, shape: Shape[Any], *, structured: bool, few_shot: int | None
     ) -> tuple[Message, ...]:
         """The chat for one case. `few_shot` bounds the number of examples; None takes all."""
-        head = f"{self.task}\n\n{self.replies['json' if structured else 'text']}\n\n"
+        case = self._render(fields)
+        if "system" in self.parts:
+            return Message(role="system", content=self.parts["system"]), Message(role="user", content=case)
+        head = f"{self.parts['task']}\n\n{self.parts['json' if structured else 'text']}\n\n"
         turns: list[Message] = []
         for example in self.shown(few_shot):
             turns.append(Message(role="user", content=head + self._render(_example_fields(example))))
             turns.append(Message(role="assistant", content=shape.write(example, structured=structured)))
             head = ""
-        return (*turns, Message(role="user", content=head + self._render(fields)))
+        return (*turns, Message(role="user", content=head + case))
 
     def shown(self, few_shot: int | None) -> tuple[Mapping[str, str], ...]:
         """The examples that a prompt holds."""
@@ -119,15 +124,23 @@ def parse_template(name: str, text: str, path: str = "", language: Language = "e
             examples.append(dict(_split(body, "@ ")))
         else:
             parts[title] = body
-    missing = {"task", "text", "json", "case"} - set(parts)
+    baseline = "system" in parts
+    missing = ({"system", "case"} if baseline else {"task", "text", "json", "case"}) - set(parts)
     if missing:
         raise UserError(f"{path or name}: the part '@@ {min(missing)}' is missing")
     needed = set(_PLACEHOLDER.findall(parts["case"]))
     for number, example in enumerate(examples, start=1):
         if needed - set(example):
             raise UserError(f"{path or name}: example {number} lacks '@ {min(needed - set(example))}'")
-    version = hashlib.sha256(f"{RENDERING}\n{text}".encode()).hexdigest()[:12]
-    return Template(name, parts["task"], parts, parts["case"], tuple(examples), version, language)
+    if baseline:  # the form these prompts were first hashed in: calls that are stored stay valid
+        version = _hash(f"{parts['system']}\n=== user ===\n{parts['case']}\n")[:16]
+    else:
+        version = _hash(f"{RENDERING}\n{text}")[:12]
+    return Template(name, parts, parts["case"], tuple(examples), version, language)
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _split(text: str, marker: str) -> list[tuple[str, str]]:

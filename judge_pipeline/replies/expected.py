@@ -19,7 +19,6 @@ import regex
 
 from judge_pipeline.calls.call import TokenLogprob
 from judge_pipeline.replies.marks import fold
-from judge_pipeline.replies.verdicts import Rating
 
 MIN_MASS = 0.5
 """With less probability on valid ratings than this the expectation says little: the printed one stands."""
@@ -35,20 +34,22 @@ class Expectation:
     mass: float
 
 
-def expected_rating(text: str, rating: Rating, logprobs: list[TokenLogprob] | None) -> Expectation | None:
-    """The expected rating of a reply, or None when its tokens do not show one."""
+def expected_rating(
+    text: str, points: float, place: tuple[int, int], logprobs: list[TokenLogprob] | None
+) -> Expectation | None:
+    """The expected rating of a reply that prints `points` at `place`; None when its tokens do not show one."""
     if not logprobs:
         return None
-    position = _first_token(text, rating, logprobs)
+    position = _first_token(text, place, logprobs)
     if position is None:
         return None
     index, prefix = position
-    chances = _candidates(logprobs, index, prefix, text[rating.start : rating.end])
+    chances = _candidates(logprobs, index, prefix, text[place[0] : place[1]])
     mass = sum(chances.values())
     if mass < MIN_MASS:
         return None
-    printed = int(rating.points)
-    fraction = rating.points - printed
+    printed = int(points)
+    fraction = points - printed
     total = sum((value + fraction * (value == printed)) * chance for value, chance in chances.items())
     return Expectation(min(10.0, total / mass), min(1.0, mass))
 
@@ -57,9 +58,9 @@ def expected_rating(text: str, rating: Rating, logprobs: list[TokenLogprob] | No
 _WINDOWS = ((10**9, 10**9), (40, 8), (20, 8), (12, 6), (10, 2), (6, 2), (4, 2))
 
 
-def _first_token(text: str, rating: Rating, logprobs: list[TokenLogprob]) -> tuple[int, str] | None:
+def _first_token(text: str, place: tuple[int, int], logprobs: list[TokenLogprob]) -> tuple[int, str] | None:
     """Index of the token the rating begins in, and what that token holds before the number."""
-    target = _place(text, rating, "".join(token.token for token in logprobs))
+    target = _aligned(text, place, "".join(token.token for token in logprobs))
     if target is None:
         return None
     reached = 0
@@ -70,21 +71,21 @@ def _first_token(text: str, rating: Rating, logprobs: list[TokenLogprob]) -> tup
     return None
 
 
-def _place(text: str, rating: Rating, joined: str) -> int | None:
+def _aligned(text: str, place: tuple[int, int], joined: str) -> int | None:
     """Where the rating stands in the joined tokens.
 
     They need not equal the reply: the engine may have stripped a reasoning block, and a token that holds half a
     character reads as a replacement mark. So the number is looked up with as much around it as both agree on.
     """
     for before, after in _WINDOWS:
-        start = max(0, rating.start - before)
-        window = text[start : rating.end + after]
+        start = max(0, place[0] - before)
+        window = text[start : place[1] + after]
         if window not in joined or text.count(window) != joined.count(window):
             continue
         at = -1
         for _ in range(text[:start].count(window) + 1):
             at = joined.find(window, at + 1)
-        return at + rating.start - start if at >= 0 else None
+        return at + place[0] - start if at >= 0 else None
     return None
 
 

@@ -74,7 +74,7 @@ def label_pattern(words: str) -> regex.Pattern[str]:
     )
 
 
-def own_words(text: str) -> tuple[str, int]:
+def after_thinking(text: str) -> tuple[str, int]:
     """The reply behind a reasoning model's `<think>` block, and where it begins."""
     end = text.rfind("</think>")
     start = end + len("</think>") if end >= 0 else 0

@@ -1,4 +1,4 @@
-"""What the shapes of a judge's reply have in common: the shapes a reply can have, each in two protocols: plain text, and JSON held to a schema.
+"""What all kinds of reply have in common: two protocols, plain text and JSON held to a schema.
 
 A shape writes the example replies of a prompt, gives the JSON schema, and reads what comes back. Both protocols
 carry the same fields in the same order (analysis before result, so that the judge thinks before it rates), and
@@ -20,8 +20,7 @@ import regex
 
 from judge_pipeline.calls.call import Reply
 from judge_pipeline.documents.language import Language
-from judge_pipeline.replies.marks import Problem, own_words
-from judge_pipeline.replies.verdicts import check_reply
+from judge_pipeline.replies.marks import Problem, after_thinking, fold
 
 Fields = Mapping[str, str]
 """What an example in a prompt file says the judge replied, by field name."""
@@ -55,9 +54,13 @@ class Shape(ABC, Generic[Read]):
 
     def read(self, reply: Reply) -> Read | Problem:
         """What the reply says, or why it says nothing."""
-        problem = check_reply(reply)
-        if problem is not None:
-            return problem
+        if reply.failure is not None:
+            return Problem(reply.failure, reply.detail)
+        if reply.finish_reason == "content_filter":
+            return Problem("refused", "the engine's content filter stopped the reply")
+        if not after_thinking(reply.text)[0].strip():
+            cut = reply.finish_reason == "length"  # all of it went into a reasoning block, or white space
+            return Problem("truncated" if cut else "empty_reply", "the reply holds no text")
         data = whole_object(reply.text)
         if data is not None:
             # A closed object is a whole answer even if the engine went on with white space to its limit.
@@ -66,14 +69,14 @@ class Shape(ABC, Generic[Read]):
             return Problem("truncated", f"the reply ran into its limit: …{reply.text[-80:]!r}")
         return self.from_text(reply.text, reply)
 
-    def analysis_schema(self) -> dict[str, Any]:
-        """A bounded string."""
-        return {"type": "string", "maxLength": self.analysis_chars}
+    def analysed(self, **properties: Any) -> dict[str, Any]:
+        """Schema of an object that begins with a bounded analysis."""
+        return object_schema({"analysis": {"type": "string", "maxLength": self.analysis_chars}, **properties})
 
 
 def whole_object(text: str) -> dict[str, Any] | None:
     """The JSON object a reply consists of (a code fence around it is allowed), or None."""
-    words = own_words(text)[0].strip()
+    words = after_thinking(text)[0].strip()
     fence = regex.fullmatch(r"```(?:json)?\s*(.*?)\s*```", words, regex.DOTALL)
     words = fence[1] if fence else words
     if not (words.startswith("{") and words.endswith("}")):
@@ -106,3 +109,19 @@ def object_schema(properties: dict[str, Any]) -> dict[str, Any]:
 def wrong_schema(data: dict[str, Any], field_name: str) -> Problem:
     """The problem of an object that lacks a field, or has something else in it."""
     return Problem("unparsable", f"no usable '{field_name}' in {json.dumps(data, ensure_ascii=False)[:200]}")
+
+
+def no_result(text: str, expected: str) -> Problem:
+    """Why a reply holds nothing: a refusal or a filter's notice, else unparsable."""
+    if _REFUSAL.match(fold(text)):
+        return Problem("refused", text.strip()[:200])
+    return Problem("unparsable", f"{expected} in: {text.strip()[:200]!r}")
+
+
+_REFUSAL = regex.compile(
+    r"\s*(?:i['’]?m sorry|sorry|i apologi[sz]e|unfortunately,? i|i (?:can(?:no|['’])t|won['’]t|am unable|must decline)"
+    r"|i['’]m (?:unable|not able)|as an ai|i am not able|很?抱歉|对不起|我?无法|我不能|作为一个?(?:ai|人工智能|语言模型))"
+    r"|.{0,200}(?:content (?:management )?policy|content[ _-]filter|was filtered|has been blocked|safety (?:system|polic)"
+    r"|敏感内容|不安全(?:内容)?|内容安全|违规内容|不当内容)",
+    regex.IGNORECASE | regex.DOTALL,
+)

@@ -12,17 +12,17 @@ from __future__ import annotations
 import json
 import zlib
 from bisect import bisect_left
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
 from judge_pipeline.common.errors import DataError
 from judge_pipeline.common.record_files import read_labels
-from judge_pipeline.common.records import DIMENSIONS, Label, Prompt, Scores, Usage
+from judge_pipeline.common.records import DIMENSIONS, Failure, Label, Prompt, Scores, Usage
 
 PAGE_ANSWERS = 200
 """Answers on one page: with no more than these, the report is one file."""
@@ -33,24 +33,34 @@ UNLABELLED = "not labelled"
 
 
 @dataclass(frozen=True)
-class Verdict:
+class PackedLabel:
     """A label with its evidence compressed: ten thousand of them are a few tens of megabytes."""
 
     scores: Scores
     reward: float | None
     status: str
-    failures: tuple[tuple[str, str, str], ...]
+    failures: list[Failure]
     usage: Usage
     packed: bytes
+
+    @classmethod
+    def of(cls, label: Label) -> PackedLabel:
+        """Pack a label."""
+        packed = zlib.compress(json.dumps(label.evidence).encode(), level=3)
+        return cls(label.scores, label.reward, label.status, label.failures, label.usage, packed)
 
     def evidence(self) -> dict[str, Any]:
         """The evidence as the judge left it."""
         unpacked: dict[str, Any] = json.loads(zlib.decompress(self.packed))
         return unpacked
 
+    def points(self, name: str) -> float | None:
+        """The score of a dimension; ``reward`` names the reward."""
+        return self.reward if name == "reward" else self.scores.get(name)
+
 
 @dataclass(frozen=True)
-class Subject:
+class ShownPrompt:
     """A prompt as the report shows it; ``context`` and ``query`` are None where the prompts file has no such prompt."""
 
     id: str
@@ -64,45 +74,40 @@ class Subject:
 class Labels:
     """All labels of a run, by prompt and response, in the file's order."""
 
-    verdicts: dict[str, dict[str, Verdict]]
+    by_prompt: dict[str, dict[str, PackedLabel]]
     torn: bool
     """The file ends in the middle of a row: the run was stopped there, or goes on right now."""
 
     @cached_property
     def dimensions(self) -> list[str]:
         """The paper's four in their order, then others in the order they first appear."""
-        seen = dict.fromkeys(name for verdict in self.all() for name in verdict.scores)
-        return [name for name in DIMENSIONS if name in seen] + [
-            name for name in seen if name not in DIMENSIONS
-        ]
+        seen = dict.fromkeys(name for label in self.all() for name in label.scores)
+        return [name for name in dict.fromkeys([*DIMENSIONS, *seen]) if name in seen]
 
-    def all(self) -> Iterator[Verdict]:
-        """Every verdict."""
-        for answers in self.verdicts.values():
-            yield from answers.values()
+    def all(self) -> Iterator[PackedLabel]:
+        """Every label."""
+        return chain.from_iterable(answers.values() for answers in self.by_prompt.values())
 
-    def values(self, dimension: str) -> list[float]:
+    def values(self, name: str) -> list[float]:
         """The scores of one dimension where there are any; ``reward`` names the reward."""
-        read = _reader(dimension)
-        return [value for verdict in self.all() if (value := read(verdict)) is not None]
+        return [value for label in self.all() if (value := label.points(name)) is not None]
 
-    def tied_share(self, dimension: str) -> float | None:
+    def tied_share(self, name: str) -> float | None:
         """Share of pairs of answers to the same prompt with equal scores; None without a pair."""
-        read = _reader(dimension)
-        tied = total = 0
-        for answers in self.verdicts.values():
-            values = [value for verdict in answers.values() if (value := read(verdict)) is not None]
-            for one, other in combinations(values, 2):
-                total += 1
-                tied += abs(one - other) < 1e-9
-        return tied / total if total else None
+        ties = [
+            abs(one - other) < 1e-9
+            for answers in self.by_prompt.values()
+            for one, other in combinations((label.points(name) for label in answers.values()), 2)
+            if one is not None and other is not None
+        ]
+        return sum(ties) / len(ties) if ties else None
 
     def failures(self) -> dict[str, Counter[str]]:
         """Dimension → reason → how often."""
         found: dict[str, Counter[str]] = defaultdict(Counter)
-        for verdict in self.all():
-            for dimension, reason, _ in verdict.failures:
-                found[dimension][reason] += 1
+        for label in self.all():
+            for failure in label.failures:
+                found[failure.dimension][failure.reason] += 1
         return dict(found)
 
 
@@ -121,46 +126,42 @@ class Page:
 
 def load_labels(path: Path) -> Labels:
     """Read ``labels.jsonl``; a torn last line (a run that was killed, or is running) is left out and noted."""
-    torn = path.is_file() and _ends_torn(path)
-    verdicts: dict[str, dict[str, Verdict]] = {}
+    torn = _torn_line(path) if path.is_file() else None
+    found: dict[str, dict[str, PackedLabel]] = {}
     try:
         for label in read_labels(path):
-            verdicts.setdefault(label.prompt_id, {})[label.response_id] = _pack(label)
+            found.setdefault(label.prompt_id, {})[label.response_id] = PackedLabel.of(label)
     except DataError as error:
-        if not torn or error.line != _line_count(path):
+        if torn is None or error.line != torn:
             raise
-    return Labels(verdicts, torn)
+    return Labels(found, torn is not None)
 
 
-def subjects(prompts: Iterable[Prompt], labels: Labels) -> Iterator[Subject]:
+def shown_prompts(prompts: Iterable[Prompt], labels: Labels) -> Iterator[ShownPrompt]:
     """The prompts in their file's order, then those that only the labels know."""
-    seen = set()
+    unseen = dict(labels.by_prompt)
     for prompt in prompts:
-        seen.add(prompt.id)
         answers: list[tuple[str, str | None, str | None]] = [
             (response.id, response.text, response.source) for response in prompt.responses
         ]
         known = {response.id for response in prompt.responses}
-        answers += [(name, None, None) for name in labels.verdicts.get(prompt.id, {}) if name not in known]
-        yield Subject(prompt.id, prompt.query, prompt.context, answers)
-    for name, verdicts in labels.verdicts.items():
-        if name not in seen:
-            yield Subject(name, None, None, [(response, None, None) for response in verdicts])
+        answers += [(name, None, None) for name in unseen.pop(prompt.id, {}) if name not in known]
+        yield ShownPrompt(prompt.id, prompt.query, prompt.context, answers)
+    for name, found in unseen.items():
+        yield ShownPrompt(name, None, None, [(response, None, None) for response in found])
 
 
-def pages(found: Iterable[Subject], labels: Labels) -> Iterator[Page]:
+def pages(prompts: Iterable[ShownPrompt], labels: Labels) -> Iterator[Page]:
     """Cut the run into pages of whole prompts. Prompt numbers in rows and details are local to the page."""
-    dimensions = labels.dimensions
     page = Page(first=1)
-    for subject in found:
-        size = len(subject.context or "") + sum(len(text or "") for _, text, _ in subject.answers)
-        full = (
-            len(page.rows) + len(subject.answers) > PAGE_ANSWERS or page.characters + size > PAGE_CHARACTERS
-        )
+    for prompt in prompts:
+        size = len(prompt.context or "") + sum(len(text or "") for _, text, _ in prompt.answers)
+        full = len(page.rows) + len(prompt.answers) > PAGE_ANSWERS or page.characters + size > PAGE_CHARACTERS
         if page.rows and full:
             yield page
             page = Page(first=page.first + len(page.rows))
-        _add(page, subject, labels.verdicts.get(subject.id, {}), dimensions, size)
+        page.characters += size
+        _add(page, prompt, labels.by_prompt.get(prompt.id, {}), labels.dimensions)
     yield page
 
 
@@ -190,47 +191,29 @@ def convert_offsets(value: Any, convert: Callable[[int], int]) -> Any:
     return value
 
 
-def _add(
-    page: Page, subject: Subject, verdicts: dict[str, Verdict], dimensions: list[str], size: int
-) -> None:
+def _add(page: Page, prompt: ShownPrompt, labels: dict[str, PackedLabel], dimensions: list[str]) -> None:
     number = len(page.prompts)
-    page.characters += size
-    page.prompts.append([subject.id, _snippet(subject.query)])
-    page.documents.append({"query": subject.query, "context": subject.context})
-    convert = utf16_offset(subject.context or "")
-    for name, text, source in subject.answers:
-        verdict = verdicts.get(name)
-        scores = [verdict.scores.get(dimension) if verdict else None for dimension in dimensions]
-        page.rows.append(
-            [
-                number,
-                name,
-                _snippet(text),
-                [None if score is None else round(score, 3) for score in scores],
-                None if verdict is None or verdict.reward is None else round(verdict.reward, 3),
-                verdict.status if verdict else UNLABELLED,
-                sorted({reason for _, reason, _ in verdict.failures}) if verdict else [],
-            ]
-        )
-        page.details.append(
-            {
-                "text": text,
-                "source": source,
-                "failures": [[*failure] for failure in verdict.failures] if verdict else [],
-                "evidence": convert_offsets(verdict.evidence(), convert) if verdict else {},
-                "usage": verdict.usage.model_dump() if verdict else None,
+    page.prompts.append([prompt.id, _snippet(prompt.query)])
+    page.documents.append({"query": prompt.query, "context": prompt.context})
+    convert = utf16_offset(prompt.context or "")
+    for name, text, source in prompt.answers:
+        row: list[Any] = [[None] * len(dimensions), None, UNLABELLED, []]
+        detail: dict[str, Any] = {"failures": [], "evidence": {}, "usage": None}
+        if (label := labels.get(name)) is not None:
+            points = [_rounded(label.scores.get(dimension)) for dimension in dimensions]
+            reasons = sorted({failure.reason for failure in label.failures})
+            row = [points, _rounded(label.reward), label.status, reasons]
+            detail = {
+                "failures": [[one.dimension, one.reason, one.detail] for one in label.failures],
+                "evidence": convert_offsets(label.evidence(), convert),
+                "usage": label.usage.model_dump(),
             }
-        )
+        page.rows.append([number, name, _snippet(text), *row])
+        page.details.append({"text": text, "source": source, **detail})
 
 
-def _pack(label: Label) -> Verdict:
-    packed = zlib.compress(json.dumps(label.evidence).encode(), level=3)
-    failures = tuple((failure.dimension, failure.reason, failure.detail) for failure in label.failures)
-    return Verdict(label.scores, label.reward, label.status, failures, label.usage, packed)
-
-
-def _reader(dimension: str) -> Callable[[Verdict], float | None]:
-    return lambda verdict: verdict.reward if dimension == "reward" else verdict.scores.get(dimension)
+def _rounded(points: float | None) -> float | None:
+    return None if points is None else round(points, 3)
 
 
 def _snippet(text: str | None) -> str | None:
@@ -240,13 +223,8 @@ def _snippet(text: str | None) -> str | None:
     return line if len(line) <= SNIPPET else line[: SNIPPET - 1] + "…"
 
 
-def _ends_torn(path: Path) -> bool:
+def _torn_line(path: Path) -> int | None:
+    """The number of the last line, when it has no line end."""
     with path.open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(max(0, size - 1))
-        return size > 0 and file.read(1) != b"\n"
-
-
-def _line_count(path: Path) -> int:
-    with path.open("rb") as file:
-        return sum(1 for _ in file)
+        last = deque(enumerate(file, start=1), maxlen=1)
+    return last[0][0] if last and not last[0][1].endswith(b"\n") else None

@@ -11,19 +11,19 @@ from typing import Any
 
 import numpy as np
 import yaml
+from markupsafe import Markup
 
-from judge_pipeline.common.html.charts import Markup, histogram, stat_tiles, table
+from judge_pipeline.common.formatting import format_percent, format_seconds, format_value
+from judge_pipeline.common.html.charts import histogram, stat_tiles, table
 from judge_pipeline.common.html.page import (
     Section,
     code_block,
     details,
-    format_seconds,
-    format_value,
     join,
     notice,
     prose,
 )
-from judge_pipeline.report.data import UNLABELLED, Labels
+from judge_pipeline.report.data import Labels
 
 NOT_ADDED = frozenset({"calls taken from the call store", "calls saved by sharing", "attempts that failed"})
 """What an answer did not cost."""
@@ -33,7 +33,7 @@ SCORE_EDGES = [index / 2 - 0.25 for index in range(22)]
 
 def overview(labels: Labels, summary: dict[str, Any], answers: int, prompts: int) -> Section:
     """The figures a reader wants first."""
-    states = Counter(verdict.status for verdict in labels.all())
+    states = Counter(label.status for label in labels.all())
     waiting = answers - sum(states.values())
     rewards = labels.values("reward")
     tiles: list[tuple[str, object, str]] = [
@@ -55,11 +55,8 @@ def overview(labels: Labels, summary: dict[str, Any], answers: int, prompts: int
         text = f"{waiting:,} answers have no label yet: the run is not finished. Run it again and it goes on."
         parts.append(notice(text, "warning"))
     if labels.torn:
-        parts.append(
-            notice(
-                "The last row of labels.jsonl is torn and left out here; the run that is resumed mends it."
-            )
-        )
+        text = "The last row of labels.jsonl is torn and left out here; the run that is resumed mends it."
+        parts.append(notice(text))
     if summary.get("stopped"):
         text = f"The run was stopped: {summary['stopped']}. Run it again without the limit and it goes on."
         parts.append(notice(text, "warning"))
@@ -83,17 +80,13 @@ def scores(labels: Labels) -> Section:
                 float(np.mean(values)) if values else None,
                 float(np.std(values, ddof=1)) if len(values) > 1 else None,
                 len({round(value, 6) for value in values}),
-                None if tied is None else _percent(tied),
+                None if tied is None else format_percent(tied),
             ]
         )
     head = ["dimension", "scored", "missing", "mean", "std", "distinct values", "tied pairs"]
     sides = ["left", *["right"] * 6]
-    numbers = table(
-        head,
-        rows,
-        align=sides,
-        caption="Tied pairs: the share of pairs of answers to the same prompt that the judge scored alike.",
-    )
+    tied_pairs = "Tied pairs: the share of pairs of answers to the same prompt that the judge scored alike."
+    numbers = table(head, rows, align=sides, caption=tied_pairs)
     intro = "Points from 0 to 10, 10 best. The dashed line is the mean."
     return Section("Scores", join(panels, numbers), "scores", intro)
 
@@ -153,7 +146,7 @@ def _costs(block: dict[str, Any]) -> dict[str, float]:
 
 def _usage(labels: Labels) -> dict[str, float]:
     """The same from the labels' own figures, where no summary is there."""
-    usage = [verdict.usage for verdict in labels.all()]
+    usage = [label.usage for label in labels.all()]
     return {
         "calls made": round(sum(one.calls for one in usage)),
         "input tokens": round(sum(one.input_tokens for one in usage)),
@@ -215,17 +208,4 @@ def _thousands(value: object) -> str:
 
 
 def _share(part: int, whole: int) -> str | None:
-    return _percent(part / whole) if whole else None
-
-
-def _percent(share: float) -> str:
-    # 99.96% must not read as 100%: a reader takes that for "all".
-    shown = f"{share * 100:.1f}"
-    if share < 1 and shown == "100.0":
-        shown = "> 99.9"
-    if share > 0 and shown == "0.0":
-        shown = "< 0.1"
-    return shown.removesuffix(".0") + "%"
-
-
-__all__ = ["UNLABELLED", "failures", "overview", "scores", "settings", "spent"]
+    return format_percent(part / whole) if whole else None

@@ -10,21 +10,20 @@ Pages are written first and the index last, each whole or not at all: an index t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from judge_pipeline.common.errors import DataError, UserError
-from judge_pipeline.common.html.page import Section, encode_page, join, notice, render_fragment, render_page
-from judge_pipeline.common.record_files import read_prompts, write_text
+from judge_pipeline.common.html.page import Section, Templates, join, notice, render_page
+from judge_pipeline.common.record_files import read_json, read_prompts, write_text
 from judge_pipeline.common.records import Prompt
 from judge_pipeline.common.run_dir import read_run_yaml
-from judge_pipeline.report import sections as sections
-from judge_pipeline.report.data import Labels, Page, load_labels, pages, subjects
+from judge_pipeline.report import sections
+from judge_pipeline.report.data import Labels, Page, load_labels, pages, shown_prompts
 
 PAGES_FOLDER = "report"
+TEMPLATES = Templates(Path(__file__).parent / "templates")
 
 
 def write_report(run_dir: Path) -> Path:
@@ -36,11 +35,11 @@ def write_report(run_dir: Path) -> Path:
     run_dir = Path(run_dir)
     labels = load_labels(run_dir / "labels.jsonl")
     run = read_run_yaml(run_dir) if (run_dir / "run.yaml").is_file() else {}
-    summary = _summary(run_dir / "summary.json")
+    summary = read_json(run_dir / "summary.json")
     prompts, missing = _prompts(run_dir, run)
-    found = pages(subjects(prompts, labels), labels)
+    found = pages(shown_prompts(prompts, labels), labels)
     first, second = next(found), next(found, None)
-    title, index_path = "Judge's labels", run_dir / "report.html"
+    index_path = run_dir / "report.html"
     if second is None:
         everything, data = [first], {"index": _index(first, labels), "details": _details(first)}
     else:
@@ -56,8 +55,7 @@ def write_report(run_dir: Path) -> Path:
         sections.spent(labels, summary),
         sections.settings(run),
     ]
-    html = _render(title, str(run_dir), parts, data)
-    _write_html(index_path, html)
+    write_text(index_path, _render("Judge's labels", str(run_dir), parts, data))
     _remove_stale_pages(run_dir / PAGES_FOLDER, 0 if second is None else len(everything))
     return index_path
 
@@ -72,23 +70,18 @@ def _write_pages(run_dir: Path, found: Iterator[Page], labels: Labels) -> list[P
     written: list[Page] = []
     page: Page | None = next(found)
     while page is not None:
-        following = next(found, None)
-        number = len(written) + 1
-        last = page.first + len(page.rows) - 1
+        number, following = len(written) + 1, next(found, None)
         index = {
             **_index(page, labels),
             "home": "../report.html",
             "before": page_name(number - 1) if number > 1 else None,
             "after": page_name(number + 1) if following else None,
         }
-        html = _render(
-            f"Answers {page.first:,} to {last:,}",
-            str(run_dir),
-            [_answers_section(None)],
-            {"index": index, "details": _details(page)},
-            back=("../report.html#answers", "← All answers"),
-        )
-        _write_html(run_dir / PAGES_FOLDER / page_name(number), html)
+        title = f"Answers {page.first:,} to {page.first + len(page.rows) - 1:,}"
+        data = {"index": index, "details": _details(page)}
+        back = ("../report.html#answers", "← All answers")
+        html = _render(title, str(run_dir), [_answers_section(None)], data, back)
+        write_text(run_dir / PAGES_FOLDER / page_name(number), html)
         page.details, page.documents = [], []
         written.append(page)
         page = following
@@ -117,7 +110,7 @@ def _details(page: Page) -> dict[str, Any]:
 
 def _answers_section(missing: str | None) -> Section:
     parts = [notice(missing, "warning")] if missing else []
-    parts.append(render_fragment("answers.html.j2"))
+    parts.append(TEMPLATES.render("answers.html.j2"))
     return Section("Answers", join(*parts), "answers")
 
 
@@ -130,16 +123,12 @@ def _render(
         subtitle,
         parts,
         footer="Nothing here is loaded from elsewhere.",
-        css=("answers.css",),
-        scripts=("answers.js", "viewer.js") if viewer else ("answers.js",),
+        styles=[TEMPLATES.source("answers.css")],
+        scripts=[TEMPLATES.source(name) for name in ("answers.js", "viewer.js")[: 1 + viewer]],
         data=data,
-        tail=render_fragment("viewer.html.j2") if viewer else "",
+        tail=TEMPLATES.render("viewer.html.j2") if viewer else "",
         back=back,
     )
-
-
-def _write_html(path: Path, html: str) -> None:
-    write_text(path, encode_page(html).decode("utf-8"))
 
 
 def _remove_stale_pages(folder: Path, keep: int) -> None:
@@ -148,18 +137,6 @@ def _remove_stale_pages(folder: Path, keep: int) -> None:
     for path in folder.glob("answers-*.html"):
         if path.name not in current:
             path.unlink()
-
-
-def _summary(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(
-            f"is not JSON ({error})", path=path, hint="delete it; the next run writes it"
-        ) from error
-    return content if isinstance(content, dict) else {}
 
 
 def _prompts(run_dir: Path, run: dict[str, Any]) -> tuple[Iterator[Prompt], str | None]:
@@ -173,6 +150,3 @@ def _prompts(run_dir: Path, run: dict[str, Any]) -> tuple[Iterator[Prompt], str 
         if path.is_file():
             return read_prompts(path), None
     return iter(()), f"The prompts file {named} is not there, so documents and answers are not shown."
-
-
-__all__ = ["UserError", "page_name", "write_report"]

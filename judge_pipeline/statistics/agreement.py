@@ -1,7 +1,7 @@
 """How well one set of scores agrees with another, prompt by prompt.
 
 In: a table of answers, the `target` (judge or people) and the `predicted` scores of each. Out: ratios of per-prompt
-sums, so that intervals over documents come cheaply (`agreement_bootstrap`). Judge scores are bunched near the top and
+sums, so that intervals over documents come cheaply (`bootstrap`). Judge scores are bunched near the top and
 tied; a correlation over the whole set mostly shows that some prompts are easier than others. What best-of-N, pairs and
 DPO use is the order *within* a prompt, so that is what most figures here are about.
 
@@ -85,21 +85,61 @@ def _chosen_pairs(best: Sequence[int], worst: Sequence[int]) -> list[tuple[int, 
     return [(i, j) for i in best for j in worst if i != j]
 
 
-def within_correlation(target: Floats, predicted: Floats, kind: str) -> float:
-    """Spearman's ρ or Kendall's τ-b of one prompt; 0 for constant predictions."""
-    if len(target) < 2 or np.ptp(predicted) == 0 or np.ptp(target) == 0:
+def correlation(target: Floats, predicted: Floats, kind: str) -> float | None:
+    """Spearman's ρ or Kendall's τ-b; None where the target does not vary, 0 for constant predictions."""
+    if len(target) < 2 or np.ptp(target) == 0:
+        return None
+    if np.ptp(predicted) == 0:
         return 0.0
     compute = stats.spearmanr if kind == "spearman" else stats.kendalltau
     return float(compute(target, predicted).statistic)
 
 
-def pair_counts(target: Floats, predicted: Floats) -> tuple[float, float]:
-    """(pairs ordered as the target orders them, pairs the target decides); a predicted tie is half a pair."""
-    want = np.sign(target[:, None] - target[None, :])
+def within_correlation(target: Floats, predicted: Floats, kind: str) -> float:
+    """`correlation` of one prompt's answers, 0 where it has none."""
+    return correlation(target, predicted, kind) or 0.0
+
+
+def pair_counts(target: Floats, predicted: Floats, tie: float = 0.0) -> tuple[float, float]:
+    """(pairs ordered as the target orders them, pairs whose targets differ by more than `tie`).
+
+    A predicted tie is half a pair.
+    """
+    gap = target[:, None] - target[None, :]
     have = np.sign(predicted[:, None] - predicted[None, :])
-    upper = np.triu(np.ones_like(want, dtype=bool), 1) & (want != 0)
-    agreed = (want == have) + 0.5 * (have == 0)
+    upper = np.triu(np.ones_like(gap, dtype=bool), 1) & (np.abs(gap) > tie)
+    agreed = (np.sign(gap) == have) + 0.5 * (have == 0)
     return float(agreed[upper].sum()), float(upper.sum())
+
+
+def mean_spearman(predictions: Sequence[Floats], targets: Sequence[Floats]) -> float:
+    """Mean over prompts of Spearman's ρ between their answers' predictions (N,) and targets (N,).
+
+    A prompt counts when at least two of its answers have different targets; NaN when none does.
+    """
+    pairs = (_both(target, predicted) for predicted, target in zip(predictions, targets, strict=True))
+    values = [
+        within_correlation(predicted, target, "spearman")
+        for target, predicted in pairs
+        if len(target) > 1 and np.ptp(target) > 0
+    ]
+    return float(np.mean(values)) if values else np.nan
+
+
+def share_of_pairs(predictions: Sequence[Floats], targets: Sequence[Floats], tie: float = 1e-4) -> float:
+    """Share of pairs of one prompt whose targets differ that the predictions put in the same order; NaN without any."""
+    found = [
+        pair_counts(target, predicted, tie) for predicted, target in zip(predictions, targets, strict=True)
+    ]
+    right, decided = (sum(column) for column in zip(*found, strict=True)) if found else (0.0, 0.0)
+    return right / decided if decided else np.nan
+
+
+def mean_distance(predictions: Sequence[Floats], targets: Sequence[Floats]) -> float:
+    """Mean absolute error in points over the targets that are there; NaN when there are none."""
+    errors = np.abs(np.concatenate(list(predictions)) - np.concatenate(list(targets)))
+    errors = errors[~np.isnan(errors)]
+    return float(errors.mean()) if len(errors) else np.nan
 
 
 def tie_counts(table: AnswerTable, target_R: Floats, predicted_R: Floats) -> dict[str, int]:
@@ -107,12 +147,11 @@ def tie_counts(table: AnswerTable, target_R: Floats, predicted_R: Floats) -> dic
     pairs = target_ties = predicted_ties = 0
     for _, rows in table.slices():
         target, predicted = _both(target_R[rows], predicted_R[rows])
-        for i, j in combinations(range(len(target)), 2):
-            pairs += 1
-            if target[i] == target[j]:
-                target_ties += 1
-            elif predicted[i] == predicted[j]:
-                predicted_ties += 1
+        first, second = np.triu_indices(len(target), 1)
+        tied = target[first] == target[second]
+        pairs += len(tied)
+        target_ties += int(tied.sum())
+        predicted_ties += int((~tied & (predicted[first] == predicted[second])).sum())
     return {
         "pairs": pairs,
         "target_ties": target_ties,

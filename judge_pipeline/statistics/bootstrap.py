@@ -3,6 +3,7 @@
 Means over prompts (within-prompt correlation, pair accuracy, best-of-N, …) are ratios of per-document sums, and all
 replicates are two matrix products. Any other statistic is computed again on each resampled set of rows. Two rows of
 a table use the same resamples, so their difference has an interval of its own, narrower than the two apart.
+``scipy.stats.bootstrap`` resamples rows, not clusters, and draws anew at every call, so differences would lose that.
 """
 
 from __future__ import annotations

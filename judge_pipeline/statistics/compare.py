@@ -1,7 +1,7 @@
 """One table a target: every predictor beside every baseline, with intervals and differences.
 
 In: an answer table, targets (judge or people), predictors (a model, a judge, baselines, ceilings). Out: plain
-dictionaries, ready for JSON, which `agreement_render` turns into text, Markdown and HTML.
+dictionaries, ready for JSON, which `render` turns into text, Markdown and HTML.
 """
 
 from __future__ import annotations

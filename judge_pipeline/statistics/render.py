@@ -1,6 +1,6 @@
 """Agreement tables for people: plain text for the terminal, Markdown for a page, sections for `report.html`.
 
-In: the dictionaries of `agreement_compare`. Out: strings and `Section`s; no figure is computed here.
+In: the dictionaries of `compare`. Out: strings and `Section`s; no figure is computed here.
 """
 
 from __future__ import annotations

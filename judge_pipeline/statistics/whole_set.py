@@ -1,7 +1,7 @@
 """Agreement over the whole set of answers: rank correlation, error in points, and calibration.
 
 These compare answers of different prompts with each other, so they also show whether one prompt's 7 means the same
-as another's; `agreement` looks within prompts. scipy and scikit-learn do the statistics.
+as another's; `agreement` looks within prompts. scikit-learn does the fits.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from scipy import stats
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import mean_absolute_error
 
+from judge_pipeline.statistics.agreement import correlation
 from judge_pipeline.statistics.bootstrap import DocumentBootstrap, Estimate
 from judge_pipeline.statistics.table import AnswerTable, Floats, Ints
 
@@ -33,8 +33,8 @@ def set_metrics(
     rows = np.flatnonzero(np.isfinite(target_R) & np.isfinite(predicted_R))
     document_R = np.repeat(table.document_P, table.end_P - table.start_P)
     computed: dict[str, Callable[[Ints], float | None]] = {
-        "spearman": lambda rows: _correlation(target_R[rows], predicted_R[rows], "spearman"),
-        "kendall": lambda rows: _correlation(target_R[rows], predicted_R[rows], "kendall"),
+        "spearman": lambda rows: correlation(target_R[rows], predicted_R[rows], "spearman"),
+        "kendall": lambda rows: correlation(target_R[rows], predicted_R[rows], "kendall"),
         "mae": lambda rows: (
             float(mean_absolute_error(target_R[rows], predicted_R[rows])) if len(rows) else None
         ),
@@ -43,15 +43,6 @@ def set_metrics(
         name: bootstrap.statistic(compute, document_R, rows, SET_REPLICATES)
         for name, compute in computed.items()
     }
-
-
-def _correlation(target: Floats, predicted: Floats, kind: str) -> float | None:
-    if len(target) < 2 or np.ptp(target) == 0:
-        return None
-    if np.ptp(predicted) == 0:
-        return 0.0
-    compute = stats.spearmanr if kind == "spearman" else stats.kendalltau
-    return float(compute(target, predicted).statistic)
 
 
 def calibration(target_R: Floats, predicted_R: Floats, bins: int = 10) -> dict[str, Any]:

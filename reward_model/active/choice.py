@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.linear_model import Ridge
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
+import torch
+
+from reward_model.modeling.ridge import LinearProbe, fit_probe
 
 Floats = npt.NDArray[np.float64]
 HEADS = 16
@@ -39,16 +39,10 @@ class Labelled:
             raise ValueError("features, targets and documents differ in length")
 
 
-def fit_head(features_A_H: Floats, target_A: Floats, strength: float = STRENGTH) -> Pipeline:
-    """One dimension's head: ridge regression on standardised features; answers without a target are left out."""
-    known = np.isfinite(target_A)
-    return make_pipeline(StandardScaler(), Ridge(alpha=strength)).fit(features_A_H[known], target_A[known])
-
-
 def fit_ensemble(
     labelled: Labelled, heads: int = HEADS, strength: float = STRENGTH, seed: int = 0
-) -> list[list[Pipeline]]:
-    """K heads of D pipelines each, every one on its own resample of the labelled documents."""
+) -> list[LinearProbe]:
+    """K heads, every one fitted to its own resample of the labelled documents; dimensions without targets are left out."""
     generator = np.random.default_rng(seed)
     names = sorted(set(labelled.documents_A))
     rows_of = {name: np.flatnonzero(np.array(labelled.documents_A) == name) for name in names}
@@ -56,19 +50,17 @@ def fit_ensemble(
     for _ in range(heads):
         drawn = generator.choice(len(names), len(names))
         rows = np.concatenate([rows_of[names[number]] for number in drawn])
-        ensemble.append(
-            [
-                fit_head(labelled.features_A_H[rows], target[rows], strength)
-                for target in labelled.targets_A_D.T
-                if np.isfinite(target[rows]).any()
-            ]
-        )
+        targets = labelled.targets_A_D[rows]
+        targets = targets[:, np.isfinite(targets).any(axis=0)]
+        features = torch.from_numpy(labelled.features_A_H[rows])
+        ensemble.append(fit_probe(features, torch.from_numpy(targets), strength))
     return ensemble
 
 
-def predict_ensemble(ensemble: Sequence[Sequence[Pipeline]], features_N_H: Floats) -> Floats:
+def predict_ensemble(ensemble: Sequence[LinearProbe], features_N_H: Floats) -> Floats:
     """Mean over dimensions of each head's points (K, N)."""
-    return np.stack([np.mean([head.predict(features_N_H) for head in member], axis=0) for member in ensemble])
+    features = torch.from_numpy(features_N_H)
+    return torch.stack([head(features).mean(dim=1) for head in ensemble]).numpy()
 
 
 def disagreement(rewards_K_N: Floats) -> float:

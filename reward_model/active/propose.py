@@ -19,12 +19,12 @@ from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.progress import Progress
 from judge_pipeline.common.record_files import read_prompts, write_records, write_text
 from judge_pipeline.common.records import Prompt
-from judge_pipeline.common.run_dir import EXISTING_HELP, Existing, prepare_run_file
+from judge_pipeline.common.run_dir import EXISTING_HELP, Existing, prepare_run
 from reward_model.active.choice import HEADS, Floats, Labelled, choose, rank_prompts
-from reward_model.active.features import answer_features
-from reward_model.data.batches import Overflow
 from reward_model.data.examples import Example, load_examples, usable
+from reward_model.data.window import Overflow, over_window
 from reward_model.scoring.scorer import TOKEN_BUDGET, RewardModel, SharedPrefix
+from reward_model.shared_prefix.layout import EncodedPrompt
 from reward_model.training.guards import SCORING_KNOBS, explain_out_of_memory
 
 
@@ -66,60 +66,53 @@ class ProposeConfig(Config):
 Item = TypeVar("Item", Example, Prompt)
 
 
-def _texts(item: Example | Prompt) -> list[str]:
-    return [answer if isinstance(answer, str) else answer.text for answer in item.responses]
+def encode(model: RewardModel, items: Sequence[Example] | Sequence[Prompt]) -> list[EncodedPrompt]:
+    """Token ids of prompts with their answers."""
+    return [
+        model.encode(
+            item.context,
+            item.query,
+            [answer if isinstance(answer, str) else answer.text for answer in item.responses],
+        )
+        for item in items
+    ]
 
 
-def within_window(model: RewardModel, items: Sequence[Item], overflow: Overflow, kind: str) -> list[Item]:
-    """The prompts that fit the model's window with their longest answer; says how many do not.
+def within_window(
+    model: RewardModel, items: Sequence[Item], overflow: Overflow, kind: str
+) -> tuple[list[Item], list[EncodedPrompt]]:
+    """The prompts that fit the model's window with their longest answer, and their ids; says how many do not.
 
     Raises:
         UserError: some do not fit and `overflow` is "error", or none does.
     """
-    lengths = [model.encode(item.context, item.query, _texts(item)).shape.longest for item in items]
-    kept = [item for item, length in zip(items, lengths, strict=True) if length <= model.max_length]
-    over = len(items) - len(kept)
-    if over and (overflow == "error" or not kept):
-        raise UserError(
-            f"{over} of {len(items)} {kind} prompts are longer than the model's window of {model.max_length} tokens; "
-            f"the longest has {max(lengths)}",
-            "leave them out with --overflow skip; documents are never cut" if kept else "",
-        )
+    encoded = encode(model, items)
+    names = [item.prompt_id if isinstance(item, Example) else item.id for item in items]
+    lengths = [(name, prompt.shape.longest) for name, prompt in zip(names, encoded, strict=True)]
+    over = over_window(lengths, model.max_length, overflow, f"{kind} prompts")
     if over:
-        print(f"{over} of {len(items)} {kind} prompts are longer than the window, left out")
-    return kept
+        print(f"{len(over)} of {len(items)} {kind} prompts are longer than the window, left out")
+    kept = [index for index in range(len(items)) if index not in over]
+    return [items[index] for index in kept], [encoded[index] for index in kept]
 
 
-def _features(
-    model: RewardModel, items: list[tuple[str, str, list[str]]], budget: int, desc: str
+def answer_features(
+    model: RewardModel, prompts: Sequence[EncodedPrompt], token_budget: int, description: str
 ) -> list[Floats]:
-    found = []
-    with Progress(len(items), desc, "prompts") as progress:
-        for context, query, responses in items:
-            found.append(answer_features(model, context, query, responses, budget))
-            progress.update()
-    return found
+    """What the model's own head sees, (N, H) of every prompt's answers."""
+    with Progress(len(prompts), description, "prompts") as progress:
+        # A pass of its own for each prompt: the same numbers, whatever else is in the pool.
+        return [
+            model.features([prompt], token_budget=token_budget, progress=progress)[:, 0].double().numpy()
+            for prompt in prompts
+        ]
 
 
-def labelled_features(model: RewardModel, examples: list[Example], budget: int) -> Labelled:
-    """Features and targets of all labelled answers."""
-    texts = [(item.context, item.query, _texts(item)) for item in examples]
-    features = np.concatenate(_features(model, texts, budget, "labelled prompts"))
+def labelled_answers(examples: Sequence[Example], features: Sequence[Floats]) -> Labelled:
+    """Features and targets of all labelled answers as one set."""
     targets = np.concatenate([item.targets_N_D for item in examples]).astype(np.float64)
     documents = [item.document_id for item in examples for _ in item.responses]
-    return Labelled(features, targets, documents)
-
-
-def propose(
-    model: RewardModel, examples: list[Example], pool: list[Prompt], config: ProposeConfig
-) -> tuple[list[int], Floats]:
-    """(positions of the chosen prompts in `pool`, uncertainty of every prompt of `pool`)."""
-    labelled = labelled_features(model, examples, config.token_budget)
-    texts = [(item.context, item.query, _texts(item)) for item in pool]
-    features = _features(model, texts, config.token_budget, "pool")
-    uncertainty = rank_prompts(labelled, features, config.heads, config.seed)
-    documents = [prompt.document_id for prompt in pool]
-    return choose(uncertainty, documents, config.count, config.per_document), uncertainty
+    return Labelled(np.concatenate(features), targets, documents)
 
 
 def run(config: ProposeConfig) -> int:
@@ -133,12 +126,20 @@ def run(config: ProposeConfig) -> int:
     if not examples:
         raise UserError(f"{config.labels} holds no labelled answer to learn from")
     run_file = config.output.with_suffix(config.output.suffix + ".run.yaml")
-    prepare_run_file(run_file, config.output, config, "reward-model propose", config.existing, [config.pool])
+    prepare_run(
+        config.output, config, "reward-model propose", config.existing, [config.pool], run_file=run_file
+    )
     with explain_out_of_memory("reading prompts", SCORING_KNOBS):
         model = RewardModel.from_pretrained(config.model, shared_prefix=config.shared_prefix)
-        examples = within_window(model, examples, config.overflow, "labelled")
-        pool = within_window(model, pool, config.overflow, "unlabelled")
-        chosen, uncertainty = propose(model, examples, pool, config)
+        examples, known_ids = within_window(model, examples, config.overflow, "labelled")
+        pool, pool_ids = within_window(model, pool, config.overflow, "unlabelled")
+        labelled = labelled_answers(
+            examples, answer_features(model, known_ids, config.token_budget, "labelled prompts")
+        )
+        features = answer_features(model, pool_ids, config.token_budget, "pool")
+    uncertainty = rank_prompts(labelled, features, config.heads, config.seed)
+    documents = [prompt.document_id for prompt in pool]
+    chosen = choose(uncertainty, documents, config.count, config.per_document)
     write_records(config.output, (pool[position] for position in chosen))
     ranking: list[dict[str, Any]] = [
         {"prompt_id": pool[i].id, "document_id": pool[i].document_id, "uncertainty": float(uncertainty[i])}

@@ -20,7 +20,7 @@ from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.progress import Progress
 from judge_pipeline.common.record_files import read_prompts, write_records, write_text
 from judge_pipeline.common.records import DIMENSIONS, Prompt
-from judge_pipeline.common.run_dir import EXISTING_HELP, Existing, prepare_run_file
+from judge_pipeline.common.run_dir import EXISTING_HELP, Existing, prepare_run
 from reward_model.augment.change import STRENGTHS
 from reward_model.augment.generate import Plan, augment
 from reward_model.augment.style import Style, style_of
@@ -98,9 +98,13 @@ def run(config: AugmentConfig) -> int:
         UserError, DataError: bad input, or nothing in it can be changed.
     """
     prompts = list(read_prompts(config.prompts, need_responses=True))
-    run_file = Path(f"{config.output}.run.yaml")
-    resuming = prepare_run_file(
-        run_file, config.output, config, "reward-model augment", config.existing, [config.prompts]
+    resuming = prepare_run(
+        config.output,
+        config,
+        "reward-model augment",
+        config.existing,
+        [config.prompts],
+        run_file=Path(f"{config.output}.run.yaml"),
     )
     if resuming and config.output.is_file():
         print(f"{config.output} is made already: nothing to do")

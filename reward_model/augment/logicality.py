@@ -40,7 +40,7 @@ def disordered(answer: Answer, material: Material, strength: int, rng: Random) -
 
 
 def cause_reversed(answer: Answer, material: Material, strength: int, rng: Random) -> Change | None:
-    """ "A because B" becomes "B because A" in `strength` sentences; the words stay."""
+    """In `strength` sentences "A because B" becomes "B because A"; the words stay."""
     found = {place: _turned(text) for place, text in enumerate(answer.sentences)}
     places = [place for place, text in found.items() if text is not None]
     if len(places) < strength:

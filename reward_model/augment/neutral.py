@@ -24,7 +24,7 @@ _LEANS = re.compile(
 
 
 def pair_turned(answer: Answer, material: Material, strength: int, rng: Random) -> Change | None:
-    """ "A and B" becomes "B and A"."""
+    """Two names joined by "and" change places."""
     matches = list(_PAIR.finditer(answer.text))
     if not matches:
         return None

@@ -9,95 +9,82 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from judge_pipeline.common.errors import UserError
 from reward_model.data.examples import Example, Floats
-from reward_model.shared_prefix.layout import PromptShape, join_ids, pack
+from reward_model.data.window import Overflow, over_window
+from reward_model.shared_prefix.layout import EncodedPrompt, join_ids, pack
 
-Ids = NDArray[np.int32]
-Overflow = Literal["error", "skip"]
-Encode = Callable[[str, str, Sequence[str]], tuple[Sequence[int], Sequence[Sequence[int]]]]
-"""(context, query, responses) → (prefix ids, ids of each answer)."""
+Encode = Callable[[str, str, Sequence[str]], EncodedPrompt]
+"""(context, query, responses) → token ids."""
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedExample(EncodedPrompt):
     """An example as token ids."""
 
     prompt_id: str
-    prefix: Ids
-    answers: tuple[Ids, ...]
     targets_N_D: Floats
     confidence_N_D: Floats
     preferences: tuple[tuple[int, int], ...] = ()
 
-    @property
-    def shape(self) -> PromptShape:
-        """Token counts."""
-        return PromptShape(len(self.prefix), tuple(len(answer) for answer in self.answers))
-
-    def masked(self) -> Encoded:
+    def masked(self) -> EncodedExample:
         """The same tokens with nothing to learn from."""
         return replace(self, targets_N_D=np.full_like(self.targets_N_D, np.nan), preferences=())
 
 
-def encode_examples(items: Sequence[Example], encode: Encode) -> list[Encoded]:
+def encode_examples(items: Sequence[Example], encode: Encode) -> list[EncodedExample]:
     """Tokenise every example."""
-    encoded = []
-    for item in items:
-        prefix, answers = encode(item.context, item.query, item.responses)
-        encoded.append(
-            Encoded(
-                item.prompt_id,
-                np.asarray(prefix, np.int32),
-                tuple(np.asarray(answer, np.int32) for answer in answers),
-                item.targets_N_D,
-                item.confidence_N_D,
-                item.preferences,
-            )
+    return [
+        EncodedExample(
+            *encode(item.context, item.query, item.responses).ids,
+            item.prompt_id,
+            item.targets_N_D,
+            item.confidence_N_D,
+            item.preferences,
         )
-    return encoded
+        for item in items
+    ]
 
 
-def fit_window(items: Sequence[Encoded], window: int, overflow: Overflow) -> tuple[list[Encoded], int]:
+def fit_window(
+    items: Sequence[EncodedExample], window: int, overflow: Overflow
+) -> tuple[list[EncodedExample], int]:
     """(examples that fit the model's window, how many were left out).
 
     Raises:
-        UserError: `overflow="error"` and some do not fit; names how many and the longest. Nothing is ever cut.
+        UserError: `overflow="error"` and some do not fit.
     """
-    over = [item for item in items if item.shape.longest > window]
-    if over and overflow == "error":
-        longest = max(over, key=lambda item: item.shape.longest)
-        raise UserError(
-            f"{len(over)} of {len(items)} prompts are longer than the model's window of {window} tokens; the "
-            f"longest is '{longest.prompt_id}' with {longest.shape.longest}",
-            "choose a model with a longer window, scale its RoPE (--rope-factor), or leave these prompts out "
-            "with --overflow skip",
-        )
-    return [item for item in items if item.shape.longest <= window], len(over)
+    over = over_window(
+        [(item.prompt_id, item.shape.longest) for item in items],
+        window,
+        overflow,
+        hint="choose a model with a longer window, scale its RoPE (--rope-factor), or leave these prompts out "
+        "with --overflow skip",
+        may_be_all=True,
+    )
+    return [item for index, item in enumerate(items) if index not in over], len(over)
 
 
-class PromptDataset(Dataset[Encoded]):
-    """Encoded prompts; index n + i is prompt i masked, the filler for processes without a batch of their own."""
+class PromptDataset(Dataset[EncodedExample]):
+    """EncodedExample prompts; index n + i is prompt i masked, the filler for processes without a batch of their own."""
 
-    def __init__(self, items: Sequence[Encoded]) -> None:
+    def __init__(self, items: Sequence[EncodedExample]) -> None:
         self.items = list(items)
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> Encoded:
+    def __getitem__(self, index: int) -> EncodedExample:
         count = len(self.items)
         return self.items[index] if index < count else self.items[index - count].masked()
 
 
-def token_batches(items: Sequence[Encoded], token_budget: int) -> list[list[int]]:
+def token_batches(items: Sequence[EncodedPrompt], token_budget: int) -> list[list[int]]:
     """Prompts packed into sequences of at most `token_budget` tokens, longest first.
 
     A prompt is never cut in two, so one that is over the budget gets a sequence of its own.
@@ -109,7 +96,7 @@ def token_batches(items: Sequence[Encoded], token_budget: int) -> list[list[int]
     return [[index] for index in alone] + [[rest[place] for place in group] for group in packed]
 
 
-def over_budget(items: Sequence[Encoded], token_budget: int) -> list[int]:
+def over_budget(items: Sequence[EncodedPrompt], token_budget: int) -> list[int]:
     """Places of the prompts that are larger than a sequence should be."""
     return [index for index, item in enumerate(items) if item.shape.total > token_budget]
 
@@ -143,7 +130,7 @@ class BatchOrder(Sampler[list[int]]):
         yield from mine + [self._filler] * (len(self) - len(mine))
 
 
-class EpochDataLoader(DataLoader[Encoded]):
+class EpochDataLoader(DataLoader[EncodedExample]):
     """A DataLoader that tells its `BatchOrder` the epoch, as transformers' Trainer expects of it."""
 
     def set_epoch(self, epoch: int) -> None:
@@ -153,15 +140,13 @@ class EpochDataLoader(DataLoader[Encoded]):
         order.set_epoch(epoch)
 
 
-def collate(items: Sequence[Encoded]) -> dict[str, Any]:
+def collate(items: Sequence[EncodedExample]) -> dict[str, Any]:
     """One packed sequence and all that its loss needs; A answers, T tokens, D dimensions, P choices.
 
     Keys: `input_ids` (1, T), `layout`, `targets_A_D`, `confidence_A_D`, `groups_A` (the prompt of each answer),
     `winners_P`, `losers_P`, `prompt_ids`.
     """
-    input_ids, layout = join_ids(
-        [(item.prefix.tolist(), [a.tolist() for a in item.answers]) for item in items]
-    )
+    input_ids, layout = join_ids([item.ids for item in items])
     winners, losers, first = [], [], 0
     for item in items:
         winners += [first + winner for winner, _ in item.preferences]

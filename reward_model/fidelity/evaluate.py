@@ -14,9 +14,8 @@ from pydantic import Field
 
 from judge_pipeline.common.config import Command, Config
 from judge_pipeline.common.errors import UserError
-from judge_pipeline.common.html.page import encode_page
 from judge_pipeline.common.record_files import write_records, write_text
-from judge_pipeline.common.run_dir import EXISTING_HELP, Existing, prepare_run_dir
+from judge_pipeline.common.run_dir import EXISTING_HELP, Existing, prepare_run
 from judge_pipeline.statistics.baselines import all_baselines, minilm_embed
 from judge_pipeline.statistics.table import REWARD, AnswerTable, Floats
 from reward_model.active.propose import PROPOSE
@@ -113,7 +112,7 @@ def run(config: EvaluateConfig) -> int:
     """Evaluate and write the files."""
     reference = read_reference(config.labels, config.prompts)
     drop_training_documents(reference, config.model, config.labels, config.documents)
-    prepare_run_dir(config.output, config, "reward-model evaluate", config.existing, reference.files)
+    prepare_run(config.output, config, "reward-model evaluate", config.existing, reference.files)
     table, predicted = _score(config, reference)
     if config.scores is None:
         write_scored(config.output / "scored.jsonl", table, predicted)
@@ -140,7 +139,7 @@ def run(config: EvaluateConfig) -> int:
     write_text(config.output / "fidelity.json", json.dumps(found, indent=1, ensure_ascii=False))
     write_text(config.output / "fidelity.md", markdown_report(found))
     page = fidelity_page(found, targets, predicted, f"Fidelity of {config.model.name}")
-    write_text(config.output / "report.html", encode_page(page).decode())
+    write_text(config.output / "report.html", page)
     if config.card:
         source = f"{found['prompts']} prompts over {found['documents']} documents of {config.labels.name}"
         update_card(config.model, markdown_report(found), source)

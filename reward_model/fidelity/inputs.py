@@ -18,7 +18,7 @@ from judge_pipeline.common.progress import Progress
 from judge_pipeline.common.record_files import read_labels, read_prompts
 from judge_pipeline.common.records import Label, Prompt
 from judge_pipeline.common.run_dir import file_digest, read_run_yaml
-from judge_pipeline.evaluation.inputs import group_name, holds_labels, labelled_prompts, read_table
+from judge_pipeline.evaluation.inputs import holds_labels, labelled_prompts, read_table
 from judge_pipeline.statistics.table import (
     REWARD,
     AnswerTable,
@@ -29,10 +29,10 @@ from judge_pipeline.statistics.table import (
 )
 from reward_model.data.examples import load_examples, usable
 from reward_model.data.splits import split_by_document
+from reward_model.data.window import Overflow, over_window
 from reward_model.scoring.scorer import RewardModel
 
 Documents = Literal["auto", "all"]
-Overflow = Literal["error", "skip"]
 
 
 @dataclass
@@ -179,40 +179,24 @@ def model_columns(model: RewardModel, table: AnswerTable, token_budget: int) -> 
 
 
 def fit_window(reference: Reference, model: RewardModel, overflow: Overflow) -> None:
-    """Handle prompts over the model's window: an error that names the longest, or leave them out and say so."""
-    lengths = {
-        prompt.id: model.encode(
-            prompt.context, prompt.query, [item.text for item in prompt.responses]
-        ).shape.longest
-        for prompt in reference.prompts
-    }
-    over = {name: length for name, length in lengths.items() if length > model.max_length}
-    if not over:
-        return
-    longest = max(over, key=lambda name: over[name])
-    if overflow == "error":
-        raise UserError(
-            f"{len(over)} of {len(lengths)} prompts are longer than the model's window of {model.max_length} tokens; "
-            f"the longest is '{longest}' with {over[longest]}",
-            "leave them out with --overflow skip; documents are never cut",
+    """Leave out prompts over the model's window and say so.
+
+    Raises:
+        UserError: some do not fit and `overflow` is "error", or none does.
+    """
+    prompts = reference.prompts
+    lengths = (
+        (
+            prompt.id,
+            model.encode(
+                prompt.context, prompt.query, [item.text for item in prompt.responses]
+            ).shape.longest,
         )
-    if len(over) == len(lengths):
-        raise UserError(f"every prompt is longer than the model's window of {model.max_length} tokens")
-    reference.notes.append(
-        f"{len(over)} prompts are longer than the window ({model.max_length} tokens), left out"
+        for prompt in prompts
     )
-    reference.keep(name for name in lengths if name not in over)
-
-
-__all__ = [
-    "Documents",
-    "Overflow",
-    "Reference",
-    "drop_training_documents",
-    "fit_window",
-    "group_name",
-    "model_columns",
-    "read_reference",
-    "scored_columns",
-    "second_columns",
-]
+    over = over_window(lengths, model.max_length, overflow)
+    if over:
+        reference.notes.append(
+            f"{len(over)} prompts are longer than the window ({model.max_length} tokens), left out"
+        )
+        reference.keep(prompt.id for index, prompt in enumerate(prompts) if index not in over)

@@ -11,65 +11,47 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 from pydantic import Field, field_validator
 
-from judge_pipeline.common.config import Command, Config
+from judge_pipeline.common.config import Command
 from judge_pipeline.common.errors import UserError
-from judge_pipeline.common.html.charts import line, table
-from judge_pipeline.common.html.page import Section, encode_page, join, prose, render_page
 from judge_pipeline.common.record_files import write_records, write_text
-from judge_pipeline.common.run_dir import EXISTING_HELP, Existing, prepare_run_dir
+from judge_pipeline.common.run_dir import prepare_run
 from judge_pipeline.statistics import render as render
 from judge_pipeline.statistics.baselines import all_baselines
-from judge_pipeline.statistics.compare import PREFERENCES
-from judge_pipeline.statistics.table import OVERALL, REWARD
 from reward_model.data.examples import load_examples, usable
 from reward_model.data.splits import hash_fraction, split_by_document
-from reward_model.fidelity.fidelity import evaluate_scores, summary_figures
+from reward_model.fidelity.curve_report import curve_page, summarise, terminal_curve
+from reward_model.fidelity.fidelity import evaluate_scores
 from reward_model.fidelity.inputs import Reference, fit_window, model_columns, read_reference
 from reward_model.modeling.model import MANIFEST
-from reward_model.scoring.scorer import RewardModel, SharedPrefix
-from reward_model.training.objective import LossName
+from reward_model.scoring.scorer import TOKEN_BUDGET, RewardModel, SharedPrefix
 from reward_model.training.train_config import TrainConfig
 
 
-class LearningCurveConfig(Config):
-    """Settings of `reward-model learning-curve`; those of training mean what they mean there."""
+class LearningCurveConfig(TrainConfig):
+    """Settings of `reward-model learning-curve`: those of training, the same at every size, and its own."""
 
-    labels: Path = Field(
-        description="a label run, or prompts with human scores or preferences",
-        json_schema_extra={"positional": True},
-    )
-    base_model: str = Field(description="model to start from: smollm2, a folder, or a hub name")
     output: Path = Field(description="directory for the models, curve.json and report.html")
-    prompts: Path | None = Field(None, description="the labelled prompts; default: those the label run read")
-    sizes: list[int] = Field([25, 50, 100, 200], min_length=1, description="numbers of prompts to train on")
     eval_fraction: float = Field(
         0.25, gt=0, lt=1, description="share of documents held out, the same for all"
-    )
-    keep_models: bool = Field(
-        False, description="keep every size's weights", json_schema_extra={"identity": False}
-    )
-    epochs: float = Field(3, gt=0, description="passes over the training prompts, at every size")
-    method: Literal["full", "lora", "qlora"] = Field("lora", description="train all weights or an adapter")
-    learning_rate: float | None = Field(None, gt=0, description="peak learning rate; default: that of train")
-    loss: LossName | Literal["auto"] = Field("auto", description="as in train")
-    targets: Literal["auto", "judge", "human", "preferences"] = Field("auto", description="as in train")
-    head_init: Literal["auto", "mean", "probe", "none"] = Field("auto", description="as in train")
-    token_budget: int | None = Field(None, ge=1, description="tokens in a packed sequence")
-    max_length: int | None = Field(None, ge=1, description="longest sequence; default: the model's window")
-    overflow: Literal["error", "skip"] = Field(
-        "error", description="prompts over the window: error, or skip and count them"
     )
     shared_prefix: SharedPrefix = Field(
         "on", description="as in train", json_schema_extra={"identity": False}
     )
+    sizes: list[int] = Field([25, 50, 100, 200], min_length=1, description="numbers of prompts to train on")
+    keep_models: bool = Field(
+        False, description="keep every size's weights", json_schema_extra={"identity": False}
+    )
     bootstrap: int = Field(1000, ge=10, description="resamples of the documents for the 95% intervals")
-    seed: int = Field(0, description="of the split, the subsets and training")
-    existing: Existing = Field("refuse", description=EXISTING_HELP, json_schema_extra={"identity": False})
+
+    @field_validator("eval_labels", "eval_prompts")
+    @classmethod
+    def _own_split(cls, value: Path | None) -> None:
+        if value is not None:
+            raise ValueError("the curve holds out documents of the labels: --eval-fraction")
 
     @field_validator("sizes")
     @classmethod
@@ -100,10 +82,9 @@ def write_subset(reference: Reference, ids: Sequence[str], folder: Path) -> tupl
 def train_size(config: LearningCurveConfig, reference: Reference, ids: Sequence[str], folder: Path) -> Path:
     """Train on a subset; returns the model's directory, trained now or by an earlier run."""
     labels, prompts = write_subset(reference, ids, folder)
-    inherited = set(LearningCurveConfig.model_fields) & set(TrainConfig.model_fields)
     settings = TrainConfig.model_validate(
         {
-            **{name: getattr(config, name) for name in inherited},
+            **config.model_dump(include=set(TrainConfig.model_fields)),
             "labels": labels,
             "prompts": prompts,
             "output": folder / "model",
@@ -130,7 +111,7 @@ def measure(
     held.keep(held_out)
     fit_window(held, model, config.overflow)
     answers = held.table(lambda prompt: len(model.render(prompt.context, prompt.query)), "tokens")
-    predicted = model_columns(model, answers, config.token_budget or 16384)
+    predicted = model_columns(model, answers, config.token_budget or TOKEN_BUDGET)
     return evaluate_scores(
         answers,
         held.targets(answers),
@@ -141,32 +122,6 @@ def measure(
         seed=config.seed,
         notes=held.notes,
     )
-
-
-def main_figure(figures: dict[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
-    """The one figure to decide by: Spearman of the reward, else of people's whole judgement, else preferences."""
-    for target in (REWARD, OVERALL):
-        if target in figures:
-            return f"{target}, Spearman within prompts", figures[target]["spearman"]
-    if PREFERENCES in figures:
-        return "people's choices, share of pairs", figures[PREFERENCES]["pairs"]
-    target = next(iter(figures))
-    return f"{target}, Spearman within prompts", figures[target]["spearman"]
-
-
-def forecast(points: Sequence[tuple[int, float]]) -> dict[str, float] | None:
-    """Gain of the main figure per doubling of the labels, a line through figure against log2(size); None with one."""
-    if len(points) < 2:
-        return None
-    sizes, values = np.log2([size for size, _ in points]), np.array([value for _, value in points])
-    slope, intercept = np.polyfit(sizes, values, 1)
-    rest = values - (slope * sizes + intercept)
-    return {
-        "gain_per_doubling": float(slope),
-        "scatter": float(rest.std()),
-        "next_size": float(2 * points[-1][0]),
-        "expected_there": float(slope * (sizes[-1] + 1) + intercept),
-    }
 
 
 def label_cost(reference: Reference) -> dict[str, float]:
@@ -185,7 +140,7 @@ def label_cost(reference: Reference) -> dict[str, float]:
 def run(config: LearningCurveConfig) -> int:
     """Train and measure every size."""
     reference = read_reference(config.labels, [config.prompts] if config.prompts else [])
-    prepare_run_dir(config.output, config, "reward-model learning-curve", config.existing, reference.files)
+    prepare_run(config.output, config, "reward-model learning-curve", config.existing, reference.files)
     found = load_examples(config.labels, prompts=config.prompts, targets=config.targets)
     train_items, held_out = split_by_document(list(usable(found.items)), config.eval_fraction, config.seed)
     if not held_out:
@@ -204,7 +159,7 @@ def run(config: LearningCurveConfig) -> int:
     steps = [_step(config, reference, ids, [item.prompt_id for item in held_out]) for ids in subsets.values()]
     curve = summarise(steps, label_cost(reference))
     write_text(config.output / "curve.json", json.dumps(curve, indent=1, ensure_ascii=False))
-    write_text(config.output / "report.html", encode_page(curve_page(curve)).decode())
+    write_text(config.output / "report.html", curve_page(curve))
     print(terminal_curve(curve))
     print(f"\nwritten: {config.output / 'curve.json'} and report.html")
     return 0
@@ -223,86 +178,6 @@ def _step(
         if not config.keep_models:
             shutil.rmtree(model_dir)
     return {"size": len(ids), "fidelity": json.loads(done.read_text(encoding="utf-8"))}
-
-
-def summarise(steps: Sequence[dict[str, Any]], cost: dict[str, float]) -> dict[str, Any]:
-    """The curve as plain data: every size's figures, the main figure, the forecast."""
-    points = []
-    for step in steps:
-        figures = summary_figures(step["fidelity"])
-        name, main = main_figure(figures)
-        points.append({"size": step["size"], "figures": figures, "main": main})
-    known = [(item["size"], item["main"]["value"]) for item in points if item["main"]["value"] is not None]
-    last = steps[-1]["fidelity"]
-    return {
-        "main_figure": name,
-        "points": points,
-        "forecast": forecast(known),
-        "judge_cost_per_prompt": cost,
-        "held_out": {"prompts": last["prompts"], "documents": last["documents"]},
-    }
-
-
-def curve_rows(curve: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """A row a size: the main figure, then every target's within-prompt figure."""
-    targets = list(curve["points"][0]["figures"])
-    rows = []
-    for point in curve["points"]:
-        figures = [point["figures"].get(name, {}) for name in targets]
-        cells = [render.interval(figure.get("spearman") or figure.get("pairs")) for figure in figures]
-        rows.append([str(point["size"]), *cells])
-    return ["labelled prompts", *targets], rows
-
-
-def advice(curve: dict[str, Any]) -> str:
-    """What twice as many labels would bring and cost, in words."""
-    found = curve["forecast"]
-    if found is None:
-        return "One size gives no slope: add --sizes."
-    main = curve["points"][-1]["main"]
-    text = (
-        f"A doubling of the labels has brought {found['gain_per_doubling']:+.3f} ({curve['main_figure']}; "
-        f"scatter around that line {found['scatter']:.3f}). {found['next_size']:.0f} prompts may reach about "
-        f"{found['expected_there']:.3f}."
-    )
-    if main["low"] is not None:
-        half = (main["high"] - main["low"]) / 2
-        if abs(found["gain_per_doubling"]) < half:
-            text += f" That gain is smaller than the uncertainty of the figure itself (±{half:.3f})."
-    cost = curve["judge_cost_per_prompt"]
-    if cost.get("calls"):
-        more = found["next_size"] - curve["points"][-1]["size"]
-        text += (
-            f" It would cost about {more * cost['calls']:,.0f} more judge calls and "
-            f"{more * cost['input_tokens']:,.0f} input tokens."
-        )
-    return text
-
-
-def terminal_curve(curve: dict[str, Any]) -> str:
-    """The table and the advice."""
-    return f"{render.aligned(*curve_rows(curve))}\n\n{advice(curve)}"
-
-
-def curve_page(curve: dict[str, Any]) -> str:
-    """The self-contained report."""
-    series: dict[str, list[tuple[float, float]]] = {}
-    for point in curve["points"]:
-        for name, figures in point["figures"].items():
-            figure = figures.get("spearman") or figures.get("pairs") or {}
-            if figure.get("value") is not None:
-                series.setdefault(name, []).append((float(np.log2(point["size"])), figure["value"]))
-    heads, rows = curve_rows(curve)
-    body = join(
-        line(series, "labelled prompts, log2", "within-prompt figure"),
-        table(heads, rows, sortable=False),
-        prose(advice(curve)),
-    )
-    held = curve["held_out"]
-    intro = f"Measured on {held['prompts']} prompts over {held['documents']} documents that no size was trained on."
-    return render_page(
-        "Learning curve", "reward-model learning-curve", [Section("Fidelity", body, "curve", intro)]
-    )
 
 
 LEARNING_CURVE = Command(

@@ -2,7 +2,7 @@
 
 ``AutoModelForSequenceClassification`` has a head without bias, and a saved bias would be dropped by every program
 that loads the model with code of its own. So nothing is folded in after training: the head works in points 0–10
-from the first step on, losses compare *standardised* outputs, (points - mean) / spread, and the head starts at
+from the first step on, losses compare *standardised* outputs, (points - mean) / standard deviation, and the head starts at
 the ridge solution that maps the base model's features to the labels (or to their mean). The features of the last
 token have a large constant part, so the mean is reached without a bias; ``initialise_head`` returns how closely.
 """
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from judge_pipeline.common.errors import UserError
+from reward_model.modeling.ridge import ridge
 from reward_model.shared_prefix.interface import unwrap
 
 
@@ -46,14 +47,6 @@ def apply_head(model: nn.Module, hidden_N_H: torch.Tensor) -> torch.Tensor:
     return nn.functional.linear(hidden_N_H.float(), score_weight(model).float())
 
 
-def ridge(features_N_H: torch.Tensor, targets_N_D: torch.Tensor, strength: float) -> torch.Tensor:
-    """Weights ``(D, H)`` of min ‖F W - Y‖² + strength · mean(‖f‖²) · ‖W‖², solved in fp64 without intercept."""
-    features, targets = features_N_H.double().cpu(), targets_N_D.double().cpu()
-    gram = features @ features.T  # N is small beside H
-    gram += strength * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    return (features.T @ torch.linalg.solve(gram, targets)).T
-
-
 @torch.no_grad()
 def initialise_head(
     model: nn.Module, features_N_H: torch.Tensor, targets_N_D: torch.Tensor, strength: float = 1e-3
@@ -72,8 +65,9 @@ def initialise_head(
     targets = targets_N_D.double().cpu()
     mean = targets.nanmean(0)
     targets = torch.where(targets.isnan(), mean, targets)
-    weight = ridge(features_N_H, targets, strength)
+    features = features_N_H.double().cpu()
+    weight = ridge(features, targets, strength, relative=True)
     parameter = score_weight(model)
     parameter.copy_(weight.to(parameter))
-    outputs = features_N_H.double().cpu() @ weight.T
+    outputs = features @ weight.T
     return (outputs - targets).pow(2).mean(0).sqrt().float()

@@ -19,6 +19,7 @@ from jinja2 import TemplateError
 from pydantic import BaseModel, ConfigDict
 
 from judge_pipeline.common.errors import UserError
+from reward_model.shared_prefix.layout import EncodedPrompt
 
 _USER, _ANSWER = "USERTEXT7f3a91", "ANSWERTEXT7f3a91"
 _PLACEHOLDER = re.compile(r"\{(context|query)\}")
@@ -123,6 +124,10 @@ class PromptRenderer:
     def answer_ids(self, text: str) -> list[int]:
         """Ids of an answer and its end. White space before the answer is not scored (templates strip it too)."""
         return self._ids([], text.lstrip(), [self.format.end])
+
+    def encode(self, context: str, query: str, responses: Sequence[str]) -> EncodedPrompt:
+        """Tokenize a prompt and its answers; never cuts. Compare ``shape.longest`` with the model's window."""
+        return EncodedPrompt.of(self.prefix_ids(context, query), map(self.answer_ids, responses))
 
     def render_text(self, context: str, query: str, response: str) -> str:
         """The whole sequence as text, for programs that tokenize themselves (without adding special tokens).

@@ -3,164 +3,46 @@
 In: a reward model and prompts with responses (JSONL or Parquet, read as a stream). Out: the same prompts in the
 same order, and beside them `FILE.run.yaml` and `FILE.summary.json` (tokens, seconds, counts).
 
-Each prompt is on disk before the next batch starts: while the run lasts in `FILE.part`, which becomes `FILE` at its
-end. A run that was stopped keeps what it has and goes on. Answers marked `empty` have nothing to score and get
+Answers marked `empty` have nothing to score and get
 nulls; so do answers over the window when the user chose to skip them, which are then marked `over_window`.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-from pydantic import Field
-from pydantic.config import JsonDict
 from transformers import AutoTokenizer
 
-from judge_pipeline.common.config import Config
-from judge_pipeline.common.errors import UserError, disk_error
 from judge_pipeline.common.progress import Progress
-from judge_pipeline.common.record_files import JsonlAppender, read_prompts, write_records, write_text
-from judge_pipeline.common.records import SCORE_RANGE, Prompt, Response, weighted_reward
-from judge_pipeline.common.run_dir import EXISTING_HELP, Existing, prepare_run_file
-from reward_model.data.batches import Overflow
+from judge_pipeline.common.quiet import quiet_libraries
+from judge_pipeline.common.record_files import JsonlAppender, read_prompts, write_text
+from judge_pipeline.common.records import SCORE_RANGE, Prompt
+from judge_pipeline.common.run_dir import prepare_run
+from judge_pipeline.common.weighting import weighted_reward
+from reward_model.data.window import over_window
 from reward_model.modeling.model import MANIFEST, Manifest, read_manifest
 from reward_model.modeling.prompt_format import PromptRenderer
-from reward_model.scoring.scorer import TOKEN_BUDGET, EncodedPrompt, RewardModel
-from reward_model.training.guards import SCORING_KNOBS, explain_out_of_memory, quiet_loading
+from reward_model.scoring.resume import (
+    OVER_WINDOW,
+    Summary,
+    done_before,
+    finalise,
+    is_empty,
+    part_file,
+    resumed_summary,
+    scorable,
+    summary_file,
+)
+from reward_model.scoring.settings import Array, Engine, ScoreConfig, make_engine, reward_weights
+from reward_model.shared_prefix.layout import EncodedPrompt
+from reward_model.training.guards import SCORING_KNOBS, explain_out_of_memory
 
-Array = NDArray[np.floating[Any]]
-OVER_WINDOW = "over_window"
 VLLM_PASSES = 32
 """Token budgets handed to vLLM at a time; what a killed run scores again is at most this much."""
-HOW: JsonDict = {"identity": False}
-
-
-class VllmSettings(Config):
-    """How `--engine vllm` uses the machine."""
-
-    gpu_memory_utilization: float = Field(
-        default=0.9, gt=0, le=1, description="share of a GPU's memory to take"
-    )
-    tensor_parallel_size: int = Field(default=1, ge=1, description="GPUs to spread the model over")
-    enforce_eager: bool = Field(default=False, description="skip compilation: a faster start, slower scoring")
-
-
-class ScoreConfig(Config):
-    """Settings of `reward-model score`."""
-
-    model: Path = Field(
-        description="directory `reward-model train` wrote", json_schema_extra={"positional": True}
-    )
-    prompts: Path = Field(
-        description="prompts with responses, .jsonl, .jsonl.gz or .parquet",
-        json_schema_extra={"positional": True},
-    )
-    output: Path = Field(description="file to write, .jsonl, .jsonl.gz or .parquet")
-    existing: Existing = Field("refuse", description=EXISTING_HELP, json_schema_extra=HOW)
-    weights: dict[str, float] = Field(
-        {},
-        description="weights of the dimensions in the reward, a=2,b=1; those stored with the model by default",
-    )
-    overflow: Overflow = Field(
-        "error",
-        description="answers over the window: error, or skip (null scores, marked over_window, counted)",
-    )
-    engine: Literal["torch", "vllm"] = Field("torch", description="what runs the model")
-    shared_prefix: Literal["on", "off"] = Field(
-        "on", description="torch: read a document once for all answers, or off for models that cannot"
-    )
-    token_budget: int = Field(
-        TOKEN_BUDGET,
-        ge=1,
-        description="torch: tokens in one pass; a longer prompt is read in chunks. Scores do not depend on it, up to "
-        "rounding: 1e-4 points in float32",
-        json_schema_extra=HOW,
-    )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="arithmetic; auto: as the model was saved (torch), vLLM's choice (vllm)"
-    )
-    device: str | None = Field(
-        None,
-        description="torch: cuda, cuda:1, cpu; by default a GPU when there is one",
-        json_schema_extra=HOW,
-    )
-    vllm: VllmSettings = Field(default_factory=VllmSettings)
-
-
-class Engine(Protocol):
-    """What scores token ids: `RewardModel`, or vLLM."""
-
-    tokens_read: int
-    """Tokens that went through the model so far."""
-
-    def encode(self, context: str, query: str, responses: Sequence[str]) -> EncodedPrompt:
-        """Tokenise."""
-        ...
-
-    def score_encoded(self, prompts: Sequence[EncodedPrompt], token_budget: int) -> Iterator[Array]:
-        """Points (N, D) of each prompt, in order."""
-        ...
-
-    def close(self) -> None:
-        """Let go of processes and memory."""
-        ...
-
-
-@dataclass
-class Summary:
-    """What is in the output and what it took; seconds and tokens add up over resumed runs."""
-
-    engine: str
-    model: str
-    prompts: int = 0
-    responses: int = 0
-    scored: int = 0
-    empty: int = 0
-    over_window: int = 0
-    tokens_read: int = 0
-    """Tokens that went through the model."""
-    tokens_one_by_one: int = 0
-    """What reading the document again for every answer would have cost."""
-    seconds: float = 0.0
-    """Time spent scoring, without loading the model."""
-
-    def count(self, prompt: Prompt) -> None:
-        """Add a finished prompt."""
-        self.prompts += 1
-        self.responses += len(prompt.responses)
-        self.scored += sum(map(_scorable, prompt.responses))
-        self.empty += sum(_is_empty(item) for item in prompt.responses)
-        self.over_window += sum(OVER_WINDOW in item.flags for item in prompt.responses)
-
-
-def _is_empty(response: Response) -> bool:
-    return not response.text.strip()
-
-
-def _scorable(response: Response) -> bool:
-    return not _is_empty(response) and OVER_WINDOW not in response.flags
-
-
-def make_engine(config: ScoreConfig) -> Engine:
-    """Load the model in the engine asked for.
-
-    Raises:
-        UserError: not a finished reward model, or the engine is not installed.
-    """
-    if config.engine == "vllm":
-        from reward_model.scoring.vllm_engine import VllmEngine
-
-        return VllmEngine(config.model, config.dtype, **config.vllm.model_dump())
-    dtype = None if config.dtype == "auto" else config.dtype
-    return RewardModel.from_pretrained(config.model, config.device, dtype, shared_prefix=config.shared_prefix)
 
 
 def score_file(config: ScoreConfig) -> Summary:
@@ -169,27 +51,27 @@ def score_file(config: ScoreConfig) -> Summary:
     Raises:
         UserError, DataError: bad input; what was scored is kept.
     """
-    quiet_loading()
+    quiet_libraries()
     manifest = read_manifest(config.model)
-    weights = _weights(config, manifest)
+    weights = reward_weights(config, manifest)
     run_file = Path(f"{config.output}.run.yaml")
-    begun = config.output.is_file() or Path(f"{config.output}.part").is_file()
+    begun = config.output.is_file() or part_file(config).is_file()
     if config.overflow == "error" and (not begun or config.existing == "replace"):
         _refuse_overflow(config, manifest)  # before anything is written; a resumed run has been through it
-    resuming = prepare_run_file(
-        run_file,
+    resuming = prepare_run(
         config.output,
         config,
         "reward-model score",
         config.existing,
         [config.prompts, config.model / MANIFEST],
+        run_file=run_file,
     )
-    part = Path(f"{config.output}.part")
+    part = part_file(config)
     if not resuming:
         part.unlink(missing_ok=True)
     wanted = {prompt.id for prompt in read_prompts(config.prompts, need_responses=True)}
-    summary = _resumed_summary(config)
-    done = _done_before(part, config.output, summary)
+    summary = resumed_summary(config)
+    done = done_before(part, config.output, summary)
     if wanted <= done and not part.is_file():
         print(f"{config.output} holds all {len(wanted)} prompts scored: nothing to do")
         return summary
@@ -202,82 +84,31 @@ def score_file(config: ScoreConfig) -> Summary:
     finally:
         summary.seconds = round(seconds + time.monotonic() - started, 3)
         summary.tokens_read = tokens + engine.tokens_read
-        write_text(_summary_file(config), json.dumps(asdict(summary), indent=2) + "\n")
+        write_text(summary_file(config), json.dumps(asdict(summary), indent=2) + "\n")
         engine.close()
-    _finalise(part, config.output)
+    finalise(part, config.output)
     return summary
-
-
-def _weights(config: ScoreConfig, manifest: Manifest) -> dict[str, float]:
-    unknown = set(config.weights) - set(manifest.dimensions)
-    if unknown:
-        raise UserError(
-            f"--weights names '{min(unknown)}', which the model does not score",
-            f"it scores: {', '.join(manifest.dimensions)}",
-        )
-    stored = dict(zip(manifest.dimensions, manifest.weight_list(), strict=True))
-    weights = {name: config.weights.get(name, 1.0) for name in stored} if config.weights else stored
-    if sum(weights.values()) <= 0 or min(weights.values()) < 0:
-        raise UserError("--weights: weights are 0 or more, and one is above 0")
-    return weights
-
-
-def _summary_file(config: ScoreConfig) -> Path:
-    return Path(f"{config.output}.summary.json")
-
-
-def _resumed_summary(config: ScoreConfig) -> Summary:
-    """A summary that goes on from an earlier run's time and tokens; a run that was killed left none to add to."""
-    summary = Summary(engine=config.engine, model=str(config.model))
-    file = _summary_file(config)
-    if file.is_file() and (config.output.is_file() or Path(f"{config.output}.part").is_file()):
-        before = json.loads(file.read_text(encoding="utf-8"))
-        summary.seconds, summary.tokens_read = before["seconds"], before["tokens_read"]
-        summary.tokens_one_by_one = before["tokens_one_by_one"]
-    return summary
-
-
-def _done_before(part: Path, output: Path, summary: Summary) -> set[str]:
-    """Ids of prompts that an earlier run scored, counted into `summary`."""
-    source = part if part.is_file() else output
-    if source is part:
-        JsonlAppender(part).close()  # cuts off a line that a killed run left torn
-    if not source.is_file() or source.stat().st_size == 0:
-        return set()
-    done = set()
-    for prompt in read_prompts(source):
-        done.add(prompt.id)
-        summary.count(prompt)
-    return done
-
-
-def _texts(prompt: Prompt) -> list[str]:
-    return [item.text for item in prompt.responses if not _is_empty(item)]
 
 
 def _refuse_overflow(config: ScoreConfig, manifest: Manifest) -> None:
     """Look at every prompt before the first is scored, so that a run does not end in an error after hours."""
     renderer = PromptRenderer(AutoTokenizer.from_pretrained(config.model), manifest.prompt_format)
-    over, longest, name = 0, 0, ""
-    for prompt in read_prompts(config.prompts):
-        texts = _texts(prompt)
+
+    def length(prompt: Prompt) -> int:
+        texts = [item.text for item in prompt.responses if not is_empty(item)]
         # A token is at least one byte long, so short texts need not be tokenised to be known to fit.
-        sizes = [len(text.encode()) for text in texts]
-        size = len(prompt.context.encode()) + len(prompt.query.encode()) + max(sizes, default=0)
-        if not texts or size + FORMAT_TOKENS < manifest.max_length:
-            continue
-        answers = [len(renderer.answer_ids(text)) for text in texts]
-        length = len(renderer.prefix_ids(prompt.context, prompt.query)) + max(answers)
-        if length > manifest.max_length:
-            over += 1
-            if length > longest:
-                longest, name = length, prompt.id
-    if over:
-        raise UserError(
-            f"{over} prompts are longer than the model's window of {manifest.max_length} tokens; the longest is "
-            f"'{name}' with {longest}",
-            "leave them without scores with --overflow skip, or train with a longer window (--rope-factor)",
-        )
+        sizes = [len(text.encode()) for text in (prompt.context, prompt.query)]
+        sizes.append(max((len(text.encode()) for text in texts), default=0))
+        if not texts or sum(sizes) + FORMAT_TOKENS < manifest.max_length:
+            return 0
+        return renderer.encode(prompt.context, prompt.query, texts).shape.longest
+
+    over_window(
+        ((prompt.id, length(prompt)) for prompt in read_prompts(config.prompts)),
+        manifest.max_length,
+        "error",
+        hint="leave them without scores with --overflow skip, or train with a longer window (--rope-factor)",
+    )
 
 
 FORMAT_TOKENS = 256  # more than any chat template puts around a prompt and an answer
@@ -336,17 +167,15 @@ def _encode(prompt: Prompt, engine: Engine, window: int) -> EncodedPrompt | None
     for response in prompt.responses:
         if OVER_WINDOW in response.flags:
             response.flags = [flag for flag in response.flags if flag != OVER_WINDOW]
-    there = [item for item in prompt.responses if not _is_empty(item)]
+    there = [item for item in prompt.responses if not is_empty(item)]
     if not there:
         return None
     encoded = engine.encode(prompt.context, prompt.query, [item.text for item in there])
-    kept = []
-    for response, answer in zip(there, encoded.answers, strict=True):
-        if len(encoded.prefix) + len(answer) <= window:
-            kept.append(answer)
-        else:
+    fits = encoded.fitting(window)
+    for response, fit in zip(there, fits, strict=True):
+        if not fit:
             response.flags = [*response.flags, OVER_WINDOW]
-    return EncodedPrompt(encoded.prefix, kept) if kept else None
+    return encoded.keep(fits)
 
 
 def fill(
@@ -359,7 +188,7 @@ def fill(
     """
     rows, (low, high) = iter(points_N_D), SCORE_RANGE
     for response in prompt.responses:
-        if _scorable(response):
+        if scorable(response):
             row = next(rows)
             # fp32 carries about 1e-6 points; more digits would only make files longer.
             points = {name: round(float(value), 6) for name, value in zip(dimensions, row, strict=True)}
@@ -369,18 +198,6 @@ def fill(
         else:
             response.scores = dict.fromkeys(dimensions)
             response.reward = None
-
-
-def _finalise(part: Path, output: Path) -> None:
-    """Put the finished file in its place."""
-    try:
-        if output.suffix in (".parquet", ".gz"):
-            write_records(output, read_prompts(part))
-            part.unlink()
-        else:
-            os.replace(part, output)
-    except OSError as error:
-        raise disk_error(error, output) from error
 
 
 def run(config: ScoreConfig) -> int:

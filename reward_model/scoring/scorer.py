@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,30 +18,19 @@ import torch
 from torch import nn
 
 from judge_pipeline.common.errors import UserError
+from judge_pipeline.common.progress import Progress
+from reward_model.modeling.features import LAST_LAYER, Pooling, read_features
 from reward_model.modeling.head import apply_head
 from reward_model.modeling.model import Backbone, Manifest, load_reward_model
 from reward_model.shared_prefix.chunked import chunked_hidden
 from reward_model.shared_prefix.exactness import prepare_shared_prefix
 from reward_model.shared_prefix.interface import hidden_one_by_one, shared_forward, unwrap
-from reward_model.shared_prefix.layout import PromptShape, join_ids
+from reward_model.shared_prefix.layout import EncodedPrompt, join_ids
 
 logger = logging.getLogger(__name__)
 
 SharedPrefix = Literal["on", "off"]
 TOKEN_BUDGET = 16_384
-
-
-@dataclass(frozen=True)
-class EncodedPrompt:
-    """Token ids of one prompt: its prefix, and its answers with their end tokens."""
-
-    prefix: list[int]
-    answers: list[list[int]]
-
-    @property
-    def shape(self) -> PromptShape:
-        """Lengths, for planning."""
-        return PromptShape(len(self.prefix), tuple(map(len, self.answers)))
 
 
 class RewardModel:
@@ -123,7 +111,7 @@ class RewardModel:
 
     def encode(self, context: str, query: str, responses: Sequence[str]) -> EncodedPrompt:
         """Tokenize a prompt and its answers; never cuts. Compare ``shape.longest`` with ``max_length``."""
-        return EncodedPrompt(self.render(context, query), [self.render_answer(text) for text in responses])
+        return self.renderer.encode(context, query, responses)
 
     def score(self, context: str, query: str, responses: Sequence[str]) -> np.ndarray:
         """Points ``(N, D)`` fp32 of N answers to one prompt.
@@ -169,6 +157,32 @@ class RewardModel:
         if group:
             yield from self._score_group(group, token_budget)
 
+    def features(
+        self,
+        prompts: Sequence[EncodedPrompt],
+        *,
+        token_budget: int = TOKEN_BUDGET,
+        layers: Sequence[int] = LAST_LAYER,
+        pooling: Pooling = "last",
+        progress: Progress | None = None,
+    ) -> torch.Tensor:
+        """Frozen features ``(A, L, H)`` of all answers; see ``read_features``.
+
+        Raises:
+            UserError: a prompt is longer than the window.
+        """
+        for index, prompt in enumerate(prompts):
+            self._check_length(prompt, index)
+        return read_features(
+            self.model,
+            prompts,
+            token_budget=token_budget,
+            shared=self.shared == "on",
+            layers=layers,
+            pooling=pooling,
+            progress=progress,
+        )
+
     def reward(self, scores_N_D: np.ndarray) -> np.ndarray:
         """Weighted mean of the dimensions, ``(N,)``, with the weights the model was saved with."""
         weights = np.asarray(self.manifest.weight_list())
@@ -190,15 +204,15 @@ class RewardModel:
             return
         self.tokens_read += sum(shape.total for shape in shapes)
         if len(group) == 1 and shapes[0].total > token_budget:
-            hidden = chunked_hidden(self.model, group[0].prefix, group[0].answers, token_budget)
+            hidden = chunked_hidden(self.model, *group[0].ids, token_budget)
             yield apply_head(self.model, hidden).cpu().numpy()
             return
-        input_ids, layout = join_ids([(prompt.prefix, prompt.answers) for prompt in group], self.device)
+        input_ids, layout = join_ids([prompt.ids for prompt in group], self.device)
         hidden = shared_forward(self.model, input_ids, layout)[layout.score_index(self.device)]
         for piece in layout.split(apply_head(self.model, hidden).cpu().numpy()):
             yield np.asarray(piece)
 
     def _one_by_one(self, prompt: EncodedPrompt) -> np.ndarray:
         self.tokens_read += prompt.shape.total_one_by_one
-        hidden = hidden_one_by_one(self.model, prompt.prefix, prompt.answers)
+        hidden = hidden_one_by_one(self.model, *prompt.ids)
         return apply_head(self.model, hidden).cpu().numpy()

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from judge_pipeline.common.errors import UserError
-from judge_pipeline.common.records import weighted_reward
-from reward_model.scoring.scorer import TOKEN_BUDGET, EncodedPrompt, RewardModel, SharedPrefix
+from judge_pipeline.common.weighting import weighted_reward
+from reward_model.scoring.scorer import TOKEN_BUDGET, RewardModel, SharedPrefix
+from reward_model.shared_prefix.layout import EncodedPrompt
 
 Message = dict[str, Any]
 Text = str | Sequence[Message]
@@ -99,18 +100,15 @@ class LongContextReward:
 
     def _fit(self, encoded: EncodedPrompt, group: list[int]) -> tuple[list[int], EncodedPrompt] | None:
         """The completions of a prompt that fit the window."""
-        room = self.model.max_length - len(encoded.prefix)
-        fits = [len(answer) <= room for answer in encoded.answers]
+        fits = encoded.fitting(self.model.max_length)
         if self.overflow == "error" and not all(fits):
             raise UserError(
                 f"a prompt with its completion has {encoded.shape.longest} tokens, over the reward model's window of "
                 f"{self.model.max_length}",
                 "shorten max_completion_length, leave the prompt out, or choose overflow='none'",
             )
-        if not any(fits):
-            return None
-        answers = [answer for answer, fit in zip(encoded.answers, fits, strict=True) if fit]
-        return [i for i, fit in zip(group, fits, strict=True) if fit], EncodedPrompt(encoded.prefix, answers)
+        kept = encoded.keep(fits)
+        return None if kept is None else ([i for i, fit in zip(group, fits, strict=True) if fit], kept)
 
 
 def text_of(turns: Text) -> str:

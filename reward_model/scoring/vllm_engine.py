@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
 from judge_pipeline.common.errors import UserError
+from judge_pipeline.common.optional_packages import INSTALL_LINES
 from judge_pipeline.engines.vllm_stop import stop_vllm
 from reward_model.modeling.model import read_manifest
 from reward_model.modeling.prompt_format import PromptRenderer
-from reward_model.scoring.scorer import EncodedPrompt
+from reward_model.shared_prefix.layout import EncodedPrompt, Ids
 
 Array = NDArray[np.floating[Any]]
 
@@ -44,7 +45,7 @@ class VllmEngine:
         if importlib.util.find_spec("vllm") is None:
             raise UserError(
                 "--engine vllm: vLLM is not installed here",
-                "pip install vllm (a GPU), or use --engine torch, which gives the same scores",
+                f"{INSTALL_LINES['vllm']} (a GPU), or use --engine torch, which gives the same scores",
             )
         manifest = read_manifest(path)
         if manifest.adapter:
@@ -71,8 +72,7 @@ class VllmEngine:
 
     def encode(self, context: str, query: str, responses: Sequence[str]) -> EncodedPrompt:
         """Tokenise, as the torch engine does."""
-        answers = [self.renderer.answer_ids(text) for text in responses]
-        return EncodedPrompt(self.renderer.prefix_ids(context, query), answers)
+        return self.renderer.encode(context, query, responses)
 
     def score_encoded(self, prompts: Sequence[EncodedPrompt], token_budget: int = 0) -> Iterator[Array]:
         """Points (N, D) of each prompt, in order. vLLM makes its own batches: `token_budget` is not used.
@@ -88,10 +88,10 @@ class VllmEngine:
         for lead, prompt in zip(first, prompts, strict=True):
             yield np.stack([lead, *(next(places) for _ in prompt.answers[1:])])
 
-    def _classify(self, sequences: Sequence[tuple[list[int], list[int]]]) -> list[Array]:
+    def _classify(self, sequences: Sequence[tuple[Ids, Ids]]) -> list[Array]:
         if not sequences:
             return []
-        ids = [{"prompt_token_ids": prefix + answer} for prefix, answer in sequences]
+        ids = [{"prompt_token_ids": np.concatenate(pair).tolist()} for pair in sequences]
         outputs = self._llm.classify(ids, use_tqdm=False)
         for output in outputs:
             cached = getattr(output, "num_cached_tokens", None) or 0

@@ -2,7 +2,7 @@
 
 In order of preference: ``flash_attn`` (CUDA, when installed), ``torch_varlen`` (CUDA, flash attention inside
 torch), ``cpu_flash`` (CPU). Everything else (CUDA in fp32, other devices) takes the SDPA path of
-``attention_plan``. A kernel is compared with plain mathematics once, forward and backward, before it is trusted.
+``plan``. A kernel is compared with plain mathematics once, forward and backward, before it is trusted.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from reward_model.shared_prefix.kernels import (
     CpuFlashKernel,
     FlashAttnKernel,
     Kernel,
-    Ragged,
     TorchVarlenKernel,
+    Varlen,
 )
 
 logger = logging.getLogger(__name__)
@@ -58,14 +58,14 @@ def _agrees(kernel: Kernel, device: torch.device, dtype: torch.dtype, head_dim: 
     q, k, v, grad = draw(9, 4, head_dim), draw(15, 2, head_dim), draw(15, 2, head_dim), draw(9, 4, head_dim)
     scale = head_dim**-0.5
     left, right = slice(0, 6), slice(6, 15)
-    context, own = Ragged((9,), (6,)), Ragged((9,), (9,))
+    context, own = Varlen((9,), (6,), causal=False), Varlen((9,), (9,), causal=True)
     try:
-        out, lse = kernel.forward(q, k[right], v[right], own, True, None, scale)
-        out_c, lse_c = kernel.forward(q, k[left], v[left], context, False, None, scale)
+        out, lse = kernel.forward(q, k[right], v[right], own, scale)
+        out_c, lse_c = kernel.forward(q, k[left], v[left], context, scale)
         total = torch.logaddexp(lse, lse_c)
         merged = (out * (lse - total).exp()[..., None] + out_c * (lse_c - total).exp()[..., None]).to(dtype)
-        own_grads = kernel.backward(grad, q, k[right], v[right], merged, total, own, True, None, scale)
-        context_grads = kernel.backward(grad, q, k[left], v[left], merged, total, context, False, None, scale)
+        own_grads = kernel.backward(grad, q, k[right], v[right], merged, total, own, scale)
+        context_grads = kernel.backward(grad, q, k[left], v[left], merged, total, context, scale)
     except (RuntimeError, TypeError, ValueError, ImportError, AttributeError) as error:
         logger.warning("attention kernel %s does not run on %s %s: %s", kernel.name, device, dtype, error)
         return False

@@ -7,7 +7,8 @@ an 8B model in bf16). Exact: a chunk attends to all earlier keys, an answer to t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from torch import nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from judge_pipeline.common.kv_cache import cache_argument
 from reward_model.shared_prefix.interface import active_plan, unwrap
+from reward_model.shared_prefix.layout import Span, TokenIds, join_parts
 from reward_model.shared_prefix.plan import AttentionPlan
 
 Tensor = torch.Tensor
@@ -66,12 +69,25 @@ class PrefixCache(DynamicCache):
 @torch.no_grad()
 def chunked_hidden(
     model: nn.Module,
-    prefix: Sequence[int],
-    answers: Sequence[Sequence[int]],
+    prefix: TokenIds,
+    answers: Sequence[TokenIds],
     chunk: int,
     backend: str | None = None,
 ) -> Tensor:
     """Hidden states ``(N, H)`` at the last token of each answer, the prefix read ``chunk`` tokens at a time.
+
+    Arguments and errors are those of ``answer_passes``.
+    """
+    passes = answer_passes(model, prefix, answers, chunk, backend)
+    return torch.cat([forward()[[stop - 1 for _, stop in spans]] for forward, spans in passes])
+
+
+def answer_passes(
+    model: nn.Module, prefix: TokenIds, answers: Sequence[TokenIds], chunk: int, backend: str | None = None
+) -> Iterator[tuple[Callable[[], Tensor], list[Span]]]:
+    """Read the prefix into a cache, then give (forward pass, token span of each of its answers), all N in order.
+
+    A pass returns final hidden states ``(T, H)`` of its answers' tokens; it must run before the next is taken.
 
     Args:
         model: prepared by ``enable_shared_prefix`` and in evaluation mode.
@@ -93,28 +109,25 @@ def chunked_hidden(
     cache = PrefixCache(len(prefix) + room, inner.config.get_text_config().num_hidden_layers)
     backend = backend or getattr(inner, "_shared_prefix_backend", None)
 
-    def run(ids: Sequence[int], plan: AttentionPlan) -> Tensor:
+    def run(parts: Sequence[TokenIds], plan: AttentionPlan) -> Tensor:
         with active_plan(plan):
             out = inner.base_model(
-                input_ids=torch.tensor([ids], device=device),
+                input_ids=join_parts(parts, device),
                 position_ids=plan.positions.unsqueeze(0).to(device),
-                past_key_values=cache,
                 use_cache=True,
+                **cache_argument(cache),
             )
         return out.last_hidden_state[0]
 
     for start in range(0, len(prefix), chunk):
         stop = min(start + chunk, len(prefix))
-        run(prefix[start:stop], AttentionPlan.of_chunk(start, stop, whole, backend))
-    pieces = []
+        run([prefix[start:stop]], AttentionPlan.of_chunk(start, stop, whole, backend))
     for group in _groups([len(answer) for answer in answers], room):
         for layer in cache.layers:
             layer.length = len(prefix)  # forget the answers before: each sees the prefix and itself
-        lengths = [len(answers[i]) for i in group]
-        plan = AttentionPlan.of_answers(len(prefix), lengths, backend, whole)
-        hidden = run([token for i in group for token in answers[i]], plan)
-        pieces.append(hidden[torch.tensor(lengths, device=device).cumsum(0) - 1])
-    return torch.cat(pieces)
+        parts = [answers[i] for i in group]
+        plan = AttentionPlan.of_answers(len(prefix), list(map(len, parts)), backend, whole)
+        yield partial(run, parts, plan), [row.query for row in plan.rows]
 
 
 def _groups(lengths: Sequence[int], room: int) -> list[list[int]]:

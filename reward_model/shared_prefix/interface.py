@@ -40,7 +40,7 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from judge_pipeline.common.errors import UserError
 from reward_model.shared_prefix.backends import choose_kernel
-from reward_model.shared_prefix.layout import Layout
+from reward_model.shared_prefix.layout import Layout, TokenIds, join_parts
 from reward_model.shared_prefix.plan import AttentionPlan, attend
 
 NAME = "shared_prefix"
@@ -137,21 +137,19 @@ def shared_forward(
     return out.last_hidden_state[0]
 
 
-def hidden_one_by_one(
-    model: nn.Module, prefix: Sequence[int], answers: Sequence[Sequence[int]]
-) -> torch.Tensor:
+def hidden_one_by_one(model: nn.Module, prefix: TokenIds, answers: Sequence[TokenIds]) -> torch.Tensor:
     """Final hidden states ``(N, H)`` at each answer's last token, every answer in a sequence of its own.
 
     What a shared prefix must equal, and what runs for models that cannot share one.
     """
+    return torch.stack([forward_alone(model, prefix, answer)[-1] for answer in answers])
+
+
+def forward_alone(model: nn.Module, prefix: TokenIds, answer: TokenIds) -> torch.Tensor:
+    """Final hidden states ``(T, H)`` of one answer in a sequence of its own."""
     inner = unwrap(model)
-    rows = [
-        inner.base_model(
-            input_ids=torch.tensor([[*prefix, *answer]], device=inner.device), use_cache=False
-        ).last_hidden_state[0, -1]
-        for answer in answers
-    ]
-    return torch.stack(rows)
+    input_ids = join_parts([prefix, answer], inner.device)
+    return inner.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[0]
 
 
 def unwrap(model: nn.Module) -> PreTrainedModel:

@@ -1,4 +1,4 @@
-"""The attention kernels: ragged attention that also returns its log-sum-exp, forward and backward.
+"""The attention kernels: variable-length attention that also returns its log-sum-exp, forward and backward.
 
 A kernel computes softmax(QKᵀ·scale)V for several sequences packed end to end and returns, beside the output, the
 log-sum-exp of each query's scores. Two pieces of one softmax can then be merged exactly, and because the backward
@@ -9,7 +9,7 @@ Shapes: q ``(Tq, Hq, D)``, k and v ``(Tk, Hkv, D)``, lse ``(Tq, Hq)`` fp32 (fp64
 aligned bottom-right: the last query of a sequence sees its last key.
 
 Three of them: the flash-attn package and torch's own flash attention on CUDA, the one behind SDPA on CPU.
-``attention_backends`` chooses.
+``backends`` chooses.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -25,31 +25,34 @@ Tensor = torch.Tensor
 
 
 @dataclass(frozen=True)
-class Ragged:
-    """Lengths of the sequences packed in q and in k, in the same order."""
+class Varlen:
+    """What one call computes: lengths of the sequences packed in q and in k, in the same order, and their mask."""
 
     q_lengths: tuple[int, ...]
     k_lengths: tuple[int, ...]
+    causal: bool
+    window: int | None = None
+    """Keys a query sees, itself included; None for all."""
 
     @cached_property
-    def max_q(self) -> int:
-        """Longest run of queries."""
-        return max(self.q_lengths)
-
-    @cached_property
-    def max_k(self) -> int:
-        """Longest run of keys."""
-        return max(self.k_lengths)
-
-    @cached_property
-    def _cu(self) -> dict[torch.device, tuple[Tensor, Tensor]]:
+    def _arguments(self) -> dict[torch.device, tuple[Tensor, Tensor, int, int]]:
         return {}
 
-    def cu_seqlens(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """int32 ``(n+1,)`` cumulative lengths of queries and keys on ``device``, made once."""
-        if device not in self._cu:
-            self._cu[device] = (_cumulative(self.q_lengths, device), _cumulative(self.k_lengths, device))
-        return self._cu[device]
+    def arguments(self, device: torch.device) -> tuple[Tensor, Tensor, int, int]:
+        """Flash attention's (cu_seqlens_q, cu_seqlens_k, max_q, max_k), int32 on ``device``, made once."""
+        if device not in self._arguments:
+            cu_q, cu_k = (
+                torch.tensor((0, *lengths), dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
+                for lengths in (self.q_lengths, self.k_lengths)
+            )
+            self._arguments[device] = (cu_q, cu_k, max(self.q_lengths), max(self.k_lengths))
+        return self._arguments[device]
+
+    @property
+    def window_size(self) -> dict[str, int]:
+        """The mask as flash attention takes it: keys left and right of the query, -1 for all."""
+        left = -1 if self.window is None else self.window - 1
+        return {"window_size_left": left, "window_size_right": 0 if self.causal else -1}
 
     def spans(self) -> Iterator[tuple[slice, slice]]:
         """Slices of each sequence's queries and keys."""
@@ -59,19 +62,13 @@ class Ragged:
             q, k = q + q_length, k + k_length
 
 
-def _cumulative(lengths: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.tensor((0, *lengths), dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
-
-
 class Kernel(Protocol):
-    """Forward and backward of ragged attention; see the module docstring for shapes."""
+    """Forward and backward of variable-length attention; see the module docstring for shapes."""
 
     name: str
 
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, ragged: Ragged, causal: bool, window: int | None, scale: float
-    ) -> tuple[Tensor, Tensor]:
-        """Output ``(Tq, Hq, D)`` and log-sum-exp ``(Tq, Hq)``; a query sees ``window`` keys, itself included."""
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, varlen: Varlen, scale: float) -> tuple[Tensor, Tensor]:
+        """Output ``(Tq, Hq, D)`` and log-sum-exp ``(Tq, Hq)``."""
         ...
 
     def backward(
@@ -82,18 +79,11 @@ class Kernel(Protocol):
         v: Tensor,
         out: Tensor,
         lse: Tensor,
-        ragged: Ragged,
-        causal: bool,
-        window: int | None,
+        varlen: Varlen,
         scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of q, k, v through this piece of a softmax whose total is ``(out, lse)``."""
         ...
-
-
-def _window_size(causal: bool, window: int | None) -> tuple[int, int]:
-    """Flash attention counts the keys to the left of the query, so a window of W tokens is W - 1."""
-    return (-1 if window is None else window - 1, 0 if causal else -1)
 
 
 class TorchVarlenKernel:
@@ -101,25 +91,11 @@ class TorchVarlenKernel:
 
     name = "torch_varlen"
 
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, ragged: Ragged, causal: bool, window: int | None, scale: float
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, varlen: Varlen, scale: float) -> tuple[Tensor, Tensor]:
         """See ``Kernel``."""
-        cu_q, cu_k = ragged.cu_seqlens(q.device)
+        lengths = varlen.arguments(q.device)
         out, lse, *_ = torch.ops.aten._flash_attention_forward(
-            q,
-            k,
-            v,
-            cu_q,
-            cu_k,
-            ragged.max_q,
-            ragged.max_k,
-            0.0,
-            causal,
-            return_debug_mask=False,
-            scale=scale,
-            window_size_left=_window_size(causal, window)[0],
-            window_size_right=_window_size(causal, window)[1],
+            q, k, v, *lengths, 0.0, varlen.causal, return_debug_mask=False, scale=scale, **varlen.window_size
         )
         return out, lse.transpose(0, 1)
 
@@ -131,32 +107,26 @@ class TorchVarlenKernel:
         v: Tensor,
         out: Tensor,
         lse: Tensor,
-        ragged: Ragged,
-        causal: bool,
-        window: int | None,
+        varlen: Varlen,
         scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See ``Kernel``."""
-        cu_q, cu_k = ragged.cu_seqlens(q.device)
-        rng_state = torch.zeros((2,), dtype=torch.uint64, device=q.device)  # unused: there is no dropout
+        lse = lse.transpose(0, 1).contiguous()
+        no_dropout = (torch.zeros(2, dtype=torch.uint64, device=q.device), torch.empty(0, device=q.device))
+        lengths = varlen.arguments(q.device)
         return torch.ops.aten._flash_attention_backward(
             grad,
             q,
             k,
             v,
             out,
-            lse.transpose(0, 1).contiguous(),
-            cu_q,
-            cu_k,
-            ragged.max_q,
-            ragged.max_k,
+            lse,
+            *lengths,
             0.0,
-            causal,
-            rng_state,
-            torch.empty(0, device=q.device),
+            varlen.causal,
+            *no_dropout,
             scale=scale,
-            window_size_left=_window_size(causal, window)[0],
-            window_size_right=_window_size(causal, window)[1],
+            **varlen.window_size,
         )
 
 
@@ -165,27 +135,12 @@ class FlashAttnKernel:
 
     name = "flash_attn"
 
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, ragged: Ragged, causal: bool, window: int | None, scale: float
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, varlen: Varlen, scale: float) -> tuple[Tensor, Tensor]:
         """See ``Kernel``."""
         from flash_attn.flash_attn_interface import _flash_attn_varlen_forward
 
-        cu_q, cu_k = ragged.cu_seqlens(q.device)
-        left, right = _window_size(causal, window)
         out, lse, *_ = _flash_attn_varlen_forward(
-            q,
-            k,
-            v,
-            cu_q,
-            cu_k,
-            ragged.max_q,
-            ragged.max_k,
-            dropout_p=0.0,
-            softmax_scale=scale,
-            causal=causal,
-            window_size_left=left,
-            window_size_right=right,
+            q, k, v, *varlen.arguments(q.device), **self._options(varlen, scale)
         )
         return out, lse.transpose(0, 1)
 
@@ -197,41 +152,27 @@ class FlashAttnKernel:
         v: Tensor,
         out: Tensor,
         lse: Tensor,
-        ragged: Ragged,
-        causal: bool,
-        window: int | None,
+        varlen: Varlen,
         scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See ``Kernel``."""
         from flash_attn.flash_attn_interface import _flash_attn_varlen_backward
 
-        cu_q, cu_k = ragged.cu_seqlens(q.device)
-        left, right = _window_size(causal, window)
+        lse = lse.transpose(0, 1).contiguous()
         dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
         _flash_attn_varlen_backward(
-            grad,
-            q,
-            k,
-            v,
-            out,
-            lse.transpose(0, 1).contiguous(),
-            dq,
-            dk,
-            dv,
-            cu_q,
-            cu_k,
-            ragged.max_q,
-            ragged.max_k,
-            dropout_p=0.0,
-            softmax_scale=scale,
-            causal=causal,
-            window_size_left=left,
-            window_size_right=right,
+            *(grad, q, k, v, out, lse, dq, dk, dv),
+            *varlen.arguments(q.device),
+            **self._options(varlen, scale),
             softcap=0.0,
             alibi_slopes=None,
             deterministic=torch.are_deterministic_algorithms_enabled(),
         )
         return dq, dk, dv
+
+    @staticmethod
+    def _options(varlen: Varlen, scale: float) -> dict[str, Any]:
+        return {"dropout_p": 0.0, "softmax_scale": scale, "causal": varlen.causal, **varlen.window_size}
 
 
 @dataclass(frozen=True)
@@ -254,11 +195,12 @@ class CpuFlashKernel:
     name = "cpu_flash"
     BLOCK = 512
 
-    def _blocks(self, ragged: Ragged, causal: bool, window: int | None) -> Iterator[_Block]:
-        for q, k in ragged.spans():
+    def _blocks(self, varlen: Varlen) -> Iterator[_Block]:
+        window = varlen.window
+        for q, k in varlen.spans():
             q_length, k_length = q.stop - q.start, k.stop - k.start
             offset = k_length - q_length
-            if not causal:
+            if not varlen.causal:
                 yield _Block(q, k, False, None)
             elif offset == 0 and (window is None or window >= k_length):
                 yield _Block(q, k, True, None)
@@ -283,17 +225,13 @@ class CpuFlashKernel:
         mask = torch.zeros(visible.shape, dtype=like.dtype).masked_fill_(~visible, float("-inf"))
         return mask[None, None]
 
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, ragged: Ragged, causal: bool, window: int | None, scale: float
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, varlen: Varlen, scale: float) -> tuple[Tensor, Tensor]:
         """See ``Kernel``."""
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         lse = torch.empty(q.shape[:2], dtype=torch.promote_types(q.dtype, torch.float32))
-        for block in self._blocks(ragged, causal, window):
+        for block in self._blocks(varlen):
             piece, piece_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                _heads_first(q[block.q]),
-                _heads_first(k[block.k]),
-                _heads_first(v[block.k]),
+                *_heads_first(q[block.q], k[block.k], v[block.k]),
                 0.0,
                 block.causal,
                 attn_mask=self._mask(block, q),
@@ -311,22 +249,17 @@ class CpuFlashKernel:
         v: Tensor,
         out: Tensor,
         lse: Tensor,
-        ragged: Ragged,
-        causal: bool,
-        window: int | None,
+        varlen: Varlen,
         scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See ``Kernel``."""
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for block in self._blocks(ragged, causal, window):
+        for block in self._blocks(varlen):
             dq_block, dk_block, dv_block = (
                 torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                    _heads_first(grad[block.q]),
-                    _heads_first(q[block.q]),
-                    _heads_first(k[block.k]),
-                    _heads_first(v[block.k]),
-                    _heads_first(out[block.q]),
-                    lse[block.q].transpose(0, 1).unsqueeze(0),
+                    *_heads_first(
+                        grad[block.q], q[block.q], k[block.k], v[block.k], out[block.q], lse[block.q]
+                    ),
                     0.0,
                     block.causal,
                     attn_mask=self._mask(block, q),
@@ -339,5 +272,6 @@ class CpuFlashKernel:
         return dq, dk, dv
 
 
-def _heads_first(x: Tensor) -> Tensor:
-    return x.transpose(0, 1).unsqueeze(0)
+def _heads_first(*tensors: Tensor) -> list[Tensor]:
+    """``(T, H, …)`` → ``(1, H, T, …)``."""
+    return [x.transpose(0, 1).unsqueeze(0) for x in tensors]

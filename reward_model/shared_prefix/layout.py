@@ -17,11 +17,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from judge_pipeline.common.errors import UserError
 
 Span = tuple[int, int]
+Ids = NDArray[np.int32]
+TokenIds = Sequence[int] | Ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,38 @@ class PromptShape:
     def longest(self) -> int:
         """Largest position + 1, which the model's window must hold: p + max rᵢ."""
         return self.prefix_length + max(self.answer_lengths)
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """Token ids of one prompt: its prefix, and its answers with their end tokens."""
+
+    prefix: Ids
+    answers: tuple[Ids, ...]
+
+    @classmethod
+    def of(cls, prefix: Sequence[int], answers: Iterable[Sequence[int]]) -> EncodedPrompt:
+        """From lists of ids."""
+        return cls(np.asarray(prefix, np.int32), tuple(np.asarray(answer, np.int32) for answer in answers))
+
+    @property
+    def shape(self) -> PromptShape:
+        """Token counts, for planning."""
+        return PromptShape(len(self.prefix), tuple(map(len, self.answers)))
+
+    @property
+    def ids(self) -> tuple[Ids, tuple[Ids, ...]]:
+        """(prefix, answers), as ``join_ids`` takes them."""
+        return self.prefix, self.answers
+
+    def fitting(self, window: int) -> list[bool]:
+        """For each answer whether it fits the window together with the prefix."""
+        return [len(self.prefix) + len(answer) <= window for answer in self.answers]
+
+    def keep(self, wanted: Iterable[bool]) -> EncodedPrompt | None:
+        """The prompt with some of its answers; None without any."""
+        kept = tuple(answer for answer, keep in zip(self.answers, wanted, strict=True) if keep)
+        return EncodedPrompt(self.prefix, kept) if kept else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,17 +226,17 @@ class Layout:
 
 
 def join_ids(
-    prompts: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]], device: torch.device | str | None = None
+    prompts: Sequence[tuple[TokenIds, Sequence[TokenIds]]], device: torch.device | str | None = None
 ) -> tuple[torch.Tensor, Layout]:
     """Lay ``(prefix ids, [answer ids, …])`` prompts out as one sequence: ``(1, T)`` int64 ids and its layout."""
-    shapes: list[PromptShape] = []
-    flat: list[int] = []
-    for prefix, answers in prompts:
-        shapes.append(PromptShape(len(prefix), tuple(len(answer) for answer in answers)))
-        flat.extend(prefix)
-        for answer in answers:
-            flat.extend(answer)
-    return torch.tensor([flat], dtype=torch.long, device=device), Layout(tuple(shapes))
+    layout = Layout(tuple(PromptShape(len(prefix), tuple(map(len, answers))) for prefix, answers in prompts))
+    parts = [ids for prefix, answers in prompts for ids in (prefix, *answers)]
+    return join_parts(parts, device), layout
+
+
+def join_parts(parts: Sequence[TokenIds], device: torch.device | str | None = None) -> torch.Tensor:
+    """Token ids one behind another as ``(1, T)`` int64."""
+    return torch.from_numpy(np.concatenate([np.asarray(part, np.int64) for part in parts])[None]).to(device)
 
 
 def pack(shapes: Sequence[PromptShape], token_budget: int, sort: bool = False) -> list[list[int]]:

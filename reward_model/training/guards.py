@@ -1,6 +1,6 @@
 """Turning the machine's refusals into advice: out of memory names the settings that help, in order of effect.
 
-Also here: what goes to the terminal, which is our own log but not other libraries' progress bars.
+Also here: what our own log says goes to the terminal.
 """
 
 from __future__ import annotations
@@ -65,11 +65,3 @@ def show_log() -> None:
     log.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
     # bitsandbytes warns at import, 4-bit or not, that a faster CPU kernel could be downloaded from a hub.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-
-
-def quiet_loading() -> None:
-    """Turn off transformers' bars for loading and saving where nobody watches them."""
-    from transformers.utils import logging
-
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()

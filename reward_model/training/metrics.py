@@ -12,50 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.stats import spearmanr
 
+from judge_pipeline.statistics.agreement import mean_distance, mean_spearman, share_of_pairs
 from reward_model.training.losses import weighted_mean
 from reward_model.training.objective import Objective
-
-Array = NDArray[np.floating[Any]]
-
-
-def within_prompt_spearman(predictions: Sequence[Array], targets: Sequence[Array]) -> float:
-    """Mean over prompts of Spearman's ρ between their answers' predictions (N,) and targets (N,).
-
-    A prompt counts when at least two of its answers have different targets; NaN when none does. Constant
-    predictions order nothing and count as 0.
-    """
-    values = []
-    for predicted, target in zip(predictions, targets, strict=True):
-        there = ~np.isnan(target)
-        if there.sum() < 2 or np.ptp(target[there]) == 0:
-            continue
-        if np.ptp(predicted[there]) == 0:
-            values.append(0.0)
-        else:
-            values.append(float(spearmanr(predicted[there], target[there]).statistic))
-    return float(np.mean(values)) if values else math.nan
-
-
-def pair_accuracy(predictions: Sequence[Array], targets: Sequence[Array], tie: float = 1e-4) -> float:
-    """Share of pairs of one prompt whose targets differ that the predictions put in the same order."""
-    right = total = 0.0
-    for predicted, target in zip(predictions, targets, strict=True):
-        gap = target[:, None] - target[None, :]
-        decided = gap > tie
-        margin = predicted[:, None] - predicted[None, :]
-        right += float((decided & (margin > 0)).sum() + 0.5 * (decided & (margin == 0)).sum())
-        total += float(decided.sum())
-    return right / total if total else math.nan
-
-
-def mean_absolute_error(predictions: Sequence[Array], targets: Sequence[Array]) -> float:
-    """Mean distance in points over the targets that are there; NaN when there are none."""
-    errors = np.concatenate([np.abs(p - t) for p, t in zip(predictions, targets, strict=True)])
-    errors = errors[~np.isnan(errors)]
-    return float(errors.mean()) if len(errors) else math.nan
 
 
 def held_out_metrics(
@@ -82,9 +42,9 @@ def held_out_metrics(
                 columns = [scores[:, column] for scores in pair]
             predicted.append(columns[0].numpy())
             target.append(columns[1].numpy())
-        found[f"{name}_mae"] = mean_absolute_error(predicted, target)
-        found[f"{name}_spearman"] = within_prompt_spearman(predicted, target)
-        found[f"{name}_pair_accuracy"] = pair_accuracy(predicted, target)
+        found[f"{name}_mae"] = mean_distance(predicted, target)
+        found[f"{name}_spearman"] = mean_spearman(predicted, target)
+        found[f"{name}_pair_accuracy"] = share_of_pairs(predicted, target)
     return {name: value for name, value in found.items() if not math.isnan(value)}
 
 

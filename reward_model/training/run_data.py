@@ -5,7 +5,6 @@ In: settings. Out: examples and token ids on both sides of the split, and the ob
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 
 from judge_pipeline.common.errors import UserError
-from reward_model.data.batches import Encoded, encode_examples, fit_window
+from reward_model.data.batches import EncodedExample, encode_examples, fit_window
 from reward_model.data.examples import Example, check_learnable, load_examples, usable
 from reward_model.data.splits import refuse_leak, split_by_document
 from reward_model.modeling.model import Backbone
@@ -97,8 +96,8 @@ def make_objective(config: TrainConfig, data: TrainingData, weights: list[float]
 class EncodedData:
     """Token ids of both sides, all within the window, and how many prompts were left out for it."""
 
-    train: list[Encoded]
-    held_out: list[Encoded]
+    train: list[EncodedExample]
+    held_out: list[EncodedExample]
     skipped: int
 
 
@@ -108,16 +107,12 @@ def encode_data(config: TrainConfig, data: TrainingData, backbone: Backbone) -> 
     Raises:
         UserError: prompts over the window (unless they may be skipped), or none within it.
     """
-    renderer, window = backbone.renderer, backbone.manifest.max_length
-
-    def encode(context: str, query: str, responses: Sequence[str]) -> tuple[list[int], list[list[int]]]:
-        return renderer.prefix_ids(context, query), [renderer.answer_ids(text) for text in responses]
-
+    window = backbone.manifest.max_length
     sides, skipped = [], 0
     for items in (data.train, data.held_out):
         if config.loss_options.confidence == "none":
             items = [_equal_confidence(item) for item in items]
-        kept, over = fit_window(encode_examples(items, encode), window, config.overflow)
+        kept, over = fit_window(encode_examples(items, backbone.renderer.encode), window, config.overflow)
         sides.append(kept)
         skipped += over
     if not sides[0]:

@@ -21,13 +21,15 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments, se
 from transformers.integrations import TensorBoardCallback
 
 from judge_pipeline.common.errors import UserError
-from judge_pipeline.common.run_dir import prepare_run_dir
+from judge_pipeline.common.optional_packages import INSTALL_LINES
+from judge_pipeline.common.quiet import quiet_libraries
+from judge_pipeline.common.run_dir import prepare_run
 from reward_model.data.batches import over_budget, token_batches
 from reward_model.modeling.model import MANIFEST, Backbone
 from reward_model.shared_prefix.interface import unwrap
 from reward_model.training.callbacks import EarlyStop, MetricsFile, ProgressLine, StopOnInterrupt
 from reward_model.training.finish import CHECKPOINTS, finish
-from reward_model.training.guards import TRAINING_KNOBS, explain_out_of_memory, quiet_loading
+from reward_model.training.guards import TRAINING_KNOBS, explain_out_of_memory
 from reward_model.training.objective import Objective
 from reward_model.training.run_data import EncodedData, TrainingData, encode_data, make_objective, read_data
 from reward_model.training.train_config import DEFAULT_BUDGET, TrainConfig
@@ -91,7 +93,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 def check_tracker(name: str) -> None:
     """Raise UserError when the tracker asked for is not installed."""
     if name != "none" and importlib.util.find_spec(name) is None:
-        raise UserError(f"--report-to {name}: {name} is not installed", f"pip install {name}")
+        raise UserError(f"--report-to {name}: {name} is not installed", INSTALL_LINES[name])
 
 
 def tensorboard(folder: Path) -> TrainerCallback:
@@ -115,7 +117,7 @@ def train(config: TrainConfig) -> Path:
         KeyboardInterrupt: stopped by the user, after a checkpoint.
     """
     check_tracker(config.report_to)
-    quiet_loading()
+    quiet_libraries()
     state = PartialState(cpu=config.device == "cpu")
     data = read_data(config)
     if (config.output / MANIFEST).is_file():
@@ -141,7 +143,7 @@ def train(config: TrainConfig) -> Path:
 def _open_run(config: TrainConfig, data: TrainingData, state: PartialState) -> None:
     """Write run.yaml, or meet the run that is there, on the first process."""
     if state.is_main_process:
-        prepare_run_dir(config.output, config, "reward-model train", config.existing, inputs=data.sources)
+        prepare_run(config.output, config, "reward-model train", config.existing, inputs=data.sources)
     state.wait_for_everyone()
 
 

@@ -16,12 +16,13 @@ import torch
 from torch import nn
 
 from judge_pipeline.common.errors import UserError
-from reward_model.data.batches import Encoded, token_batches
+from judge_pipeline.common.optional_packages import INSTALL_LINES
+from reward_model.data.batches import EncodedExample
+from reward_model.modeling.features import read_features
 from reward_model.modeling.head import initialise_head, score_weight
 from reward_model.modeling.model import Backbone, load_backbone_for_rm, load_reward_model, merge_adapter
 from reward_model.shared_prefix.exactness import prepare_shared_prefix
-from reward_model.shared_prefix.interface import hidden_one_by_one, shared_forward, unwrap
-from reward_model.shared_prefix.layout import join_ids
+from reward_model.shared_prefix.interface import unwrap
 from reward_model.training.train_config import TrainConfig
 
 MIDDLE = 5.0
@@ -58,7 +59,7 @@ def build_backbone(config: TrainConfig, dimensions: Sequence[str], weights: dict
 
 def _four_bit(bf16: bool) -> dict[str, Any]:
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError("--method qlora needs bitsandbytes", "pip install bitsandbytes")
+        raise UserError("--method qlora needs bitsandbytes", INSTALL_LINES["bitsandbytes"])
     from transformers import BitsAndBytesConfig
 
     compute = torch.bfloat16 if bf16 else torch.float32
@@ -136,7 +137,7 @@ def share_prefix(model: nn.Module) -> None:
         prepare_shared_prefix(model)
 
 
-def start_head(backbone: Backbone, items: Sequence[Encoded], config: TrainConfig, budget: int) -> str:
+def start_head(backbone: Backbone, items: Sequence[EncodedExample], config: TrainConfig, budget: int) -> str:
     """Start the head at the labels' mean or at a probe of them; says in words what was done."""
     how = config.head_init
     if how == "auto":
@@ -149,35 +150,12 @@ def start_head(backbone: Backbone, items: Sequence[Encoded], config: TrainConfig
         mean = np.nanmean(targets, axis=0) if has_targets else np.full(targets.shape[1], MIDDLE)
         items = sorted(items, key=lambda item: item.shape.total)[:MEAN_PROMPTS]
         targets = np.tile(mean, (sum(len(item.answers) for item in items), 1))
-    features = features_of(backbone.model, items, budget, config)
-    error = initialise_head(backbone.model, features, torch.from_numpy(np.asarray(targets, np.float32)))
-    return f"head starts at the {how} (off by {float(error.mean()):.2f} points)"
-
-
-@torch.no_grad()
-def features_of(model: nn.Module, items: Sequence[Encoded], budget: int, config: TrainConfig) -> torch.Tensor:
-    """Final hidden states (A, H) at the score tokens of all answers, in the order of `items`."""
-    where = torch.device("cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu")
-    model.to(where).eval()
-    if config.shared_prefix == "off":
-        alone = [hidden_one_by_one(model, item.prefix.tolist(), _lists(item)).float().cpu() for item in items]
-        model.train()
-        return torch.cat(alone)
-    pieces: dict[int, torch.Tensor] = {}
-    for batch in token_batches(items, budget):
-        ids, layout = join_ids([(items[i].prefix.tolist(), _lists(items[i])) for i in batch], where)
-        hidden = shared_forward(model, ids, layout)[layout.score_index(where)]
-        start = 0
-        for index in batch:
-            count = len(items[index].answers)
-            pieces[index] = hidden[start : start + count].float().cpu()
-            start += count
+    model = backbone.model
+    model.to("cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu").eval()
+    features = read_features(model, items, token_budget=budget, shared=config.shared_prefix == "on")[:, 0]
     model.train()
-    return torch.cat([pieces[index] for index in range(len(items))])
-
-
-def _lists(item: Encoded) -> list[list[int]]:
-    return [answer.tolist() for answer in item.answers]
+    error = initialise_head(model, features, torch.from_numpy(np.asarray(targets, np.float32)))
+    return f"head starts at the {how} (off by {float(error.mean()):.2f} points)"
 
 
 def plain_model(backbone: Backbone, adapter: Path | None, config: TrainConfig) -> nn.Module:

@@ -23,7 +23,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from judge_pipeline.common.errors import UserError
 from reward_model.data.batches import (
     BatchOrder,
-    Encoded,
+    EncodedExample,
     EpochDataLoader,
     PromptDataset,
     collate,
@@ -42,8 +42,8 @@ class RewardTrainer(Trainer):
         model: nn.Module,
         args: TrainingArguments,
         *,
-        train: Sequence[Encoded],
-        held_out: Sequence[Encoded],
+        train: Sequence[EncodedExample],
+        held_out: Sequence[EncodedExample],
         objective: Objective,
         dimensions: Sequence[str],
         token_budget: int,
@@ -69,11 +69,11 @@ class RewardTrainer(Trainer):
 
     # Batches
 
-    def get_train_dataloader(self) -> DataLoader[Encoded]:
+    def get_train_dataloader(self) -> DataLoader[EncodedExample]:
         """This process's packed sequences, in an order drawn from (seed, epoch)."""
         return self._loader(self.train_dataset, self._train_batches)
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Encoded]:
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[EncodedExample]:
         """This process's share of the held-out prompts."""
         return self._loader(eval_dataset or self.eval_dataset, self._eval_batches)
 

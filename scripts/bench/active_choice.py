@@ -21,15 +21,16 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
+import torch
 
-from judge_pipeline.common.progress import Progress
 from judge_pipeline.common.records import DIMENSIONS, Label, Prompt
 from judge_pipeline.statistics.agreement import within_correlation
 from judge_pipeline.statistics.render import markdown
-from reward_model.active.choice import Floats, Labelled, choose, fit_head, rank_prompts
-from reward_model.active.features import answer_features
+from reward_model.active.choice import STRENGTH, Floats, Labelled, choose, rank_prompts
+from reward_model.active.propose import answer_features, encode
 from reward_model.modeling.model import load_backbone_for_rm
-from reward_model.scoring.scorer import RewardModel
+from reward_model.modeling.ridge import fit_probe
+from reward_model.scoring.scorer import TOKEN_BUDGET, RewardModel
 from scripts.bench import known_defects
 from scripts.bench.evidence_common import environment, write_result
 
@@ -56,13 +57,7 @@ def arguments() -> argparse.Namespace:
 
 def read_features(model: RewardModel, prompts: list[Prompt]) -> list[Floats]:
     """Features (N, H) of every prompt's answers."""
-    found = []
-    with Progress(len(prompts), "features", "prompts") as progress:
-        for prompt in prompts:
-            texts = [response.text for response in prompt.responses]
-            found.append(answer_features(model, prompt.context, prompt.query, texts))
-            progress.update()
-    return found
+    return answer_features(model, encode(model, prompts), TOKEN_BUDGET, "features")
 
 
 def targets_of(prompts: list[Prompt], labels: dict[tuple[str, str], Label]) -> list[Floats]:
@@ -91,12 +86,12 @@ def labelled(
 
 def fidelity(known: Labelled, features: list[Floats], targets: list[Floats]) -> float:
     """Mean over test prompts and dimensions of the within-prompt Spearman of heads fitted on `known`."""
-    heads = [fit_head(known.features_A_H, column) for column in known.targets_A_D.T]
+    probe = fit_probe(torch.from_numpy(known.features_A_H), torch.from_numpy(known.targets_A_D), STRENGTH)
     values = []
     for own, wanted in zip(features, targets, strict=True):
-        for head, column in zip(heads, wanted.T, strict=True):
+        for predicted, column in zip(probe(torch.from_numpy(own)).numpy().T, wanted.T, strict=True):
             if np.ptp(column) > 0:
-                values.append(within_correlation(column, head.predict(own), "spearman"))
+                values.append(within_correlation(column, predicted, "spearman"))
     return float(np.mean(values))
 
 

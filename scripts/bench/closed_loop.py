@@ -29,10 +29,11 @@ sys.path.sort(key=lambda place: Path(place or ".").resolve() == Path(__file__).r
 
 from dpo.cli import main as dpo
 from dpo.evaluate.match import Match, match_files, vote_by_reward
-from dpo.evaluate.page import figure_rows, with_interval
+from dpo.evaluate.page import figure_rows
 from dpo.evaluate.stats import evaluation
 from judge_pipeline.common.record_files import read_prompts, write_records
 from judge_pipeline.common.records import Prompt
+from judge_pipeline.statistics.render import interval
 from reward_model.cli import main as reward_model
 from reward_model.data.splits import hash_fraction
 
@@ -149,7 +150,7 @@ def main() -> None:
     found = evaluation(everything)
     print(f"\nafter against before, {len(args.seeds)} seeds, {len(held)} held-out prompts each")
     for name in ("win", "tie", "loss"):
-        print(f"  {name:<22} {with_interval(found[name])}")
+        print(f"  {name:<22} {interval(found[name], 2)}")
     for row in figure_rows(found):
         print(f"  {row[0]:<22} after {row[1]:<24} before {row[2]:<24} difference {row[3]}")
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}

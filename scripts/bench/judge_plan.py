@@ -35,7 +35,7 @@ from judge_pipeline.common.records import Prompt
 from judge_pipeline.dimensions.options import JudgeOptions
 from judge_pipeline.dimensions.registry import build_dimensions
 from judge_pipeline.documents.chunking import FastTokenizer
-from judge_pipeline.documents.evidence import DocumentEvidence, EvidenceBuilder
+from judge_pipeline.documents.indexed import DocumentIndexer, IndexedDocument
 from judge_pipeline.documents.retrieval import SentenceEmbedder
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -142,12 +142,12 @@ class SimulatedJudge:
         return next(rows for answer, rows in self._case.statements.items() if answer in text)
 
 
-def drive(case: Case, evidence: DocumentEvidence, options: JudgeOptions) -> list[tuple[Call, Reply]]:
+def drive(case: Case, document: IndexedDocument, options: JudgeOptions) -> list[tuple[Call, Reply]]:
     """All distinct calls of the four dimensions, with their replies."""
     judge = SimulatedJudge(case)
     made: dict[str, tuple[Call, Reply]] = {}
     for dimension in build_dimensions(["paper"], options):
-        plan = dimension.plan(case.prompt, evidence)
+        plan = dimension.plan(case.prompt, document)
         try:
             requests = next(plan)
             while True:
@@ -215,16 +215,16 @@ def measure(
     size: str, shared: float, mode: str, embedder: RememberingEmbedder, tokenizer: Any
 ) -> dict[str, Any]:
     """One row of the table."""
-    builder = EvidenceBuilder(embedder=embedder)
+    builder = DocumentIndexer(embedder=embedder)
     text = document(SIZES[size], FastTokenizer("minilm"))
     case = make_case(text, shared)
-    evidence = builder.build(text)
+    indexed = builder.build(text)
     before = (embedder.requests, embedder.texts)
     started = time.perf_counter()
-    calls = drive(case, evidence, MODES[mode])
+    calls = drive(case, indexed, MODES[mode])
     seconds = time.perf_counter() - started
     counted = count(calls, tokenizer)
-    chunks, segments = len(evidence.chunks), len(evidence.segments)
+    chunks, segments = len(indexed.chunks), len(indexed.segments)
     statements = {one for rows in case.statements.values() for one in rows}
     verification = math.ceil(len(statements) / MODES[mode].statements_per_call)
     bound = chunks + 3 * ANSWERS + verification + ANSWERS

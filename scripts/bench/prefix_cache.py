@@ -36,7 +36,7 @@ from judge_pipeline.common.records import Prompt, Response
 from judge_pipeline.dimensions.base import Plan
 from judge_pipeline.dimensions.options import JudgeOptions
 from judge_pipeline.dimensions.registry import build_dimensions
-from judge_pipeline.documents.evidence import EvidenceBuilder
+from judge_pipeline.documents.indexed import DocumentIndexer
 from judge_pipeline.engines.base import Place
 from judge_pipeline.engines.concurrency import Order
 from judge_pipeline.engines.endpoint import EndpointEngine
@@ -60,7 +60,7 @@ DOCUMENTS = (
 class Recorder(PlanDriver):
     """Drives plans and keeps every call with its place in the order."""
 
-    def __init__(self, builder: EvidenceBuilder) -> None:
+    def __init__(self, builder: DocumentIndexer) -> None:
         super().__init__(builder, Forecast())
         self.calls: dict[str, tuple[Order, Call]] = {}
         self.position = 0
@@ -74,7 +74,7 @@ class Recorder(PlanDriver):
 
 def workload(documents: int, answers: int) -> list[tuple[Order, Call]]:
     """The calls of labelling `answers` answers to each of some documents of 1k–3k tokens."""
-    builder = EvidenceBuilder(retrieval="bm25")
+    builder = DocumentIndexer(retrieval="bm25")
     dimensions = build_dimensions(["paper"], JudgeOptions(structured=True))
     recorder = Recorder(builder)
     for position, name in enumerate(DOCUMENTS[:documents]):
@@ -91,9 +91,9 @@ def workload(documents: int, answers: int) -> list[tuple[Order, Call]]:
             ],
         )
         recorder.position = position
-        evidence = builder.build(text)
+        document = builder.build(text)
         for dimension in dimensions:
-            plan: Plan = dimension.plan(prompt, Unsearched(evidence, builder.top_k))
+            plan: Plan = dimension.plan(prompt, Unsearched(document, builder.top_k))
             recorder.drive(plan, prompt)
     return list(recorder.calls.values())
 

@@ -10,15 +10,15 @@ import regex
 
 from judge_pipeline.calls.call import Call, Reply
 from judge_pipeline.common.records import Prompt
-from judge_pipeline.dimensions.base import Dimension, Evidence, Outcome
+from judge_pipeline.dimensions.base import Dimension, Document, Outcome
 from judge_pipeline.documents.chunking import Span
 
 Judge = Callable[[Call], Reply | str]
 
 
 @dataclass
-class PlainEvidence:
-    """Evidence without models: chunks of so many characters, segments found by shared words."""
+class PlainDocument:
+    """Document without models: chunks of so many characters, segments found by shared words."""
 
     text: str
     chunk_chars: int = 400
@@ -59,14 +59,14 @@ class Run:
         return sum(call.template == template for call in self.calls)
 
 
-def drive(dimensions: Dimension | list[Dimension], prompt: Prompt, evidence: Evidence, judge: Judge) -> Run:
+def drive(dimensions: Dimension | list[Dimension], prompt: Prompt, document: Document, judge: Judge) -> Run:
     """Run plans to their end, each distinct call once; outcomes of several dimensions in one list."""
     replies: dict[str, Reply] = {}
     calls: list[Call] = []
     outcomes: list[Outcome] = []
     rounds = 0
     for dimension in dimensions if isinstance(dimensions, list) else [dimensions]:
-        plan = dimension.plan(prompt, evidence)
+        plan = dimension.plan(prompt, document)
         try:
             requests = next(plan)
             while True:

@@ -1,1 +1,1 @@
-"""Self-contained HTML pages: charts as SVG, templates, and what the label report shows."""
+"""Self-contained HTML pages: the page itself, its charts as SVG, and tables."""

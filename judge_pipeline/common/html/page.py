@@ -1,52 +1,35 @@
-"""The one HTML shell of every report: a title, sections, a style for light and dark, and nothing from outside.
+"""The HTML page of every report: a title, sections, styles for light and dark, and nothing loaded from outside.
 
 In: headings and safe HTML (``Markup``), and data for scripts. Out: one string that is a whole HTML file.
 
 Documents, questions and answers are hostile text. Three walls keep them text:
 
 - what is not ``Markup`` is escaped, here and in :mod:`judge_pipeline.common.html.charts`;
-- data for scripts goes into JSON islands in which ``<``, ``>`` and ``&`` are written as ``\\u003c`` and so on, and
-  the scripts only ever set ``textContent``;
-- a content security policy names the hash of each script of ours, so that no other script runs, and nothing is
-  loaded from anywhere.
+- data for scripts goes into JSON islands in which ``<``, ``>`` and ``&`` are escaped (Jinja's ``tojson``), and the
+  scripts only ever set ``textContent``;
+- a content security policy names the hash of each script of ours, so that no other script runs.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
-
-_ENVIRONMENT = Environment(
-    loader=PackageLoader("judge_pipeline.common.html", "templates"),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
-_JSON_ESCAPES = {
-    ord("<"): "\\u003c",
-    ord(">"): "\\u003e",
-    ord("&"): "\\u0026",
-    0x2028: "\\u2028",
-    0x2029: "\\u2029",
-}
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 
 @dataclass(frozen=True)
 class Section:
     """One part of a page.
 
-    ``html`` is ``Markup`` (from :mod:`judge_pipeline.common.html.charts`, :func:`join`, :func:`prose`); a plain ``str`` is text
-    and will be escaped. ``anchor`` is the fragment that links to the section; ``intro`` is a plain sentence or two.
+    ``html`` is ``Markup`` (from :mod:`judge_pipeline.common.html.charts`, :func:`join`, :func:`prose`); a plain ``str``
+    is text and will be escaped. ``anchor`` is the fragment that links to the section; ``intro`` a plain sentence or two.
     """
 
     heading: str
@@ -55,42 +38,69 @@ class Section:
     intro: str = ""
 
 
+class Templates:
+    """A folder of Jinja templates (autoescaped), style sheets and scripts that pages are made of."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._environment = Environment(
+            loader=FileSystemLoader(folder),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._environment.policies["json.dumps_kwargs"] = {
+            "ensure_ascii": False,
+            "separators": (",", ":"),
+            "allow_nan": False,
+        }
+
+    def render(self, name: str, **values: Any) -> Markup:
+        """The HTML of one template."""
+        return Markup(self._environment.get_template(name).render(**values))
+
+    def source(self, name: str) -> str:
+        """A style sheet or a script as text."""
+        return (self._folder / name).read_text(encoding="utf-8")
+
+
+_TEMPLATES = Templates(Path(__file__).parent / "templates")
+
+
 def render_page(
     title: str,
     subtitle: str,
     sections: Iterable[Section],
     footer: str = "",
     *,
-    css: tuple[str, ...] = (),
-    scripts: tuple[str, ...] = (),
+    styles: Sequence[str] = (),
+    scripts: Sequence[str] = (),
     data: Mapping[str, Any] | None = None,
     tail: Markup | str = "",
     back: tuple[str, str] | None = None,
 ) -> str:
-    """One self-contained HTML file as a string.
+    """One self-contained HTML file as a string; unpaired surrogates (legal in JSON, not in UTF-8) become ``?``.
 
-    ``css`` and ``scripts`` name further files of ``templates/`` to inline after the shared ones. Each entry of
-    ``data`` becomes a JSON island ``<script type="application/json" id="data-KEY">``. ``tail`` is HTML after the last
-    section (dialogs, templates). ``back`` is ``(href, text)`` of a link above the title.
+    ``styles`` and ``scripts`` are sources to inline after the shared ones. Each entry of ``data`` becomes a JSON island
+    ``<script type="application/json" id="data-KEY">``, in which NaN and infinities are ``null``. ``tail`` is HTML
+    after the last section (dialogs, templates). ``back`` is ``(href, text)`` of a link above the title.
     """
-    sources = [_asset(name) for name in ("page.js", *scripts)]
-    return _ENVIRONMENT.get_template("page.html.j2").render(
+    sources = [_TEMPLATES.source("page.js"), *scripts]
+    html = _TEMPLATES.render(
+        "page.html.j2",
         title=title,
         subtitle=subtitle,
         sections=[*sections],
         footer=footer,
-        styles=[Markup(_asset(name)) for name in ("page.css", *css)],
+        styles=[Markup(source) for source in (_TEMPLATES.source("page.css"), *styles)],
         scripts=[Markup(source) for source in sources],
         policy=_policy(sources),
-        data={key: json_island(value) for key, value in (data or {}).items()},
+        data=_finite(data or {}),
         tail=tail,
         back=back,
     )
-
-
-def render_fragment(template: str, **values: Any) -> Markup:
-    """HTML of one file of ``templates/`` (autoescaped), to put into a section or a ``tail``."""
-    return Markup(_ENVIRONMENT.get_template(template).render(**values))
+    return html.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def join(*parts: Markup | str) -> Markup:
@@ -101,7 +111,12 @@ def join(*parts: Markup | str) -> Markup:
 def prose(text: str) -> Markup:
     """Plain text as paragraphs (an empty line separates them)."""
     blocks = [block.strip() for block in text.split("\n\n") if block.strip()]
-    return Markup("\n").join(Markup("<p>{}</p>").format(block) for block in blocks)
+    return join(*(Markup("<p>{}</p>").format(block) for block in blocks))
+
+
+def caption(text: str) -> Markup:
+    """A muted line: a remark under a chart, or why there is none."""
+    return Markup('<p class="caption">{}</p>').format(text)
 
 
 def notice(text: str, kind: str = "note") -> Markup:
@@ -128,54 +143,6 @@ def code_block(text: str) -> Markup:
     return Markup("<pre>\n{}</pre>").format(text)
 
 
-def format_value(value: object) -> str:
-    """A number as a reader wants it: thousands separated, three significant decimals at most, ``–`` for nothing."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return _format_float(value)
-    return str(value)
-
-
-def format_seconds(seconds: float | None) -> str:
-    """A duration such as ``0.4 s``, ``38 s``, ``4 min 05 s``, ``2 h 10 min``."""
-    if seconds is None or not math.isfinite(seconds):
-        return "–"
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600:,} h {whole % 3600 // 60:02d} min"
-
-
-def json_island(value: Any) -> Markup:
-    """JSON that cannot end its ``<script>`` element nor begin a comment; NaN and infinities become ``null``."""
-    text = json.dumps(_finite(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return Markup(text.translate(_JSON_ESCAPES))
-
-
-def encode_page(html: str) -> bytes:
-    """The bytes to write: UTF-8, with unpaired surrogates (legal in JSON, not in UTF-8) as ``?``."""
-    return html.encode("utf-8", errors="replace")
-
-
-def _format_float(value: float) -> str:
-    if not math.isfinite(value):
-        return "–"
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    if value == 0 or abs(value) >= 0.001:
-        return f"{value:.3f}".rstrip("0").rstrip(".")
-    return f"{value:.2g}"
-
-
 def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
@@ -186,15 +153,6 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _asset(name: str) -> str:
-    return (
-        files("judge_pipeline.common.html")
-        .joinpath("templates", name)
-        .read_text(encoding="utf-8")
-        .replace("\r\n", "\n")
-    )
-
-
 def _policy(sources: Iterable[str]) -> str:
     """A policy under which these scripts run, and no other, and nothing is fetched."""
     hashes = (base64.b64encode(hashlib.sha256(source.encode()).digest()).decode() for source in sources)
@@ -203,22 +161,3 @@ def _policy(sources: Iterable[str]) -> str:
         f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
-
-
-__all__ = [
-    "Markup",
-    "Section",
-    "code_block",
-    "columns",
-    "details",
-    "encode_page",
-    "escape",
-    "format_seconds",
-    "format_value",
-    "join",
-    "json_island",
-    "notice",
-    "prose",
-    "render_fragment",
-    "render_page",
-]

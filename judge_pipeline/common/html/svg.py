@@ -1,4 +1,4 @@
-"""SVG primitives of the charts: a plotting frame, axes with round ticks, markers, dashes and legends.
+"""The parts of a chart: elements, a plotting frame, axes with round ticks, markers, dashes and legends.
 
 In: numbers in data units and plain text. Out: ``Markup``; text is escaped. Colours come from the page's style: the
 classes ``s0`` to ``s5`` set a series' colour, everything else is drawn in ``currentColor`` or a named class.
@@ -7,17 +7,35 @@ classes ``s0`` to ``s5`` set a series' colour, everything else is drawn in ``cur
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
-from judge_pipeline.common.html.page import join
+from judge_pipeline.common.html.page import caption, join
 
 Point = tuple[float, float]
 
 COLOURS = 6
 DASHES = ("none", "7 4", "2 4", "9 4 2 4", "4 2", "12 3")
+_MARKS = (
+    "circle",
+    "M{left} {top}h{w}v{w}h-{w}z",
+    "M{x} {top}l{r} {w}h-{w}z",
+    "M{x} {top}l{r} {r}l-{r} {r}l-{r} -{r}z",
+    "M{left} {top}l{w} {w}m0 -{w}l-{w} {w}",
+    "circle",
+)
+"""Circle, square, triangle, diamond, cross, ring: the first four are filled."""
+
+
+def element(tag: str, *content: Markup | str, **attributes: object) -> Markup:
+    """An SVG or HTML element. Coordinates are written to a tenth; ``class_`` is ``class``, ``text_anchor`` with a dash."""
+    named = "".join(
+        f' {name.rstrip("_").replace("_", "-")}="{escape(f"{value:.1f}" if isinstance(value, float) else value)}"'
+        for name, value in attributes.items()
+    )
+    return Markup("<{0}{1}>{2}</{0}>").format(tag, Markup(named), Markup("").join(content))
 
 
 @dataclass(frozen=True)
@@ -33,6 +51,11 @@ class Frame:
     top: float = 12.0
     bottom: float = 44.0
 
+    @property
+    def floor(self) -> float:
+        """Vertical coordinate of the horizontal axis."""
+        return self.height - self.bottom
+
     def x(self, value: float) -> float:
         """Horizontal viewBox coordinate of a data value."""
         low, high = self.x_range
@@ -41,14 +64,17 @@ class Frame:
     def y(self, value: float) -> float:
         """Vertical viewBox coordinate of a data value; SVG counts downwards."""
         low, high = self.y_range
-        return (
-            self.height - self.bottom - (value - low) / (high - low) * (self.height - self.top - self.bottom)
-        )
+        return self.floor - (value - low) / (high - low) * (self.floor - self.top)
+
+    def svg(self, label: str, *content: Markup, **attributes: object) -> Markup:
+        """The drawing; ``label`` is what a screen reader says."""
+        box = f"0 0 {self.width:.0f} {self.height:.0f}"
+        return element("svg", *content, viewBox=box, role="img", aria_label=label, **attributes)
 
 
 def axes(frame: Frame, x_label: str, y_label: str, *, horizontal: bool = True, count: int = 5) -> Markup:
     """Grid lines, tick labels and axis names; ``horizontal=False`` draws the grid of a bar chart."""
-    floor, end = frame.height - frame.bottom, frame.width - frame.right
+    end = frame.width - frame.right
     parts = []
     for value in ticks(*frame.y_range, count=count) if horizontal else []:
         y = frame.y(value)
@@ -57,83 +83,64 @@ def axes(frame: Frame, x_label: str, y_label: str, *, horizontal: bool = True, c
     for value in ticks(*frame.x_range, count=count):
         x = frame.x(value)
         if not horizontal:
-            parts.append(segment("grid", x, frame.top, x, floor))
-        parts.append(text_at(x, floor + 17, _tick_label(value), "middle"))
+            parts.append(segment("grid", x, frame.top, x, frame.floor))
+        parts.append(text_at(x, frame.floor + 17, _tick_label(value), "middle"))
     if horizontal:
-        parts.append(segment("axis", frame.left, floor, end, floor))
+        parts.append(segment("axis", frame.left, frame.floor, end, frame.floor))
     parts.append(text_at((frame.left + end) / 2, frame.height - 6, x_label, "middle"))
     if y_label:
-        middle = (frame.top + floor) / 2
-        parts.append(
-            Markup(
-                '<text transform="translate(12 {:.1f}) rotate(-90)" text-anchor="middle">{}</text>'
-            ).format(middle, y_label)
-        )
+        turned = f"translate(12 {(frame.top + frame.floor) / 2:.1f}) rotate(-90)"
+        parts.append(element("text", y_label, transform=turned, text_anchor="middle"))
     return join(*parts)
 
 
 def figure(
-    frame: Frame, parts: Sequence[Markup], label: str, series: Mapping[str, object], shape: str, note: str
+    frame: Frame,
+    parts: Sequence[Markup],
+    label: str,
+    names: Sequence[str] = (),
+    shape: str = "",
+    note: str = "",
 ) -> Markup:
-    """A drawing with its legend (``series`` names, ``shape`` ``line`` or ``dot``), its description and a note."""
-    names = [*series]
-    legend = Markup("")
-    if len(names) > 1:
-        items = [
-            Markup('<li><svg viewBox="0 0 22 12" aria-hidden="true" class="s{}">{}</svg>{}</li>').format(
-                index % COLOURS, _swatch(index, shape), name
+    """A drawing with the legend of its series (``shape`` is ``line`` or ``dot``), its description and a note."""
+    legend = []
+    for index, name in enumerate(names if len(names) > 1 else ()):
+        swatch = (
+            marker(index, 11, 6, 4.2)
+            if shape == "dot"
+            else element(
+                "path", d="M1 6H21", class_="stroke", stroke_width=2, stroke_dasharray=DASHES[index % COLOURS]
             )
-            for index, name in enumerate(names)
-        ]
-        legend = Markup('<ul class="legend">{}</ul>').format(join(*items))
+        )
+        colour = f"s{index % COLOURS}"
+        icon = element("svg", swatch, viewBox="0 0 22 12", aria_hidden="true", class_=colour)
+        legend.append(element("li", icon, name))
     described = f"{label}: {', '.join(names)}" if names else label
-    return Markup(
-        '<figure>{}<svg viewBox="0 0 {:.0f} {:.0f}" style="max-width:{:.0f}px" role="img" aria-label="{}">{}</svg>{}</figure>'
-    ).format(
-        legend,
-        frame.width,
-        frame.height,
-        frame.width * 1.15,
-        described,
-        join(*parts),
-        nothing(note) if note else "",
-    )
+    drawing = frame.svg(described, *parts, style=f"max-width:{frame.width * 1.15:.0f}px")
+    shown = [element("ul", *legend, class_="legend")] if legend else []
+    return element("figure", *shown, drawing, caption(note) if note else "")
 
 
-def nothing(text: str) -> Markup:
-    """Where a chart would stand: why there is none."""
-    return Markup('<p class="caption">{}</p>').format(text)
-
-
-def marker(index: int, x: float, y: float, radius: float, tip: str) -> Markup:
-    """A circle, square, triangle, diamond, cross or ring, by the series' number."""
-    r = radius
-    shapes = (
-        f'<circle class="mark" cx="{x:.1f}" cy="{y:.1f}" r="{r:.1f}">',
-        f'<path class="mark" d="M{x - r:.1f} {y - r:.1f}h{2 * r:.1f}v{2 * r:.1f}h{-2 * r:.1f}z">',
-        f'<path class="mark" d="M{x:.1f} {y - r:.1f}l{r:.1f} {2 * r:.1f}h{-2 * r:.1f}z">',
-        f'<path class="mark" d="M{x:.1f} {y - r:.1f}l{r:.1f} {r:.1f}l{-r:.1f} {r:.1f}l{-r:.1f} {-r:.1f}z">',
-        f'<path class="stroke" d="M{x - r:.1f} {y - r:.1f}l{2 * r:.1f} {2 * r:.1f}m0 {-2 * r:.1f}l{-2 * r:.1f} {2 * r:.1f}">',
-        f'<circle class="stroke" cx="{x:.1f}" cy="{y:.1f}" r="{r:.1f}">',
-    )
-    shape = Markup(shapes[index % COLOURS])
-    close = Markup("</circle>") if index % COLOURS in (0, 5) else Markup("</path>")
-    return shape + (Markup("<title>{}</title>").format(tip) if tip else Markup("")) + close
+def marker(index: int, x: float, y: float, radius: float, tip: str = "") -> Markup:
+    """A circle, square, triangle, diamond, cross or ring, by the series' number; ``tip`` is said under the pointer."""
+    kind = index % COLOURS
+    content = [element("title", tip)] if tip else []
+    style = "mark" if kind < 4 else "stroke"
+    if _MARKS[kind] == "circle":
+        return element("circle", *content, class_=style, cx=float(x), cy=float(y), r=radius)
+    sizes = {"x": x, "left": x - radius, "top": y - radius, "r": radius, "w": 2 * radius}
+    path = _MARKS[kind].format(**{name: f"{size:.1f}" for name, size in sizes.items()})
+    return element("path", *content, class_=style, d=path)
 
 
 def segment(kind: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
     """A straight line; ``kind`` is its class in the style."""
-    return Markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>').format(
-        kind, x1, y1, x2, y2
-    )
+    return element("line", class_=kind, x1=float(x1), y1=float(y1), x2=float(x2), y2=float(y2))
 
 
-def text_at(x: float, y: float, text: str, anchor: str, kind: str = "") -> Markup:
+def text_at(x: float, y: float, text: str, anchor: str, **attributes: str) -> Markup:
     """Text at a point; ``anchor`` is ``start``, ``middle`` or ``end``."""
-    style = Markup(' class="{}"').format(kind) if kind else ""
-    return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}"{}>{}</text>').format(
-        x, y, anchor, style, text
-    )
+    return element("text", text, x=float(x), y=float(y), text_anchor=anchor, **attributes)
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -145,13 +152,6 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     step = min((factor * power for factor in (1, 2, 5, 10)), key=lambda size: abs(size - rough))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [index * step for index in range(first, last + 1)]
-
-
-def _swatch(index: int, shape: str) -> Markup:
-    if shape == "dot":
-        return marker(index, 11, 6, 4.2, "")
-    dash = DASHES[index % COLOURS]
-    return Markup('<path d="M1 6H21" class="stroke" stroke-width="2" stroke-dasharray="{}"/>').format(dash)
 
 
 def _tick_label(value: float) -> str:

@@ -21,6 +21,7 @@ from dpo.sample.base import Decoding, Draw, Request, prompt_seed
 from dpo.sample.shared_decode import SharedPrefix, decoding, why_not
 from dpo.sample.transformers_sampler import TransformersSampler, _draw
 from judge_pipeline.common.errors import UserError
+from judge_pipeline.common.kv_cache import cache_argument
 from judge_pipeline.common.record_files import read_prompts
 
 
@@ -31,12 +32,12 @@ def test_shared_decode_gives_the_logits_of_a_plain_forward():
     with torch.no_grad():
         expected = model(whole).logits[:, 40:]
         cache = DynamicCache(config=model.config)
-        model(prefix, past_key_values=cache)
+        model(prefix, **cache_argument(cache))
         own, got = DynamicCache(), []
         with decoding(model, SharedPrefix(cache)):
             for step in range(6):
                 position = torch.full((3, 1), 40 + step)
-                out = model(answers[:, step : step + 1], past_key_values=own, position_ids=position)
+                out = model(answers[:, step : step + 1], position_ids=position, **cache_argument(own))
                 got.append(out.logits)
     torch.testing.assert_close(torch.cat(got, dim=1), expected, atol=1e-4, rtol=1e-4)
     assert model.config._attn_implementation == "sdpa"

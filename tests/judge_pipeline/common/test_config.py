@@ -12,7 +12,7 @@ from pydantic import Field
 
 from judge_pipeline.common.config import Command, Config, main, resolve
 from judge_pipeline.common.errors import UserError
-from judge_pipeline.common.run_dir import prepare_run_dir, prepare_run_file, read_run_yaml
+from judge_pipeline.common.run_dir import prepare_run, read_run_yaml
 
 
 class Judge(Config):
@@ -150,69 +150,69 @@ def test_same_configuration_resumes_and_another_is_refused(tmp_path):
     inputs = tmp_path / "p.jsonl"
     inputs.write_text("{}")
     config, output = Settings(prompts=inputs), tmp_path / "run"
-    assert prepare_run_dir(output, config, "go", inputs=[inputs]) is False
+    assert prepare_run(output, config, "go", inputs=[inputs]) is False
     (output / "labels.jsonl").write_text("old")
-    assert prepare_run_dir(output, config.model_copy(update={"workers": 8}), "go", inputs=[inputs]) is True
+    assert prepare_run(output, config.model_copy(update={"workers": 8}), "go", inputs=[inputs]) is True
     other = config.model_copy(update={"mode": "bm25"})
     with pytest.raises(UserError, match="mode: 'dense' there, 'bm25' now"):
-        prepare_run_dir(output, other, "go", inputs=[inputs])
-    assert prepare_run_dir(output, other, "go", "resume", [inputs]) is True
+        prepare_run(output, other, "go", inputs=[inputs])
+    assert prepare_run(output, other, "go", "resume", [inputs]) is True
     inputs.write_text("{} {}")
     with pytest.raises(UserError, match=r"p\.jsonl has other content now"):
-        prepare_run_dir(output, other, "go", inputs=[inputs])
-    assert prepare_run_dir(output, config, "go", "replace", [inputs]) is False
+        prepare_run(output, other, "go", inputs=[inputs])
+    assert prepare_run(output, config, "go", "replace", [inputs]) is False
     assert not (output / "labels.jsonl").exists()
 
 
 def test_a_run_that_left_nothing_is_no_obstacle_to_another(tmp_path):
     config, output = Settings(prompts=Path("p")), tmp_path / "run"
     other = config.model_copy(update={"mode": "bm25"})
-    prepare_run_dir(output, config, "go")
+    prepare_run(output, config, "go")
     (output / "labels.jsonl").touch()
     (output / "calls.sqlite").write_text("no calls in it")
-    assert prepare_run_dir(output, other, "go", idle=["calls.sqlite"]) is False
+    assert prepare_run(output, other, "go", idle=["calls.sqlite"]) is False
     assert read_run_yaml(output)["config"]["mode"] == "bm25"
     with pytest.raises(UserError, match="another configuration"):
-        prepare_run_dir(output, config, "go")
+        prepare_run(output, config, "go")
 
 
 def test_a_file_in_the_making_is_work(tmp_path):
     config, output = Settings(prompts=Path("p")), tmp_path / "scored.jsonl"
     run_file = tmp_path / "scored.jsonl.run.yaml"
     other = config.model_copy(update={"mode": "bm25"})
-    prepare_run_file(run_file, output, config, "go")
-    prepare_run_file(run_file, output, other, "go")
+    prepare_run(output, config, "go", run_file=run_file)
+    prepare_run(output, other, "go", run_file=run_file)
     (tmp_path / "scored.jsonl.part").write_text("{}")
     with pytest.raises(UserError, match="another configuration"):
-        prepare_run_file(run_file, output, config, "go")
+        prepare_run(output, config, "go", run_file=run_file)
 
 
 def test_inputs_are_never_the_price_of_an_output(tmp_path):
     inputs, config = tmp_path / "run" / "p.jsonl", Settings(prompts=Path("p"))
     inputs.parent.mkdir()
     inputs.write_text("{}")
-    prepare_run_dir(inputs.parent, config, "go", "resume", [inputs])
+    prepare_run(inputs.parent, config, "go", "resume", [inputs])
     with pytest.raises(UserError, match="would delete the input"):
-        prepare_run_dir(inputs.parent, config, "go", "replace", [inputs])
+        prepare_run(inputs.parent, config, "go", "replace", [inputs])
     with pytest.raises(UserError, match="--output is the input"):
-        prepare_run_file(tmp_path / "p.run.yaml", inputs, config, "go", "replace", [inputs])
+        prepare_run(inputs, config, "go", "replace", [inputs], run_file=tmp_path / "p.run.yaml")
     with pytest.raises(UserError, match="is a file"):
-        prepare_run_dir(inputs, config, "go", "replace")
+        prepare_run(inputs, config, "go", "replace")
     with pytest.raises(UserError, match="is a folder"):
-        prepare_run_file(tmp_path / "run.run.yaml", inputs.parent, config, "go")
+        prepare_run(inputs.parent, config, "go", run_file=tmp_path / "run.run.yaml")
     assert inputs.read_text() == "{}"
 
 
 def test_a_folder_that_is_no_run_is_not_touched(tmp_path):
     (tmp_path / "thesis.tex").write_text("dear")
     with pytest.raises(UserError, match="not a run of ours"):
-        prepare_run_dir(tmp_path, Settings(prompts=Path("p")), "go", "replace")
+        prepare_run(tmp_path, Settings(prompts=Path("p")), "go", "replace")
     assert (tmp_path / "thesis.tex").read_text() == "dear"
 
 
 def test_run_yaml_is_enough_to_repeat_the_run(tmp_path):
     config = Settings(prompts=Path("p.jsonl"), judge=Judge(temperature=0.7))
-    prepare_run_dir(tmp_path / "run", config, "go")
+    prepare_run(tmp_path / "run", config, "go")
     run_yaml = read_run_yaml(tmp_path / "run")
     again = Settings.model_validate(run_yaml["config"])
     assert again.judge == config.judge
@@ -222,11 +222,11 @@ def test_run_yaml_is_enough_to_repeat_the_run(tmp_path):
 
 def test_a_run_yaml_is_a_configuration_file(tmp_path, capsys):
     config = Settings(prompts=Path("p.jsonl"), judge=Judge(temperature=0.7), weights={"a": 2.0})
-    prepare_run_dir(tmp_path / "run", config, "tool go")
+    prepare_run(tmp_path / "run", config, "tool go")
     file = str(tmp_path / "run" / "run.yaml")
     assert run("go", "--config", file)[1] == config.model_copy(update={"prompts": Path("p.jsonl").absolute()})
     assert run("go", "--config", file, "--judge.temperature", "0.1")[1].judge.temperature == 0.1
-    prepare_run_dir(tmp_path / "other", config, "tool stop")
+    prepare_run(tmp_path / "other", config, "tool stop")
     assert run("go", "--config", str(tmp_path / "other" / "run.yaml"))[0] == 2
     assert "describes a run of `tool stop`, not of `tool go`" in capsys.readouterr().err
 
@@ -235,7 +235,7 @@ def test_a_run_is_not_repeated_with_its_leave_to_replace(tmp_path):
     class Replacing(Config):
         existing: Literal["refuse", "replace"] = "refuse"
 
-    prepare_run_dir(tmp_path / "run", Replacing(existing="replace"), "tool go")
+    prepare_run(tmp_path / "run", Replacing(existing="replace"), "tool go")
     assert resolve(Replacing, {}, tmp_path / "run" / "run.yaml", "tool go") == Replacing()
 
 
@@ -248,3 +248,11 @@ def test_help_lists_all_choices_of_a_union(capsys):
     with pytest.raises(SystemExit):
         main("tool", [Command("go", "", Choosing, lambda _: None, "")], ["go", "--help"])
     assert "--loss {huber,mse,auto}" in capsys.readouterr().out
+
+
+def test_a_mapping_that_lost_a_key_is_another_configuration(tmp_path):
+    config, output = Settings(prompts=Path("p"), weights={"a": 1.0, "b": 2.0}), tmp_path / "run"
+    prepare_run(output, config, "go")
+    (output / "labels.jsonl").write_text("old")
+    with pytest.raises(UserError, match=r"weights\.b: 2\.0 there, None now"):
+        prepare_run(output, config.model_copy(update={"weights": {"a": 1.0}}), "go")

@@ -213,7 +213,9 @@ def test_a_full_disk_while_appending_is_named(tmp_path, monkeypatch):
             appender.append({"n": 2})
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)  # fsync waits for the disk
 @given(
     rows=st.lists(st.text(max_size=40), max_size=8),
     torn=st.binary(max_size=30).filter(lambda b: b"\n" not in b),

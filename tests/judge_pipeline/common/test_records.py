@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from judge_pipeline.common.records import DIMENSIONS, Label, Prompt, Response, weighted_reward
+from judge_pipeline.common.records import DIMENSIONS, Label, Prompt, Response
+from judge_pipeline.common.weighting import weighted_reward
 
 SCORES = st.dictionaries(st.sampled_from(DIMENSIONS), st.none() | st.floats(0, 10), min_size=1)
 

@@ -1,7 +1,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from judging import PlainEvidence, RuleJudge, case_of, drive, inside
+from judging import PlainDocument, RuleJudge, case_of, drive, inside
 
 from judge_pipeline.calls.call import Reply
 from judge_pipeline.common.records import Prompt
@@ -38,14 +38,14 @@ class ChapterJudge(RuleJudge):
 
 def run(one, judge, **options):
     return drive(
-        build_dimensions(["completeness"], JudgeOptions(**options)), one, PlainEvidence(CONTEXT), judge
+        build_dimensions(["completeness"], JudgeOptions(**options)), one, PlainDocument(CONTEXT), judge
     )
 
 
 def test_key_points_once_and_coverage_for_each_answer():
     one = prompt("1880, 1881, 1882 and 1883.", "1880 and 1881.", "None of them.")
     done = run(one, ChapterJudge())
-    chunks = len(PlainEvidence(CONTEXT).chunks)
+    chunks = len(PlainDocument(CONTEXT).chunks)
     assert done.count("completeness.extract") == chunks
     assert done.count("completeness.cover") == 3
     assert [o.score for o in done.outcomes] == [10, 5, 0]
@@ -56,7 +56,7 @@ def test_key_points_once_and_coverage_for_each_answer():
         cited = CONTEXT[point["start"] : point["end"]]
         assert point["text"].rstrip(".") in cited
         assert len(cited) < 400  # the sentence, not the whole chunk
-        chunk = PlainEvidence(CONTEXT).chunks[point["chunk"]]
+        chunk = PlainDocument(CONTEXT).chunks[point["chunk"]]
         assert chunk.start <= point["start"] < point["end"] <= chunk.end
     assert done.outcomes[1].evidence["votes"] == [5]
     assert done.outcomes[1].evidence["analysis"] == "Checked."
@@ -143,7 +143,7 @@ def test_a_limit_on_key_points_is_recorded_where_it_bites():
         lambda call: "- A.\n- B.\n- C." if call.template.endswith("extract") else "A.\nRating: [[3]]",
         max_key_points=2,
     )
-    chunks = len(PlainEvidence(CONTEXT).chunks)
+    chunks = len(PlainDocument(CONTEXT).chunks)
     assert done.outcomes[0].evidence["key_point_cap"] == {
         "chunks": list(range(chunks)),
         "dropped": chunks,
@@ -231,10 +231,10 @@ def test_calls_are_within_the_formula(size, answers, statements):
     done = drive(
         build_dimensions(["paper"], JudgeOptions(statements_per_call=size)),
         one,
-        PlainEvidence(CONTEXT),
+        PlainDocument(CONTEXT),
         RuleJudge(),
     )
-    chunks = len(PlainEvidence(CONTEXT).chunks)
+    chunks = len(PlainDocument(CONTEXT).chunks)
     verification = -(-answers * statements // size)
     assert len(done.calls) == chunks + 3 * answers + verification + answers
     if size == 1:
@@ -244,9 +244,9 @@ def test_calls_are_within_the_formula(size, answers, statements):
 def test_duplicates_cost_nothing():
     texts = ["Claim one. Shared claim.", "Claim two. Shared claim.", "Claim one. Shared claim."]
     done = drive(
-        build_dimensions(["paper"], JudgeOptions()), prompt(*texts), PlainEvidence(CONTEXT), RuleJudge()
+        build_dimensions(["paper"], JudgeOptions()), prompt(*texts), PlainDocument(CONTEXT), RuleJudge()
     )
-    chunks = len(PlainEvidence(CONTEXT).chunks)
+    chunks = len(PlainDocument(CONTEXT).chunks)
     # Two of the three answers are the same text: their calls are the same calls.
     assert len(done.calls) == chunks + 4 * 2 + 3
 
@@ -255,7 +255,7 @@ def test_the_trajectory_set_runs_on_its_own_prompts():
     done = drive(
         build_dimensions(["trajectory"], JudgeOptions()),
         prompt("I read it. I wrote it."),
-        PlainEvidence(CONTEXT),
+        PlainDocument(CONTEXT),
         RuleJudge(verdict="partial"),
     )
     assert [o.score for o in done.outcomes] == [7, 5]

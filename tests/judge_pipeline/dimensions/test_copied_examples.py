@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from judging import PlainEvidence, RuleJudge, drive
+from judging import PlainDocument, RuleJudge, drive
 
 from judge_pipeline.common.records import Prompt
 from judge_pipeline.dimensions.options import JudgeOptions
 from judge_pipeline.dimensions.registry import build_dimensions
 from judge_pipeline.prompts.templates import load_template
-from judge_pipeline.replies.list_shape import example_items, plain
+from judge_pipeline.replies.lists import example_items, plain
 
 COPIED = {"faithfulness": "statements", "completeness": "key_points"}
 OWN = {"faithfulness": "The sea is salt.", "completeness": "The sea is salt and deep."}
@@ -45,7 +45,7 @@ class Copying(RuleJudge):
 def run(dimension, judge, *, document=DOCUMENT, answer="The sea is salt.", **options):
     prompt = Prompt(id="p", context=document, query="What is it?", responses=[{"id": "r", "text": answer}])
     plans = build_dimensions([dimension], JudgeOptions(**options))
-    return drive(plans, prompt, PlainEvidence(document), judge).outcomes[0]
+    return drive(plans, prompt, PlainDocument(document), judge).outcomes[0]
 
 
 def listed(outcome):

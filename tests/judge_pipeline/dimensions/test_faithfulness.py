@@ -3,7 +3,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from judging import PlainEvidence, RuleJudge, case_of, drive, inside
+from judging import PlainDocument, RuleJudge, case_of, drive, inside
 
 from judge_pipeline.calls.call import Reply
 from judge_pipeline.common.records import Prompt
@@ -49,7 +49,7 @@ def prompt(*texts, context="A yes document. " * 40):
 
 
 def run(one, judge, **options):
-    evidence = PlainEvidence(one.context)
+    evidence = PlainDocument(one.context)
     done = drive(build_dimensions(["faithfulness"], JudgeOptions(**options)), one, evidence, judge)
     return done, evidence
 

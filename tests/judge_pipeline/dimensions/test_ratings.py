@@ -2,7 +2,7 @@ import math
 import sys
 
 import pytest
-from judging import PlainEvidence, RuleJudge, drive, inside
+from judging import PlainDocument, RuleJudge, drive, inside
 from pydantic import ValidationError
 
 from judge_pipeline.calls.call import Reply, TokenLogprob
@@ -21,7 +21,7 @@ def prompt(*texts, query="When?"):
 
 
 def run(names, one, judge, **options):
-    return drive(build_dimensions(names, JudgeOptions(**options)), one, PlainEvidence(one.context), judge)
+    return drive(build_dimensions(names, JudgeOptions(**options)), one, PlainDocument(one.context), judge)
 
 
 def test_a_rating_and_its_evidence():

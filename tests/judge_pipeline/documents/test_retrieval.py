@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from judge_pipeline.common.errors import UserError
-from judge_pipeline.documents.evidence import EvidenceBuilder
+from judge_pipeline.documents.indexed import DocumentIndexer
 from judge_pipeline.documents.retrieval import Bm25Index, HybridIndex, SentenceEmbedder, terms, top_k
 
 
@@ -24,7 +24,7 @@ def embedder():
 
 @pytest.mark.parametrize("kind", ["dense", "bm25", "hybrid"])
 def test_the_segment_that_says_it_comes_first(kind, embedder):
-    evidence = EvidenceBuilder(retrieval=kind, embedder=embedder).build(document())
+    evidence = DocumentIndexer(retrieval=kind, embedder=embedder).build(document())
     queries = [
         "Ines Moreau designed the lighthouse.",
         "There are 312 letters in the museum.",
@@ -45,7 +45,7 @@ def test_dense_scores_are_the_models_cosines(embedder):
 
     from judge_pipeline.common.bundled_models import resolve_model
 
-    evidence = EvidenceBuilder(embedder=embedder).build(document(2))
+    evidence = DocumentIndexer(embedder=embedder).build(document(2))
     query = "Ferries cross the strait."
     plain = SentenceTransformer(resolve_model("minilm"))
     plain.max_seq_length = 512
@@ -59,7 +59,7 @@ def test_dense_scores_are_the_models_cosines(embedder):
 
 def test_a_document_is_embedded_once_for_all_its_prompts_and_answers():
     embedder = CountingEmbedder()
-    builder = EvidenceBuilder(embedder=embedder)
+    builder = DocumentIndexer(embedder=embedder)
     text = document()
     for _ in range(3):  # three prompts over the same document
         builder.build(text).search(["one statement", "another"])
@@ -72,14 +72,14 @@ def test_a_document_is_embedded_once_for_all_its_prompts_and_answers():
 
 def test_nothing_is_embedded_before_a_search():
     embedder = CountingEmbedder()
-    evidence = EvidenceBuilder(embedder=embedder).build(document())
+    evidence = DocumentIndexer(embedder=embedder).build(document())
     assert len(evidence.chunks) >= 1
     assert evidence.search([]) == []
     assert embedder.requests == 0
 
 
 def test_old_documents_leave_memory():
-    builder = EvidenceBuilder(embedder=CountingEmbedder(), keep=2)
+    builder = DocumentIndexer(embedder=CountingEmbedder(), keep=2)
     first = builder.build("one")
     assert builder.build("one") is first
     builder.build("two"), builder.build("three")
@@ -87,7 +87,7 @@ def test_old_documents_leave_memory():
 
 
 def test_bm25_needs_no_embedding_model():
-    builder = EvidenceBuilder(retrieval="bm25", embedder=CountingEmbedder())
+    builder = DocumentIndexer(retrieval="bm25", embedder=CountingEmbedder())
     builder.build(document()).search(["letters"])
     assert builder.embedding_requests == 0
 
@@ -133,7 +133,7 @@ def test_ties_keep_document_order(row, k):
 
 
 def test_a_script_the_model_cannot_read_is_said_once(caplog, embedder):
-    builder = EvidenceBuilder(embedder=embedder)
+    builder = DocumentIndexer(embedder=embedder)
     with caplog.at_level(logging.WARNING):
         builder.build("甲骨文的发现推动了考古学的发展。" * 20).search(["考古学"])
         builder.build("灯塔由莫英设计，于那一年建成。" * 20).search(["灯塔"])
@@ -142,9 +142,9 @@ def test_a_script_the_model_cannot_read_is_said_once(caplog, embedder):
 
 def test_segments_longer_than_the_models_window_are_refused(embedder):
     with pytest.raises(UserError, match="--segment-tokens 510"):
-        EvidenceBuilder(embedder=embedder, segment_tokens=511).build(document()).search(["letters"])
-    assert EvidenceBuilder(embedder=embedder, segment_tokens=510).build(document()).search(["letters"])
-    lexical = EvidenceBuilder(embedder=embedder, segment_tokens=2000, retrieval="bm25")
+        DocumentIndexer(embedder=embedder, segment_tokens=511).build(document()).search(["letters"])
+    assert DocumentIndexer(embedder=embedder, segment_tokens=510).build(document()).search(["letters"])
+    lexical = DocumentIndexer(embedder=embedder, segment_tokens=2000, retrieval="bm25")
     assert lexical.build(document()).search(["letters"])
 
 

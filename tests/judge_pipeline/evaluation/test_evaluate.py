@@ -17,7 +17,7 @@ from judge_pipeline.common.record_files import write_records
 from judge_pipeline.common.records import DIMENSIONS, Prompt
 from judge_pipeline.engines.base import ANYWHERE, Place
 from judge_pipeline.evaluation.evaluate import COMMAND
-from judge_pipeline.evaluation.inputs import read_inputs
+from judge_pipeline.evaluation.inputs import read_scored
 from judge_pipeline.evaluation.run import evaluate_human, reweigh
 from judge_pipeline.statistics.bootstrap import DocumentBootstrap
 from judge_pipeline.statistics.raters import (
@@ -134,7 +134,7 @@ def test_scored_prompts_are_matched_by_id_and_gaps_are_told(files, tmp_path):
             response["scores"] = {"faithfulness": float(i)}
             response["reward"] = float(i)
     write_records(tmp_path / "scored.jsonl", rows[:10])
-    inputs = read_inputs(tmp_path / "scored.jsonl", [people])
+    inputs = read_scored(tmp_path / "scored.jsonl", [people])
     assert inputs.notes == ["80 of 120 answers have no score and are left out"]
     assert inputs.columns["faithfulness"][:4].tolist() == [0, 1, 2, 3]
     found = evaluate_human(inputs, replicates=20)
@@ -145,10 +145,10 @@ def test_several_files_are_groups_and_tasks_beat_file_names(files, tmp_path):
     people, _ = files
     other = [{**row, "id": "b" + row["id"]} for row in human_rows(6, task="report")]
     write_records(tmp_path / "other.jsonl", other)
-    inputs = read_inputs(people, [people, tmp_path / "other.jsonl"])
+    inputs = read_scored(people, [people, tmp_path / "other.jsonl"])
     assert set(inputs.table.group_P) == {"people", "report"}
     with pytest.raises(UserError, match="another of the files"):
-        read_inputs(people, [people, people])
+        read_scored(people, [people, people])
 
 
 def test_what_cannot_be_compared_is_said(files, tmp_path, capsys):
@@ -163,12 +163,12 @@ def test_what_cannot_be_compared_is_said(files, tmp_path, capsys):
     assert run(labels, "--output", tmp_path / "o2") == 2
     assert "--prompts FILE" in capsys.readouterr().err
     with pytest.raises(UserError, match="not labelled"):
-        reweigh(read_inputs(labels, [people]), {"charm": 2.0})
+        reweigh(read_scored(labels, [people]), {"charm": 2.0})
 
 
 def test_weights_change_the_reward(files):
     people, labels = files
-    inputs = read_inputs(labels, [people])
+    inputs = read_scored(labels, [people])
     reweigh(inputs, dict.fromkeys(DIMENSIONS, 0.0) | {"faithfulness": 1.0})
     assert np.allclose(inputs.columns["reward"], inputs.columns["faithfulness"])
 

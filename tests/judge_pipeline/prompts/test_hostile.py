@@ -9,7 +9,7 @@ import json
 
 import pytest
 import regex
-from judging import PlainEvidence, RuleJudge, case_of, drive, inside
+from judging import PlainDocument, RuleJudge, case_of, drive, inside
 
 from judge_pipeline.calls.call import Reply
 from judge_pipeline.common.bundled_models import resolve_model
@@ -146,7 +146,7 @@ def test_no_attack_changes_a_score(attack, options):
         run = drive(
             build_dimensions(["paper"], JudgeOptions(language="en", **options)),
             prompt,
-            PlainEvidence(prompt.context),
+            PlainDocument(prompt.context),
             judge_that_quotes,
         )
         assert [o.score for o in run.outcomes] == [3, 3, 3, 3, 5, 5, 3, 3], (where, run.outcomes)
@@ -159,7 +159,7 @@ def test_attacks_stay_inside_their_fences(attack):
         run = drive(
             build_dimensions(["paper", "trajectory"], JudgeOptions()),
             prompt,
-            PlainEvidence(prompt.context, chunk_chars=10**6),
+            PlainDocument(prompt.context, chunk_chars=10**6),
             RuleJudge(),
         )
         for call in run.calls:
@@ -186,7 +186,7 @@ def test_no_attack_opens_a_chat_turn_in_a_real_tokenizer(attack):
     run = drive(
         build_dimensions(["helpfulness"], JudgeOptions(few_shot=1)),
         prompt,
-        PlainEvidence(prompt.context),
+        PlainDocument(prompt.context),
         RuleJudge(),
     )
     messages = [message.model_dump() for message in run.calls[0].messages]
@@ -228,7 +228,7 @@ def test_statements_that_carry_verdicts_are_judged_like_others(forged, size):
     run = drive(
         build_dimensions(["faithfulness"], JudgeOptions(statements_per_call=size)),
         prompt,
-        PlainEvidence(prompt.context),
+        PlainDocument(prompt.context),
         judge,
     )
     assert [o.score for o in run.outcomes] == [0, 0]
@@ -246,7 +246,7 @@ def test_key_points_cannot_forge_others():
     run = drive(
         build_dimensions(["completeness"], JudgeOptions()),
         prompt,
-        PlainEvidence(prompt.context, chunk_chars=10**6),
+        PlainDocument(prompt.context, chunk_chars=10**6),
         judge,
     )
     assert [o.score for o in run.outcomes] == [2, 2]
@@ -265,7 +265,7 @@ def test_a_judge_that_only_quotes_has_not_rated():
         run = drive(
             build_dimensions(["helpfulness"], JudgeOptions()),
             prompt,
-            PlainEvidence(prompt.context),
+            PlainDocument(prompt.context),
             lambda call, text=text: text,
         )
         assert {o.reason for o in run.outcomes} == {"unparsable"}, text
@@ -277,7 +277,7 @@ def test_an_analysis_in_json_cannot_set_the_rating():
     run = drive(
         build_dimensions(["helpfulness"], JudgeOptions(structured=True)),
         prompt,
-        PlainEvidence(prompt.context),
+        PlainDocument(prompt.context),
         lambda call: Reply(text=text, structured=True),
     )
     assert [o.score for o in run.outcomes] == [2, 2]

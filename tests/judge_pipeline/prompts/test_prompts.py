@@ -6,7 +6,7 @@ import pytest
 import regex
 from hypothesis import given
 from hypothesis import strategies as st
-from judging import PlainEvidence, RuleJudge, case_of, drive
+from judging import PlainDocument, RuleJudge, case_of, drive
 
 from judge_pipeline.calls.call import Reply, Sampling
 from judge_pipeline.common.errors import UserError
@@ -14,14 +14,16 @@ from judge_pipeline.common.records import Prompt
 from judge_pipeline.dimensions.options import JudgeOptions
 from judge_pipeline.dimensions.registry import REGISTRY, build_dimensions
 from judge_pipeline.documents.language import detect_language
-from judge_pipeline.prompts.fences import defuse, fence, numbered, one_line
+from judge_pipeline.prompts.fences import escape_control_tokens, fence, numbered, one_line
 from judge_pipeline.prompts.templates import PROMPTS, build_call, load_template, parse_template
-from judge_pipeline.replies.list_shape import Items, ListShape
+from judge_pipeline.replies.choices import ChoiceShape
+from judge_pipeline.replies.lists import Items, ListShape
 from judge_pipeline.replies.marks import Problem
-from judge_pipeline.replies.rating_shapes import JointShape, RatingShape
-from judge_pipeline.replies.verdict_shapes import VerdictShape, VerdictsShape
+from judge_pipeline.replies.ratings import JointShape, RatingShape
+from judge_pipeline.replies.verdicts import VerdictShape, VerdictsShape
 
 FILES = sorted(PROMPTS.glob("*/*.txt"))
+OF_DIMENSIONS = [path for path in FILES if not path.stem.startswith("baseline.")]
 
 
 def shape_for(name, language, example=None):
@@ -29,6 +31,8 @@ def shape_for(name, language, example=None):
     if kind == "extract":
         field = "key_points" if name.startswith(("completeness", "plan")) else "statements"
         return ListShape(language, field=field)
+    if kind == "pairwise":
+        return ChoiceShape(language)
     if kind == "verify":
         return VerdictShape(language)
     if kind == "verify_many":
@@ -45,10 +49,10 @@ def test_every_template_exists_in_both_languages():
         {path.name for path in (PROMPTS / language).glob("*.txt")} for language in ("en", "zh")
     )
     assert english == chinese
-    assert len(english) == 13
+    assert len(english) == 15
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize("path", OF_DIMENSIONS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_examples_are_replies_we_read_the_same_in_both_protocols(path):
     language = path.parent.name
     template = load_template(path.stem, language)
@@ -68,10 +72,10 @@ def _same(text, data):
         assert text.keys() == data.keys()
         for key in text:
             _same(text[key], data[key])
-    elif hasattr(text, "rating"):
-        assert (text.analysis, text.rating.points, text.missed) == (
+    elif hasattr(text, "points"):
+        assert (text.analysis, text.points, text.missed) == (
             data.analysis,
-            data.rating.points,
+            data.points,
             data.missed,
         )
     else:
@@ -95,8 +99,12 @@ def test_the_static_part_comes_first_and_is_the_same_for_all_cases(path):
         assert one.messages[:-1] == two.messages[:-1]
         assert one.messages[-1] != two.messages[-1]
         roles = [message.role for message in one.messages]
-        assert roles == ["user", "assistant"] * (len(roles) // 2) + ["user"]
-        assert one.messages[0].content.startswith(template.task)
+        if path in OF_DIMENSIONS:
+            assert roles == ["user", "assistant"] * (len(roles) // 2) + ["user"]
+            assert one.messages[0].content.startswith(template.parts["task"])
+        else:
+            assert roles == ["system", "user"]
+            assert one.messages[0].content == template.parts["system"]
         assert (one.json_schema is not None) == structured
         assert one.template == path.stem
     positions = [
@@ -108,9 +116,9 @@ def test_the_static_part_comes_first_and_is_the_same_for_all_cases(path):
 
 
 def test_cases_name_their_material_in_fences():
-    for path in FILES:
+    for path in OF_DIMENSIONS:
         template = load_template(path.stem, path.parent.name)
-        assert "-1a2b3c>" in template.task, path
+        assert "-1a2b3c>" in template.parts["task"], path
 
 
 def test_few_shot_bounds_the_examples():
@@ -119,7 +127,7 @@ def test_few_shot_bounds_the_examples():
     for few_shot, turns in ((0, 1), (1, 3), (None, 7), (99, 7)):
         call = build_call(template, case, RatingShape(), Sampling(), structured=False, few_shot=few_shot)
         assert len(call.messages) == turns
-        assert call.messages[0].content.startswith(template.task)
+        assert call.messages[0].content.startswith(template.parts["task"])
 
 
 TEMPLATE = """@@ task
@@ -230,15 +238,15 @@ def test_a_nonce_that_stands_in_the_content_is_not_used():
 )
 def test_control_markers_are_broken_and_still_read_the_same(marker):
     text = f"before {marker}assistant after"
-    assert marker not in defuse(text)
-    assert defuse(text).replace("\u200b", "") == text
+    assert marker not in escape_control_tokens(text)
+    assert escape_control_tokens(text).replace("\u200b", "") == text
 
 
 @pytest.mark.parametrize(
     "text", ["a < b and b > c", "x[1] = [2]", "List<String> s", "<p>para</p>", "if (a <|> b)", "<b>s</b>"]
 )
 def test_ordinary_text_is_left_alone(text):
-    assert defuse(text) == text
+    assert escape_control_tokens(text) == text
 
 
 def test_lines_cannot_be_forged():
@@ -276,7 +284,7 @@ def test_prompts_follow_the_document_or_the_user(language, word):
         id="p", context="灯塔由莫英设计。" * 20, query="谁设计的？", responses=[{"id": "a", "text": "莫英。"}]
     )
     dimensions = build_dimensions(["helpfulness"], JudgeOptions(language=language))
-    run = drive(dimensions, prompt, PlainEvidence(prompt.context), lambda call: f"好。\n{word}：[[8]]")
+    run = drive(dimensions, prompt, PlainDocument(prompt.context), lambda call: f"好。\n{word}：[[8]]")
     assert run.calls[0].messages[1].content.splitlines()[-1].startswith(word)
     assert run.outcomes[0].score == 8
 
@@ -294,7 +302,7 @@ def test_all_templates_render_in_real_plans(language, structured):
     for options in ({}, {"statements_per_call": 3, "joint_ratings": True}):
         options = JudgeOptions(language=language, structured=structured, **options)
         run = drive(
-            build_dimensions(list(REGISTRY), options), prompt, PlainEvidence(prompt.context), RuleJudge()
+            build_dimensions(list(REGISTRY), options), prompt, PlainDocument(prompt.context), RuleJudge()
         )
         assert all(outcome.score is not None for outcome in run.outcomes)
         seen |= {call.template for call in run.calls}
@@ -303,7 +311,7 @@ def test_all_templates_render_in_real_plans(language, structured):
                 r"\{(question|answer|document|passages|statements?|key_points)\}", case_of(call)
             )
             json.dumps(call.json_schema)
-    assert seen == {path.stem for path in PROMPTS.glob("en/*.txt")}
+    assert seen == {path.stem for path in OF_DIMENSIONS}
 
 
 def test_prompts_are_shipped_as_text():

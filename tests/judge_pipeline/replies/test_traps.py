@@ -4,15 +4,16 @@ import json
 
 import pytest
 from document_helpers import CountingEmbedder, byte_level_bpe, check_cover, document
-from judging import PlainEvidence, RuleJudge, drive, inside
+from judging import PlainDocument, RuleJudge, drive, inside
 
 from judge_pipeline.calls.call import Reply
 from judge_pipeline.common.records import Prompt
 from judge_pipeline.dimensions.options import JudgeOptions
 from judge_pipeline.dimensions.registry import build_dimensions
-from judge_pipeline.documents.evidence import EvidenceBuilder
+from judge_pipeline.documents.indexed import DocumentIndexer
 from judge_pipeline.replies.marks import Problem
-from judge_pipeline.replies.verdicts import read_rating, read_verdict
+from judge_pipeline.replies.ratings import read_rating
+from judge_pipeline.replies.verdicts import read_verdict
 
 
 def prompt(*texts, context="The lighthouse was finished in 1887. " * 30, **fields):
@@ -21,16 +22,16 @@ def prompt(*texts, context="The lighthouse was finished in 1887. " * 30, **field
 
 
 def run(names, one, judge, **options):
-    return drive(build_dimensions(names, JudgeOptions(**options)), one, PlainEvidence(one.context), judge)
+    return drive(build_dimensions(names, JudgeOptions(**options)), one, PlainDocument(one.context), judge)
 
 
 def test_not_fully_supported_is_not_full_support():
-    assert read_verdict("[[Not fully supported]]") == "partial"
-    assert read_verdict("[[Not supported]]") == "none"
+    assert read_verdict("[[Not fully supported]]").support == "partial"
+    assert read_verdict("[[Not supported]]").support == "none"
 
 
 def test_supported_and_full_support_are_full_support():
-    assert read_verdict("[[Supported]]") == read_verdict("[[Full support]]") == "full"
+    assert read_verdict("[[Supported]]").support == read_verdict("[[Full support]]").support == "full"
 
 
 def test_85_is_no_rating():
@@ -116,7 +117,7 @@ def test_a_failed_dimension_keeps_the_other_three(broken):
 
 def test_a_document_is_not_embedded_again_for_each_answer():
     embedder = CountingEmbedder()
-    builder = EvidenceBuilder(embedder=embedder)
+    builder = DocumentIndexer(embedder=embedder)
     one = prompt(
         "It was finished in 1887. It burned oil.",
         "It was built in 1911.",
@@ -143,7 +144,7 @@ def test_chunks_are_told_apart_beyond_any_number():
     done = drive(
         build_dimensions(["completeness"], JudgeOptions()),
         one,
-        PlainEvidence(one.context, chunk_chars=80),
+        PlainDocument(one.context, chunk_chars=80),
         judge,
     )
     points = done.outcomes[0].evidence["key_points"]
@@ -167,7 +168,7 @@ def test_cuts_never_fall_inside_a_character():
         def offsets(self, text):
             return bpe.encode(text).offsets
 
-    evidence = EvidenceBuilder(tokenizer=Tokens(), embedder=CountingEmbedder()).build(text)
+    evidence = DocumentIndexer(tokenizer=Tokens(), embedder=CountingEmbedder()).build(text)
     check_cover(text, evidence.segments)
     check_cover(text, evidence.chunks)
     ids = bpe.encode(text).ids
@@ -203,4 +204,4 @@ def test_an_unreadable_reply_is_not_scored_as_zero():
 
 def test_extraction_for_completeness_is_asked_once_for_all_answers():
     done = run(["completeness"], prompt("One.", "Two.", "Three."), RuleJudge())
-    assert done.count("completeness.extract") == len(PlainEvidence(prompt("x").context).chunks)
+    assert done.count("completeness.extract") == len(PlainDocument(prompt("x").context).chunks)

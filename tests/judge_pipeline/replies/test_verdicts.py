@@ -8,11 +8,17 @@ from hypothesis import strategies as st
 
 from judge_pipeline.calls.call import Reply, TokenLogprob
 from judge_pipeline.replies.expected import expected_rating
-from judge_pipeline.replies.list_shape import Items, ListShape
+from judge_pipeline.replies.lists import Items, ListShape
 from judge_pipeline.replies.marks import Problem, find_marks, fold, label_pattern
-from judge_pipeline.replies.rating_shapes import JointShape, Rated, RatingShape
-from judge_pipeline.replies.verdict_shapes import VERDICT_WORDS, Judged, VerdictShape, VerdictsShape
-from judge_pipeline.replies.verdicts import Rating, read_rating, read_verdict, read_verdicts
+from judge_pipeline.replies.ratings import JointShape, Rating, RatingShape, read_rating
+from judge_pipeline.replies.verdicts import (
+    VERDICT_WORDS,
+    Verdict,
+    VerdictShape,
+    VerdictsShape,
+    read_verdict,
+    read_verdicts,
+)
 
 ACCEPTED = {
     "[[8]]": 8,
@@ -113,7 +119,7 @@ prose = st.text(alphabet=st.sampled_from("ab c.,:!?\n*-_'\"[](){}<>评分语。�
 def test_any_text_reads_without_error_and_within_range(text):
     rating = read_rating(text)
     assert isinstance(rating, Problem) or 0 <= rating.points <= 10
-    assert isinstance(read_verdict(text), Problem | str)
+    assert isinstance(read_verdict(text), Problem | Verdict)
     read_verdicts(text, [1, 2])
 
 
@@ -172,7 +178,7 @@ VERDICTS = {
 
 @pytest.mark.parametrize(("text", "verdict"), VERDICTS.items())
 def test_verdicts(text, verdict):
-    assert read_verdict(text) == verdict
+    assert read_verdict(text).support == verdict
 
 
 @pytest.mark.parametrize(
@@ -193,14 +199,15 @@ def test_no_verdict(text):
 
 @given(st.text(max_size=30))
 def test_a_negation_is_never_full_support(extra):
-    assert read_verdict(f"[[Not {extra}]]") != "full"
-    assert read_verdict(f"[[不{extra}]]") != "full"
+    for text in (f"[[Not {extra}]]", f"[[不{extra}]]"):
+        verdict = read_verdict(text)
+        assert isinstance(verdict, Problem) or verdict.support != "full"
 
 
 def test_verdicts_are_keyed_by_statement():
     text = "S1: fine [[Fully supported]]\n**S3:** no [[No support]]\nS2: see 'S1: [[No support]]' [[Partially supported]]"
     found = read_verdicts(text, [1, 2, 3, 4])
-    assert {n: v[0] for n, v in found.items()} == {1: "full", 2: "partial", 3: "none"}
+    assert {n: v.support for n, v in found.items()} == {1: "full", 2: "partial", 3: "none"}
     doubled = read_verdicts("S1: [[Fully supported]]\nS1: [[No support]]\nS9: [[No support]]", [1])
     assert list(doubled) == [1]
     assert doubled[1].reason == "unparsable"
@@ -220,10 +227,10 @@ def test_ratings_read_the_same_from_both_protocols(analysis, rating, missed, lan
     text, data = (
         shape.read(Reply(text=shape.write(fields, structured=s), structured=s)) for s in (False, True)
     )
-    assert isinstance(text, Rated)
-    assert (text.analysis, text.rating.points, text.missed) == (
+    assert isinstance(text, Rating)
+    assert (text.analysis, text.points, text.missed) == (
         data.analysis,
-        data.rating.points,
+        data.points,
         data.missed,
     )
     assert text.missed == tuple(sorted(missed))
@@ -238,12 +245,14 @@ def test_verdicts_read_the_same_from_both_protocols(pairs, language):
     many = VerdictsShape(language, count=len(pairs))
     fields = {"analysis": "\n".join(a for a, _ in pairs), "verdict": "\n".join(v for _, v in pairs)}
     text, data = (many.read(Reply(text=many.write(fields, structured=s))) for s in (False, True))
-    assert text == data == {n: Judged(a, v) for n, (a, v) in enumerate(pairs, start=1)}
+    assert text == data == {n: Verdict(a, v) for n, (a, v) in enumerate(pairs, start=1)}
     one = VerdictShape(language)
     for analysis, verdict in pairs:
         fields = {"analysis": analysis, "verdict": verdict}
         for structured in (False, True):
-            assert one.read(Reply(text=one.write(fields, structured=structured))) == Judged(analysis, verdict)
+            assert one.read(Reply(text=one.write(fields, structured=structured))) == Verdict(
+                analysis, verdict
+            )
 
 
 @given(
@@ -267,7 +276,7 @@ def test_joint_ratings_read_the_same_from_both_protocols():
     }
     for structured in (False, True):
         read = shape.read(Reply(text=shape.write(fields, structured=structured)))
-        assert {name: (one.analysis, one.rating.points) for name, one in read.items()} == {
+        assert {name: (one.analysis, one.points) for name, one in read.items()} == {
             "helpfulness": ("Good.", 9),
             "logicality": ("One error.", 4),
         }
@@ -277,16 +286,16 @@ def test_one_unreadable_part_of_a_joint_reply_leaves_the_other():
     read = JointShape().read(
         Reply(text="## helpfulness\nGood.\nRating: [[9]]\n\n## logicality\nRating: [[85]]")
     )
-    assert read["helpfulness"].rating.points == 9
+    assert read["helpfulness"].points == 9
     assert read["logicality"].reason == "out_of_range"
 
 
 @pytest.mark.parametrize("structured", [True, False])
 def test_reading_does_not_trust_the_mode(structured):
     shape = RatingShape()
-    assert shape.read(Reply(text='{"analysis": "a", "rating": 7}', structured=structured)).rating.points == 7
-    assert shape.read(Reply(text="a\nRating: [[7]]", structured=structured)).rating.points == 7
-    assert shape.read(Reply(text='```json\n{"analysis": "a", "rating": "7/10"}\n```')).rating.points == 7
+    assert shape.read(Reply(text='{"analysis": "a", "rating": 7}', structured=structured)).points == 7
+    assert shape.read(Reply(text="a\nRating: [[7]]", structured=structured)).points == 7
+    assert shape.read(Reply(text='```json\n{"analysis": "a", "rating": "7/10"}\n```')).points == 7
 
 
 @pytest.mark.parametrize(
@@ -312,11 +321,28 @@ def test_truncation_is_seen_and_a_closed_object_is_whole():
     assert shape.read(Reply(text="Fine.\nRating: [[8]]", finish_reason="length")).reason == "truncated"
     assert shape.read(Reply(text='{"analysis": "a", "rat', finish_reason="length")).reason == "truncated"
     endless = '{"analysis": "a", "rating": 8}' + "\n \t" * 500
-    assert shape.read(Reply(text=endless, finish_reason="length")).rating.points == 8
+    assert shape.read(Reply(text=endless, finish_reason="length")).points == 8
     assert shape.read(Reply(text="   \n", finish_reason="length")).reason == "truncated"
     assert shape.read(Reply(text="<think>hm</think>")).reason == "empty_reply"
     assert shape.read(Reply(text="Rating: [[8]]", finish_reason="content_filter")).reason == "refused"
     assert shape.read(Reply(failure="timeout", detail="60 s")).reason == "timeout"
+
+
+def test_thinking_may_hold_a_draft_of_every_part():
+    draft = "<think>\n## helpfulness\nRating: [[1]]\n## logicality\nRating: [[2]]\n</think>\n"
+    parts = (
+        draft,
+        "## helpfulness\nGood.\nRating: [[",
+        ("9", {"9": 0.5, "8": 0.5}),
+        "]]\n\n## logicality\nBad.\nRating: [[4]]",
+    )
+    logprobs = tokens(*parts)
+    read = JointShape().read(Reply(text="".join(token.token for token in logprobs), logprobs=logprobs))
+    assert {name: (one.analysis, one.points) for name, one in read.items()} == {
+        "helpfulness": ("Good.", 9),
+        "logicality": ("Bad.", 4),
+    }
+    assert read["helpfulness"].expectation.points == pytest.approx(8.5)
 
 
 def test_list_items_and_their_bounds():
@@ -443,11 +469,14 @@ def tokens(*parts):
     return made
 
 
+def expected(text, logprobs):
+    rating = read_rating(text)
+    return expected_rating(text, rating.points, (rating.start, rating.end), logprobs)
+
+
 def expect(*parts):
     logprobs = tokens(*parts)
-    text = "".join(token.token for token in logprobs)
-    rating = read_rating(text)
-    return expected_rating(text, rating, logprobs)
+    return expected("".join(token.token for token in logprobs), logprobs)
 
 
 def test_the_expectation_over_single_tokens():
@@ -493,7 +522,7 @@ def test_json_replies_and_several_ratings():
     logprobs = tokens(*parts)
     reply = Reply(text="".join(t.token for t in logprobs), logprobs=logprobs, structured=True)
     read = RatingShape().read(reply)
-    assert (read.rating.points, read.expectation.points) == (8, 7)
+    assert (read.points, read.expectation.points) == (8, 7)
     parts = [
         '{"helpfulness": {"analysis": "a", "rating": ',
         ("8", {"8": 0.5, "6": 0.5}),
@@ -518,15 +547,15 @@ def test_json_replies_and_several_ratings():
 
 
 def test_no_expectation_without_something_to_go_by():
-    assert expected_rating("Rating: [[8]]", read_rating("Rating: [[8]]"), None) is None
-    assert expected_rating("Rating: [[8]]", read_rating("Rating: [[8]]"), tokens("other", " text")) is None
+    assert expected("Rating: [[8]]", None) is None
+    assert expected("Rating: [[8]]", tokens("other", " text")) is None
     assert expect("Rating: [[", ("8", {"8": 0.2, "x": 0.8}), "]]") is None
 
 
 def test_a_stripped_reasoning_block_is_aligned():
     logprobs = tokens("<think>[[3]]</think>\n", "Rating: [[", ("8", {"8": 0.5, "7": 0.5}), "]]", "\n")
     text = "Rating: [[8]]"
-    assert expected_rating(text, read_rating(text), logprobs).points == pytest.approx(7.5)
+    assert expected(text, logprobs).points == pytest.approx(7.5)
 
 
 def test_tokens_that_hold_half_a_character_do_not_hide_the_rating():
@@ -542,7 +571,7 @@ def test_tokens_that_hold_half_a_character_do_not_hide_the_rating():
         ("8", {"8": 0.5, "7": 0.5}),
         "]]",
     ]
-    assert expected_rating(text, read_rating(text), tokens(*parts)).points == pytest.approx(7.5)
+    assert expected(text, tokens(*parts)).points == pytest.approx(7.5)
     joint = "## helpfulness\n好。\n评分: [[8]]\n\n## logicality\n好。\n评分: [[8]]"
     head = "\n\ufffd\ufffd。\n评分: [["
     first, second = ("8", {"8": 0.5, "7": 0.5}), ("8", {"8": 0.5, "6": 0.5})

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from judge_pipeline.common.config import main
 from judge_pipeline.common.record_files import read_prompts, write_records
@@ -14,14 +15,19 @@ from reward_model.active.choice import (
     choose,
     disagreement,
     fit_ensemble,
-    fit_head,
     predict_ensemble,
     rank_prompts,
 )
-from reward_model.active.features import answer_features
 from reward_model.fidelity.evaluate import COMMANDS
 from reward_model.modeling.model import load_backbone_for_rm, save_reward_model
+from reward_model.modeling.ridge import fit_probe
 from reward_model.scoring.scorer import RewardModel
+
+
+def head(features, target, strength):
+    """A function from features to the points of one probe."""
+    probe = fit_probe(torch.from_numpy(features), torch.from_numpy(target)[:, None], strength)
+    return lambda rows: probe(torch.from_numpy(rows))[:, 0].numpy()
 
 
 def test_disagreement_ignores_what_all_answers_share():
@@ -37,7 +43,7 @@ def test_a_head_ignores_missing_targets():
     target = features @ np.array([3.0, 0, 0, 0, 1.0]) + 4
     gaps = target.copy()
     gaps[::3] = np.nan
-    predicted = fit_head(features, gaps, strength=1e-6).predict(features)
+    predicted = head(features, gaps, 1e-6)(features)
     assert np.allclose(predicted, target, atol=1e-6)
 
 
@@ -80,9 +86,9 @@ def test_active_choice_beats_random_choice_where_the_pool_is_mostly_known():
 
     def error(extra: list[int]) -> float:
         features = np.concatenate([*start, *(pool[i] for i in extra)])
-        head = fit_head(features, targets(features)[:, 0], strength=1.0)
+        learnt = head(features, targets(features)[:, 0], 1.0)
         rows = np.concatenate(test)
-        return float(np.mean((head.predict(rows) - rows @ truth) ** 2))
+        return float(np.mean((learnt(rows) - rows @ truth) ** 2))
 
     features = np.concatenate(start)
     labelled = Labelled(features, targets(features), [f"d{i // 4}" for i in range(len(features))])
@@ -158,7 +164,7 @@ def test_the_command_writes_prompts_ready_to_label(label_run, tiny_base, tmp_pat
     # The features are what the model's own head sees: its head on them gives its scores.
     model = RewardModel.from_pretrained(tiny_model)
     texts = [item["text"] for item in pool[0]["responses"]]
-    features = answer_features(model, pool[0]["context"], pool[0]["query"], texts)
+    features = model.features([model.encode(pool[0]["context"], pool[0]["query"], texts)])[:, 0].numpy()
     weight = model.model.score.weight.detach().float().numpy()
     assert np.allclose(
         features @ weight.T, model.score(pool[0]["context"], pool[0]["query"], texts), atol=1e-4

@@ -16,7 +16,7 @@ from judge_pipeline.common.errors import DataError, UserError
 from judge_pipeline.common.records import DIMENSIONS
 from reward_model.data.batches import (
     BatchOrder,
-    Encoded,
+    EncodedExample,
     PromptDataset,
     collate,
     fit_window,
@@ -171,10 +171,12 @@ def test_a_leak_is_named():
 # Batches
 
 
-def encoded(name: str, prefix: int, answers: tuple[int, ...], preferences=()) -> Encoded:
+def encoded(name: str, prefix: int, answers: tuple[int, ...], preferences=()) -> EncodedExample:
     targets = np.arange(len(answers) * 2, dtype=np.float32).reshape(-1, 2)
     ids = tuple(np.full(length, 7, np.int32) for length in answers)
-    return Encoded(name, np.full(prefix, 3, np.int32), ids, targets, np.ones_like(targets), preferences)
+    return EncodedExample(
+        np.full(prefix, 3, np.int32), ids, name, targets, np.ones_like(targets), preferences
+    )
 
 
 def test_over_the_window_is_an_error_or_a_counted_skip():

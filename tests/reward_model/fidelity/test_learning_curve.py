@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from judge_pipeline.common.config import main
+from reward_model.fidelity.curve_report import advice, forecast
 from reward_model.fidelity.evaluate import COMMANDS
-from reward_model.fidelity.learning_curve import advice, forecast, nested_subsets
+from reward_model.fidelity.learning_curve import LearningCurveConfig, nested_subsets
 
 
 def test_subsets_are_nested_and_depend_on_the_seed():
@@ -67,3 +68,11 @@ def test_the_command_trains_every_size_once_and_measures_on_the_same_documents(
     # Again: nothing is trained.
     assert main("reward-model", COMMANDS, run) == 0
     assert "training on" not in capsys.readouterr().out
+
+
+def test_settings_of_training_are_taken_whole_but_for_its_own_split(tmp_path):
+    given = {"labels": tmp_path, "base_model": "b", "output": tmp_path}
+    config = LearningCurveConfig.model_validate({**given, "lora": {"rank": 4}, "warmup": 0.2})
+    assert (config.lora.rank, config.warmup, config.eval_fraction) == (4, 0.2, 0.25)
+    with pytest.raises(ValueError, match="--eval-fraction"):
+        LearningCurveConfig.model_validate({**given, "eval_labels": tmp_path})

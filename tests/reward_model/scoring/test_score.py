@@ -160,7 +160,9 @@ def test_answers_over_the_window(model, tmp_path):
     long = [{"id": "short", "text": "ok"}, {"id": "long", "text": "word " * 300}]
     source = prompts_file(tmp_path / "in.jsonl", responses=long)
     config = ScoreConfig(model=model, prompts=source, output=tmp_path / "out.jsonl")
-    with pytest.raises(UserError, match=r"1 prompts are longer than the model's window of 1024 tokens.*'p0'"):
+    with pytest.raises(
+        UserError, match=r"1 of 7 prompts are longer than the model's window of 1024 tokens.*'p0'"
+    ):
         score_file(config)
     assert not list(tmp_path.glob("out*"))  # so the next line needs no --existing
     summary = score_file(config.model_copy(update={"overflow": "skip"}))

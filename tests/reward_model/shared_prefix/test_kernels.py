@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from judge_pipeline.common.errors import UserError
 from reward_model.shared_prefix.backends import choose_kernel
-from reward_model.shared_prefix.kernels import CpuFlashKernel, Ragged, TorchVarlenKernel
+from reward_model.shared_prefix.kernels import CpuFlashKernel, TorchVarlenKernel, Varlen
 from reward_model.shared_prefix.layout import Layout, PromptShape
 from reward_model.shared_prefix.plan import AttentionPlan, attend
 from reward_model.training.guards import show_log
@@ -101,9 +101,9 @@ def test_values_narrower_or_wider_than_keys() -> None:
 def test_the_prefix_keys_are_not_copied_per_answer() -> None:
     """The pieces of a plan hold each key once for context and once for its own row, whatever N."""
     plan = AttentionPlan.of_layout(Layout.of(1000, [5] * 64))
-    assert plan.own.ragged.k_lengths == (1000, *[5] * 64)
+    assert plan.own.varlen.k_lengths == (1000, *[5] * 64)
     assert plan.context is not None
-    assert plan.context.ragged == Ragged((320,), (1000,))
+    assert plan.context.varlen == Varlen((320,), (1000,), causal=False)
     assert plan.context.keys.run == (0, 1000)  # a view
 
 
@@ -126,12 +126,12 @@ def test_the_cpu_kernel_passes_its_check_at_every_width(dtype: torch.dtype, head
 def test_cuda_kernel_calls_match_torchs_operators(window: int | None) -> None:
     """Without a GPU the operators' own shape functions run: arguments parse, log-sum-exp comes token-major."""
     kernel = TorchVarlenKernel()
-    ragged = Ragged((3, 9), (7, 9))
+    varlen = Varlen((3, 9), (7, 9), causal=True, window=window)
     q, grad = (torch.empty(12, 4, 64, device="meta", dtype=torch.bfloat16) for _ in range(2))
     k, v = (torch.empty(16, 2, 64, device="meta", dtype=torch.bfloat16) for _ in range(2))
-    out, lse = kernel.forward(q, k, v, ragged, True, window, 0.125)
+    out, lse = kernel.forward(q, k, v, varlen, 0.125)
     assert (out.shape, lse.shape, lse.dtype) == (q.shape, (12, 4), torch.float32)
-    grads = kernel.backward(grad, q, k, v, out, lse, ragged, True, window, 0.125)
+    grads = kernel.backward(grad, q, k, v, out, lse, varlen, 0.125)
     assert [g.shape for g in grads] == [q.shape, k.shape, v.shape]
     assert not any(g.is_cpu for g in grads)
 

@@ -81,12 +81,12 @@ def test_plan_covers_every_query_once(layout: Layout) -> None:
     plan = AttentionPlan.of_layout(layout)
     assert plan.q_length == plan.k_length == layout.total
     assert plan.positions.tolist() == layout.position_ids()[0].tolist()
-    assert sum(plan.own.ragged.q_lengths) == layout.total
-    cu_q, cu_k = plan.own.ragged.cu_seqlens(torch.device("cpu"))
+    assert sum(plan.own.varlen.q_lengths) == layout.total
+    cu_q, cu_k, *_ = plan.own.varlen.arguments(torch.device("cpu"))
     assert cu_q[-1] == cu_k[-1] == layout.total
     assert plan.context is not None
-    assert sum(plan.context.ragged.q_lengths) == sum(sum(p.answer_lengths) for p in layout.prompts)
-    assert plan.context.ragged.k_lengths == tuple(p.prefix_length for p in layout.prompts)
+    assert sum(plan.context.varlen.q_lengths) == sum(sum(p.answer_lengths) for p in layout.prompts)
+    assert plan.context.varlen.k_lengths == tuple(p.prefix_length for p in layout.prompts)
 
 
 def test_split_gives_one_piece_a_prompt() -> None:

@@ -15,10 +15,10 @@ from transformers import AutoModelForSequenceClassification
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.record_files import read_prompts
 from judge_pipeline.common.records import DIMENSIONS
+from judge_pipeline.statistics.agreement import mean_spearman, share_of_pairs
 from reward_model.modeling.model import MANIFEST, load_reward_model, read_manifest
 from reward_model.scoring.scorer import RewardModel
 from reward_model.training.guards import TRAINING_KNOBS, explain_out_of_memory
-from reward_model.training.metrics import pair_accuracy, within_prompt_spearman
 from reward_model.training.train import train
 from reward_model.training.train_config import TrainConfig
 
@@ -314,6 +314,6 @@ def test_metrics_within_prompts():
     predictions = [np.array([1.0, 2.0, 3.0]), np.array([1.0, 1.0]), np.array([1.0, 2.0])]
     targets = [np.array([1.0, 3.0, 2.0]), np.array([1.0, 2.0]), np.array([4.0, 4.0])]
     # ρ = 1 - 6·2/(3·8) = 0.5; constant predictions count as 0; a tied prompt does not count.
-    assert within_prompt_spearman(predictions, targets) == pytest.approx((0.5 + 0.0) / 2)
-    assert pair_accuracy(predictions, targets) == pytest.approx((2 + 0.5) / 4)
-    assert np.isnan(pair_accuracy([np.array([1.0])], [np.array([2.0])]))
+    assert mean_spearman(predictions, targets) == pytest.approx((0.5 + 0.0) / 2)
+    assert share_of_pairs(predictions, targets) == pytest.approx((2 + 0.5) / 4)
+    assert np.isnan(share_of_pairs([np.array([1.0])], [np.array([2.0])]))

@@ -12,13 +12,14 @@ import pytest
 
 from judge_pipeline.common.record_files import read_prompts
 
-sys.path.insert(0, str(Path(__file__).parent / "judge_pipeline"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "judge_pipeline"))
 
 from label_runs import make_label_run, write_lines
 
-from scripts import quickstart_report, quickstart_run
+from scripts.demo import report
+from scripts.demo.run import load_run
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def make_quickstart_run(folder: Path) -> Path:
@@ -98,7 +99,7 @@ def finished(tmp_path):
 
 
 def write(run: Path, capsys) -> tuple[str, str]:
-    assert quickstart_report.main([str(run)]) == 0
+    assert report.main([str(run)]) == 0
     return (run / "report.html").read_text(encoding="utf-8"), capsys.readouterr().out
 
 
@@ -114,29 +115,29 @@ def test_a_finished_run_shows_every_part(finished, capsys):
     assert "The mole was paid for by a tax on tea." in page
     assert "<mark>The council paid for the mole with a tax on salt" in page
     assert out.rstrip().splitlines()[-3:] == [
-        f"  {line}" for line in quickstart_report.next_commands(quickstart_run.load_run(finished))
+        f"  {line}" for line in report.next_commands(load_run(finished))
     ]
     assert "label" in out
     assert "3 min 32 s" in out
 
 
 def test_figures_are_those_of_the_files(finished):
-    run = quickstart_run.load_run(finished)
+    run = load_run(finished)
     assert [*run.seconds] == ["prompts", "sample", "label", "train", "score"]
     assert len(run.labels) == 16
     both = [key for key in run.labels if key in run.scored]
     assert len(both) == 8  # the two labelled prompts that training did not see
     points = [(run.labels[key].scores["helpfulness"], run.scored[key]["helpfulness"]) for key in both]
-    rank, distance = quickstart_report.agreement_figures(points)
+    rank, distance = report.agreement_figures(points)
     ranks = __import__("pandas").DataFrame(points).rank().corr().iloc[0, 1]  # Pearson of ranks
     assert rank == pytest.approx(ranks)
     assert distance == pytest.approx(sum(abs(a - b) for a, b in points) / 8)
-    page = quickstart_report.spending(run).html
+    page = report.spending(run).html
     judge = (24 * 9100 + 24 * 710) / 16  # all the run ever asked, over its sixteen labels
     assert f"{judge / (9000 / 8):.1f} times" in page
     assert "saved 74%" in page
     assert "51,000" in page
-    assert "saved 48% of 24,000 tokens" in quickstart_report.curves(run).html
+    assert "saved 48% of 24,000 tokens" in report.curves(run).html
 
 
 def test_a_run_that_has_only_begun_says_what_is_absent(tmp_path, capsys):
@@ -179,10 +180,10 @@ def test_hostile_answers_stay_text(finished, capsys):
 
 
 def test_the_script_runs_by_itself_and_explains_a_wrong_directory(finished):
-    script = str(ROOT / "scripts" / "quickstart_report.py")
-    done = subprocess.run([sys.executable, script, str(finished)], capture_output=True, text=True, cwd=ROOT)
+    script = [sys.executable, "-m", "scripts.demo.report"]
+    done = subprocess.run([*script, str(finished)], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    done = subprocess.run([sys.executable, script, "no/such/run"], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run([*script, "no/such/run"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2
     assert "no/such/run is not a directory" in done.stderr
     assert "Traceback" not in done.stderr
@@ -190,7 +191,7 @@ def test_the_script_runs_by_itself_and_explains_a_wrong_directory(finished):
 
 def test_a_broken_file_is_named(finished, capsys):
     (finished / "scored.jsonl.summary.json").write_text("{")
-    assert quickstart_report.main([str(finished)]) == 2
+    assert report.main([str(finished)]) == 2
     assert "scored.jsonl.summary.json" in capsys.readouterr().err
 
 

@@ -1,6 +1,6 @@
 """A document as the judge's dimensions see it: chunks to read, segments to search.
 
-In: the text. Out: `DocumentEvidence` (the `Evidence` of `dimensions.base`), one a document however many prompts
+In: the text. Out: `IndexedDocument` (the `Document` of `dimensions.base`), one a document however many prompts
 and answers share it: cut once, embedded once, and only when something is searched.
 """
 
@@ -23,10 +23,10 @@ SPECIAL_TOKENS = 2
 """That an embedding model puts around a text."""
 
 
-class DocumentEvidence:
+class IndexedDocument:
     """One document: its chunks, and a search over its segments."""
 
-    def __init__(self, text: str, builder: EvidenceBuilder) -> None:
+    def __init__(self, text: str, builder: DocumentIndexer) -> None:
         self._text = text
         self._builder = builder
         self._lock = threading.Lock()
@@ -73,8 +73,8 @@ class DocumentEvidence:
         ]
 
 
-class EvidenceBuilder:
-    """Makes and keeps the evidence of documents; the same text gives the same object back.
+class DocumentIndexer:
+    """Makes and keeps indexed documents; the same text gives the same object back.
 
     `tokenizer` defaults to the embedding model's own, so that a segment is never longer than what it reads.
     At most `keep` documents stay in memory (about 1 MB each at 64k tokens), the least recently used go first.
@@ -101,16 +101,16 @@ class EvidenceBuilder:
         self.retrieval: Retrieval = retrieval
         self.segment_tokens, self.chunk_tokens, self.top_k = segment_tokens, chunk_tokens, top_k
         self._keep = keep
-        self._documents: OrderedDict[str, DocumentEvidence] = OrderedDict()
+        self._documents: OrderedDict[str, IndexedDocument] = OrderedDict()
         self._lock = threading.Lock()
         self._warned = False
 
-    def build(self, text: str) -> DocumentEvidence:
-        """The evidence of a document. Cheap: cutting and embedding wait until something asks for them."""
+    def build(self, text: str) -> IndexedDocument:
+        """The document, indexed. Cheap: cutting and embedding wait until something asks for them."""
         key = hashlib.sha256(text.encode()).hexdigest()
         with self._lock:
             if key not in self._documents:
-                self._documents[key] = DocumentEvidence(text, self)
+                self._documents[key] = IndexedDocument(text, self)
                 if len(self._documents) > self._keep:
                     self._documents.popitem(last=False)
             self._documents.move_to_end(key)

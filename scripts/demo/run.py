@@ -5,13 +5,12 @@ In: the run directory. Out: `Run`, in which what is absent is empty: a report of
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from judge_pipeline.common.errors import DataError, UserError
-from judge_pipeline.common.record_files import read_labels, read_prompts, read_rows
+from judge_pipeline.common.errors import UserError
+from judge_pipeline.common.record_files import read_json, read_labels, read_prompts, read_rows
 from judge_pipeline.common.records import DIMENSIONS, Label, Prompt
 from judge_pipeline.common.run_dir import read_run_yaml
 
@@ -70,7 +69,6 @@ def load_run(folder: Path) -> Run:
     settings = read_run_yaml(labels) if (labels / "run.yaml").is_file() else {}
     answers = folder / "answers.jsonl"
     source = answers if answers.is_file() else folder / "prompts.jsonl"
-    usage = folder / "scored.jsonl.summary.json"
     run = Run(
         folder,
         seconds=stage_seconds(folder),
@@ -80,7 +78,7 @@ def load_run(folder: Path) -> Run:
         else {},
         judge=(settings.get("config") or {}).get("judge") or {},
         judge_summary=read_json(labels / "summary.json"),
-        score_usage=read_json(usage if usage.is_file() else folder / "score_usage.json"),
+        score_usage=read_json(folder / "scored.jsonl.summary.json"),
         fidelity=read_json(folder / "fidelity" / "fidelity.json"),
         training=rows_of(folder / "reward_model" / "metrics.jsonl"),
         pairs=rows_of(folder / "pairs.jsonl"),
@@ -98,47 +96,27 @@ def load_run(folder: Path) -> Run:
     return run
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or nothing where there is no file."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(
-            f"is not JSON ({error})", path=path, hint="delete it and run the stage again"
-        ) from error
-    return content if isinstance(content, dict) else {}
-
-
 def rows_of(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSONL file, or none where there is no file."""
     return [row for _, row in read_rows(path)] if path.is_file() else []
 
 
 def stage_seconds(folder: Path) -> dict[str, float]:
-    """Seconds a stage took, from ``stages.json`` or the second line of each stamp in ``.stages/``; stages in order."""
+    """Seconds a stage took, from the second line of each stamp in ``.stages/``; stages in order."""
     found: dict[str, float] = {}
-    for name, stage in read_json(folder / "stages.json").items():
-        if isinstance(stage, dict) and isinstance(stage.get("seconds"), int | float):
-            found[name] = float(stage["seconds"])
-    for stamp in (folder / ".stages").glob("*"):
-        lines = stamp.read_text(encoding="utf-8").split("\n")
+    for name in STAGES:
+        stamp = folder / ".stages" / name
+        lines = stamp.read_text(encoding="utf-8").split("\n") if stamp.is_file() else []
         if len(lines) > 1 and lines[1].strip().isdigit():
-            found.setdefault(stamp.name, float(lines[1]))
-    order = [*STAGES]
-    return dict(
-        sorted(found.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))
-    )
+            found[name] = float(lines[1])
+    return found
 
 
 def dimension_names(run: Run) -> list[str]:
     """The four of the paper, and whatever else was scored."""
-    judged = [name for label in run.labels.values() for name in label.scores]
-    names = dict.fromkeys(
-        [*judged, *(name for row in run.scored.values() for name in row if name != "reward")]
-    )
-    return [*DIMENSIONS, *(name for name in names if name not in DIMENSIONS)]
+    judged = (name for label in run.labels.values() for name in label.scores)
+    scored = (name for row in run.scored.values() for name in row if name != "reward")
+    return [*dict.fromkeys([*DIMENSIONS, *judged, *scored])]
 
 
 def chosen_prompt(run: Run) -> Prompt | None:

@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
-import pytest
-
 from judge_pipeline.common.bundled_models import resolve_model
 from judge_pipeline.common.record_files import read_prompts, write_records
 from judge_pipeline.common.records import Response
+from scripts.demo import prompts as prompts_script
 
 
-@pytest.fixture(scope="module")
-def prompts_script():
-    path = Path(__file__).parents[1] / "scripts" / "quickstart_prompts.py"
-    spec = importlib.util.spec_from_file_location("quickstart_prompts", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # typed settings look their annotations up there
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_documents_have_the_promised_lengths(prompts_script):
+def test_documents_have_the_promised_lengths():
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(resolve_model("smollm2"))
@@ -34,13 +19,14 @@ def test_documents_have_the_promised_lengths(prompts_script):
     assert 6000 < lengths[-1] < 8192
 
 
-def test_the_halves_are_disjoint_and_whole(prompts_script, tmp_path):
+def test_the_halves_are_disjoint_and_whole(tmp_path):
     prompts = prompts_script.build_prompts()
     for prompt in prompts:
         prompt.responses = [Response(id="a", text="An answer.")]
     write_records(tmp_path / "a.jsonl", prompts)
     argv = ["split", str(tmp_path / "a.jsonl"), str(tmp_path / "l.jsonl"), str(tmp_path / "s.jsonl")]
-    assert prompts_script.main("quickstart_prompts.py", prompts_script.COMMANDS, argv) == 0
+    assert prompts_script.main(argv) == 0
+    assert prompts_script.main(["split", "a.jsonl"]) == 2
     label, score = (list(read_prompts(tmp_path / name)) for name in ("l.jsonl", "s.jsonl"))
     assert len(label) == len(score) == 5
     assert {p.document_id for p in label} & {p.document_id for p in score} == set()

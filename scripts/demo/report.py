@@ -1,10 +1,10 @@
 """One page for a whole quickstart run: what each stage did and took, what came out, and how far to trust it.
 
-In: a run directory with the stages' outputs (`quickstart_run.load_run` names the files). Out: ``RUN_DIR/report.html``, one
+In: a run directory with the stages' outputs (`run.load_run` names the files). Out: ``RUN_DIR/report.html``, one
 self-contained file, and a short table in the terminal. A stage that has not run is named as absent; nothing is made
 up for it.
 
-    python scripts/quickstart_report.py RUN_DIR
+    python -m scripts.demo.report RUN_DIR
 """
 
 from __future__ import annotations
@@ -15,26 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from scipy.stats import spearmanr
 
 from judge_pipeline.common.errors import UserError
-from judge_pipeline.common.html.charts import (
-    Markup,
-    bars,
-    histogram,
-    line,
-    nothing,
-    scatter,
-    stat_tiles,
-    table,
-)
+from judge_pipeline.common.formatting import format_seconds
+from judge_pipeline.common.html.charts import bars, histogram, line, scatter, stat_tiles, table
 from judge_pipeline.common.html.page import (
     Section,
+    caption,
     code_block,
     columns,
     details,
-    encode_page,
-    format_seconds,
     join,
     notice,
     prose,
@@ -42,9 +34,10 @@ from judge_pipeline.common.html.page import (
 )
 from judge_pipeline.common.record_files import write_text
 from judge_pipeline.report.sections import SCORE_EDGES
+from judge_pipeline.report.write import TEMPLATES as REPORT_TEMPLATES
 from judge_pipeline.statistics.render import target_section
-from scripts.quickstart_cases import example, pairs, statements
-from scripts.quickstart_run import STAGES, Run, dimension_names, load_run
+from scripts.demo.cases import TEMPLATES, example, pairs, statements
+from scripts.demo.run import STAGES, Run, dimension_names, load_run
 
 SMALL_JUDGE = (
     "The judge of this run is SmolLM2 with 135 million parameters. That is a smoke test of the machinery, not a good "
@@ -79,7 +72,7 @@ def glance(run: Run) -> Section:
 def stages(run: Run) -> Section:
     """What each stage did and how long it took."""
     if not run.seconds:
-        return Section("Stages", nothing("No stage has left its time here."), "stages")
+        return Section("Stages", caption("No stage has left its time here."), "stages")
     rows = [[name, STAGES.get(name, ""), format_seconds(seconds)] for name, seconds in run.seconds.items()]
     grid = table(["stage", "what it does", "time"], rows, sortable=False, align=["left", "left", "right"])
     return Section("Stages", columns(grid, bars(run.seconds, "seconds")), "stages")
@@ -103,7 +96,7 @@ def distributions(run: Run) -> Section:
         ),
     ):
         body = (
-            histogram(values, SCORE_EDGES, "score", percent=True) if any(values.values()) else nothing(absent)
+            histogram(values, SCORE_EDGES, "score", percent=True) if any(values.values()) else caption(absent)
         )
         parts.append(Markup("<h3>{}</h3>{}").format(title, body))
     intro = "Points from 0 to 10, in percent of the answers. The dashed line is the mean."
@@ -119,7 +112,7 @@ def agreement(run: Run) -> Section:
             "No answer outside training was scored by both. "
             f"reward-model evaluate {run.folder}/reward_model {run.folder}/labels --output {run.folder}/fidelity compares them."
         )
-        return Section(heading, nothing(text), anchor)
+        return Section(heading, caption(text), anchor)
     points: dict[str, list[tuple[float, float]]] = {}
     for name in [*dimension_names(run), "reward"]:
         for key in both:
@@ -155,82 +148,60 @@ def spending(run: Run) -> Section:
     """Calls and tokens of the judge against what the reward model read, for its training and for its answers."""
     spent, usage = run.judge_spent(), run.score_usage
     judged = len(run.labels) or None
-    tokens = spent.get("read", 0.0) + spent.get("written", 0.0) if "read" in spent else None
-    read = usage.get("tokens_read", usage.get("tokens"))
-    scored = usage.get("responses") or usage.get("scored") or len(run.scored) or None
+    tokens = spent["read"] + spent.get("written", 0.0) if "read" in spent else None
+    read = usage.get("tokens_read")
+    scored = usage.get("responses") or len(run.scored) or None
     learnt = max((row.get("num_input_tokens_seen") or 0 for row in run.training), default=0) or None
-    calls = spent.get("calls")
     rows = [
-        ["judge", judged, *spent_cells(tokens, judged), calls, run.judge_summary.get("seconds")],
-        [
-            "reward model",
-            scored,
-            *spent_cells(read, scored),
-            None if read is None else 0,
-            usage.get("seconds"),
-        ],
-        [
-            "its training, once",
-            None,
-            *spent_cells(learnt, None),
-            None if learnt is None else 0,
-            run.seconds.get("train"),
-        ],
+        spent_row("judge", judged, tokens, spent.get("calls"), run.judge_summary.get("seconds")),
+        spent_row("reward model", scored, read, 0, usage.get("seconds")),
+        spent_row("its training, once", None, learnt, 0, run.seconds.get("train")),
     ]
-    cells = [[*row[:-1], time_cell(row[-1])] for row in rows]
     heads = ["", "answers", "tokens", "tokens an answer", "calls to a judge", "time, last run"]
-    parts = [table(heads, cells, sortable=False, align=["left", *["right"] * 5])]
+    parts = [table(heads, rows, sortable=False, align=["left", *["right"] * 5])]
     if tokens and read and scored and judged:
         ratio = (tokens / judged) / (read / scored)
         parts.append(
             prose(f"For one answer the judge handled {ratio:.1f} times the tokens the reward model read.")
         )
-    apart = usage.get("tokens_one_by_one")
-    if read and apart:
+    if read and (apart := usage.get("tokens_one_by_one")):
         saved = f"{1 - read / apart:.0%}"
         parts.append(
             prose(f"Reading each document once for all its answers saved {saved} of the model's own tokens.")
         )
     if read is None:
-        parts.append(nothing("What the reward model read is not recorded here."))
+        parts.append(caption("What the reward model read is not recorded here."))
     return Section("What it took", join(*parts), "spent")
 
 
-def spent_cells(tokens: float | None, answers: int | None) -> list[object]:
-    """Tokens in all and for one answer."""
-    if tokens is None:
-        return [None, None]
-    return [int(tokens), int(tokens / answers) if answers else None]
-
-
-def time_cell(seconds: object) -> str | None:
-    """A duration, or nothing."""
-    return format_seconds(float(seconds)) if isinstance(seconds, int | float) else None
+def spent_row(
+    name: str, answers: int | None, tokens: float | None, calls: float | None, seconds: object
+) -> list[object]:
+    """A row of the table: what nobody recorded stays empty."""
+    each = int(tokens / answers) if tokens is not None and answers else None
+    time = format_seconds(float(seconds)) if isinstance(seconds, int | float) else None
+    whole = None if tokens is None else int(tokens)
+    return [name, answers, whole, each, calls if name == "judge" or tokens is not None else None, time]
 
 
 def curves(run: Run) -> Section:
     """Training of the reward model, and DPO."""
-    parts = []
-    fits = {"loss": "loss", "eval_loss": "held-out loss"}
-    parts.append(
-        Markup("<h3>Reward model</h3>{}").format(
-            curve(run.training, fits, "loss", "The reward model has no metrics here.")
-        )
-    )
+    losses = {"loss": "loss", "eval_loss": "held-out loss"}
     plots = [
-        curve(
-            run.dpo, {"loss": "loss", "eval_loss": "held-out loss"}, "DPO loss", "DPO has no metrics here."
-        ),
-        curve(run.dpo, {"rewards/margins": "training", "eval_rewards/margins": "held out"}, "margin", ""),
+        curve(run.dpo, losses, "DPO loss", "DPO has no metrics here."),
+        curve(run.dpo, {"rewards/margins": "training", "eval_rewards/margins": "held out"}, "margin"),
         curve(
             run.dpo,
             {"rewards/accuracies": "training", "eval_rewards/accuracies": "held out"},
             "share ordered as the pair",
-            "",
         ),
-        curve(run.dpo, {"rewards/chosen": "chosen", "rewards/rejected": "rejected"}, "implicit reward", ""),
+        curve(run.dpo, {"rewards/chosen": "chosen", "rewards/rejected": "rejected"}, "implicit reward"),
     ]
-    parts.append(Markup("<h3>DPO</h3>{}").format(columns(*(plot for plot in plots if plot))))
+    learning = curve(run.training, losses, "loss", "The reward model has no metrics here.")
+    parts = [
+        Markup("<h3>Reward model</h3>{}").format(learning),
+        Markup("<h3>DPO</h3>{}").format(columns(*filter(None, plots))),
+    ]
     seen = max((row.get("num_tokens") or 0 for row in run.dpo), default=0)
     saved = max((row.get("tokens_saved") or 0 for row in run.dpo), default=0)
     if seen and saved:
@@ -239,7 +210,7 @@ def curves(run: Run) -> Section:
     return Section("Training", join(*parts), "training")
 
 
-def curve(rows: Sequence[dict[str, Any]], names: dict[str, str], y_label: str, absent: str) -> Markup:
+def curve(rows: Sequence[dict[str, Any]], names: dict[str, str], y_label: str, absent: str = "") -> Markup:
     """The named metrics against the step."""
     series = {
         shown: [
@@ -251,7 +222,7 @@ def curve(rows: Sequence[dict[str, Any]], names: dict[str, str], y_label: str, a
     }
     series = {name: points for name, points in series.items() if points}
     if not series:
-        return nothing(absent) if absent else Markup("")
+        return caption(absent) if absent else Markup("")
     return line(series, "step", y_label)
 
 
@@ -265,30 +236,17 @@ def next_commands(run: Run) -> list[str]:
     ]
 
 
-def where_to_go(run: Run) -> Section:
-    """Three commands to try next."""
-    return Section(
-        "Next", code_block("\n".join(next_commands(run))), "next", "Three commands to try from here:"
-    )
-
-
 def render(run: Run) -> str:
     """The page."""
+    try_next = code_block("\n".join(next_commands(run)))
     parts = [
-        glance(run),
-        stages(run),
-        distributions(run),
-        example(run),
-        statements(run),
-        agreement(run),
-        spending(run),
-        pairs(run),
-        curves(run),
-        where_to_go(run),
+        *(make(run) for make in (glance, stages, distributions, example, statements)),
+        *(make(run) for make in (agreement, spending, pairs, curves)),
+        Section("Next", try_next, "next", "Three commands to try from here:"),
     ]
     footer = "Everything is in this file; nothing is loaded from elsewhere."
-    css = ("answers.css", "statements.css")
-    return render_page("The whole run on one page", str(run.folder), parts, footer, css=css)
+    styles = [REPORT_TEMPLATES.source("answers.css"), TEMPLATES.source("statements.css")]
+    return render_page("The whole run on one page", str(run.folder), parts, footer, styles=styles)
 
 
 def print_summary(run: Run) -> None:
@@ -296,7 +254,7 @@ def print_summary(run: Run) -> None:
     print()
     for name, seconds in run.seconds.items():
         print(f"  {name:<10}{format_seconds(seconds):>12}   {STAGES.get(name, '')}")
-    spent, read = run.judge_spent(), run.score_usage.get("tokens_read", run.score_usage.get("tokens"))
+    spent, read = run.judge_spent(), run.score_usage.get("tokens_read")
     if "read" in spent and run.labels:
         tokens = (spent["read"] + spent.get("written", 0)) / len(run.labels)
         print(f"\n  judge         {tokens:>12,.0f} tokens an answer, {int(spent.get('calls', 0)):,} calls")
@@ -327,11 +285,11 @@ def print_summary(run: Run) -> None:
 def main(argv: Sequence[str]) -> int:
     """Write the report of the run directory named by the only argument."""
     if len(argv) != 1 or argv[0].startswith("-"):
-        print("usage: python scripts/quickstart_report.py RUN_DIR", file=sys.stderr)
+        print("usage: python -m scripts.demo.report RUN_DIR", file=sys.stderr)
         return 2
     try:
         run = load_run(Path(argv[0]))
-        write_text(run.folder / "report.html", encode_page(render(run)).decode())
+        write_text(run.folder / "report.html", render(run))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

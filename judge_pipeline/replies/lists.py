@@ -15,9 +15,8 @@ import regex
 
 from judge_pipeline.calls.call import Reply
 from judge_pipeline.documents.language import Language
-from judge_pipeline.replies.marks import Problem, fold, own_words
-from judge_pipeline.replies.shape import Fields, Shape, object_schema, wrong_schema
-from judge_pipeline.replies.verdicts import no_result
+from judge_pipeline.replies.marks import Problem, after_thinking, fold
+from judge_pipeline.replies.shape import Fields, Shape, no_result, object_schema, wrong_schema
 
 NOTHING: dict[Language, str] = {"en": "NONE", "zh": "无"}
 
@@ -79,7 +78,7 @@ class ListShape(Shape[Items]):
         """Bulleted or numbered lines. "No relevant information" erases the line it stands on, nothing else."""
         items: list[str] = []
         said_nothing = False
-        for raw in own_words(text)[0].splitlines():
+        for raw in after_thinking(text)[0].splitlines():
             line = raw.strip()
             bullet = _BULLET.match(line)
             content = line[bullet.end() :].strip() if bullet else line

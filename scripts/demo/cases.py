@@ -5,11 +5,16 @@ In: a `Run`. Out: page sections.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from judge_pipeline.common.html.charts import Markup, histogram, nothing, table
-from judge_pipeline.common.html.page import Section, code_block, columns, details, join, render_fragment
-from scripts.quickstart_run import Run, chosen_prompt, dimension_names
+from markupsafe import Markup
+
+from judge_pipeline.common.html.charts import histogram, table
+from judge_pipeline.common.html.page import Section, Templates, caption, code_block, columns, details, join
+from scripts.demo.run import Run, chosen_prompt, dimension_names
+
+TEMPLATES = Templates(Path(__file__).parent / "templates")
 
 GLYPHS = {"full": ("●", "supported"), "partial": ("◐", "partly supported"), "none": ("○", "not supported")}
 
@@ -18,7 +23,7 @@ def example(run: Run) -> Section:
     """One prompt with its answers: the labelled one whose answers' rewards differ most."""
     prompt = chosen_prompt(run)
     if prompt is None:
-        return Section("One prompt", nothing("There are no answers here yet."), "prompt")
+        return Section("One prompt", caption("There are no answers here yet."), "prompt")
     names = dimension_names(run)
     rows: list[list[object]] = []
     for response in prompt.responses:
@@ -46,9 +51,9 @@ def statements(run: Run) -> Section:
         found = (label.evidence.get("faithfulness") or {}).get("statements") or [] if label else []
         best = max(best, found, key=len)
     if prompt is None or not best:
-        return Section(heading, nothing("No answer of this prompt has statements with evidence."), anchor)
+        return Section(heading, caption("No answer of this prompt has statements with evidence."), anchor)
     shown = [statement_view(item, prompt.context) for item in best]
-    parts = [render_fragment("statements.html.j2", statements=shown)]
+    parts = [TEMPLATES.render("statements.html.j2", statements=shown)]
     if (run.folder / "labels" / "report.html").is_file():
         parts.append(Markup('<p><a href="labels/report.html">Every answer with all its evidence</a></p>'))
     intro = "From one answer of the prompt above: what it states, the judge's verdict, and the passages it was shown."
@@ -86,7 +91,7 @@ def statement_view(item: dict[str, Any], context: str) -> dict[str, Any]:
 def pairs(run: Run) -> Section:
     """The preference pairs: margins, and the one with the widest."""
     if not run.pairs:
-        return Section("Pairs", nothing("No pairs have been made here."), "pairs")
+        return Section("Pairs", caption("No pairs have been made here."), "pairs")
     margins = [
         row["chosen_reward"] - row["rejected_reward"]
         for row in run.pairs

@@ -1,0 +1,189 @@
+"""Steps that all dimensions take: request, request again once where the reply made no sense, vote, average.
+
+Generators in the protocol of `base`: they yield requests, are sent replies, and return what they read. A reply
+that cannot be read (`unparsable`, `out_of_range`, `empty_reply`) is asked for once more as another sample; all
+other failures are final here, since the engine has retried what a retry can cure.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from judge_pipeline.calls.call import Call, Sampling
+from judge_pipeline.common.records import Prompt
+from judge_pipeline.dimensions.base import Outcome, Parsed, ParsedRequest, Steps
+from judge_pipeline.dimensions.options import JudgeOptions
+from judge_pipeline.documents.language import Language, detect_language
+from judge_pipeline.prompts.templates import CaseFields, Template, build_call
+from judge_pipeline.replies.lists import Items, ListShape, example_items
+from judge_pipeline.replies.marks import Problem
+from judge_pipeline.replies.ratings import Rating
+from judge_pipeline.replies.shape import Shape
+
+RETRIED = frozenset({"unparsable", "out_of_range", "empty_reply"})
+SECOND_TEMPERATURE = 0.7
+"""A second sample at temperature 0 would be the first one again."""
+
+
+def parse_replies(
+    requests: Sequence[ParsedRequest[Parsed]], *, votes: int = 1, again: bool = True
+) -> Steps[list[Parsed | Problem]]:
+    """What the reply to each request says, in order. The second sample's number is `votes` beyond the first's."""
+    if not requests:
+        return []
+    replies = yield list(requests)
+    results = [one.read(reply) for one, reply in zip(requests, replies, strict=True)]
+    unread = [
+        i for i, result in enumerate(results) if isinstance(result, Problem) and result.reason in RETRIED
+    ]
+    if unread and again:
+        replies = yield [replace(requests[i], call=_next_sample(requests[i].call, votes)) for i in unread]
+        for i, reply in zip(unread, replies, strict=True):
+            results[i] = requests[i].read(reply)
+    return results
+
+
+def _next_sample(call: Call, step: int) -> Call:
+    old = call.sampling
+    new = old.model_copy(
+        update={
+            "sample": old.sample + step,
+            "seed": None if old.seed is None else old.seed + step,
+            "temperature": old.temperature or SECOND_TEMPERATURE,
+        }
+    )
+    return call.model_copy(update={"sampling": new})
+
+
+def request(
+    template: Template,
+    fields: CaseFields,
+    shape: Shape[Parsed],
+    sampling: Sampling,
+    answers: tuple[int, ...],
+    options: JudgeOptions,
+) -> ParsedRequest[Parsed]:
+    """The request that asks `template` about one case and reads the reply as `shape`."""
+    call = build_call(
+        template, fields, shape, sampling, structured=options.structured, few_shot=options.few_shot
+    )
+    return ParsedRequest(call, answers, shape.read)
+
+
+def list_request(
+    template: Template,
+    fields: dict[str, str],
+    field: str,
+    source: str,
+    limit: int | None,
+    answers: tuple[int, ...],
+    options: JudgeOptions,
+) -> ParsedRequest[Items]:
+    """The request for a list (`statements`, `key_points`) taken from the case's `source`; read at temperature 0."""
+    examples = example_items(template.shown(options.few_shot), field)
+    shape = ListShape(
+        template.language, options.analysis_chars, options.item_chars, field, limit, examples, fields[source]
+    )
+    sampling = Sampling(max_tokens=options.max_tokens, seed=options.seed)
+    return request(template, fields, shape, sampling, answers, options)
+
+
+def vote_sampling(options: JudgeOptions, vote: int, *, rating: bool) -> Sampling:
+    """One vote on a rating or a verdict."""
+    return Sampling(
+        temperature=options.vote_temperature,
+        top_p=options.top_p,
+        max_tokens=options.max_tokens,
+        seed=None if options.seed is None else options.seed + vote,
+        sample=vote,
+        logprobs=options.logprobs if rating and options.score == "expected" else 0,
+    )
+
+
+def prompt_language(options: JudgeOptions, document: str) -> Language:
+    """The language of the prompts for a document."""
+    return detect_language(document) if options.language == "auto" else options.language
+
+
+def answered(prompt: Prompt) -> list[int]:
+    """Positions of the answers that say anything; the others fail as `empty_answer` without a call."""
+    return [index for index, response in enumerate(prompt.responses) if response.text.strip()]
+
+
+def in_place(prompt: Prompt, outcomes: dict[int, Outcome]) -> list[Outcome]:
+    """One outcome an answer, in order, with a failure for each empty answer."""
+    empty = Outcome.failed("empty_answer", "the answer holds no text")
+    return [outcomes.get(index, empty) for index in range(len(prompt.responses))]
+
+
+@dataclass(frozen=True)
+class VoteMean:
+    """The votes on one thing, averaged."""
+
+    points: float
+    values: list[float]
+    spread: float | None
+    """Sample standard deviation; None for a single vote."""
+    failed: list[str]
+
+
+def average(values: Sequence[float | Problem]) -> VoteMean | Problem:
+    """The mean of the votes that came; a problem when fewer than half came."""
+    points = [value for value in values if not isinstance(value, Problem)]
+    failed = [value for value in values if isinstance(value, Problem)]
+    if failed and (not points or len(points) < len(failed)):
+        return failed[0]
+    spread = statistics.stdev(points) if len(points) > 1 else None
+    return VoteMean(statistics.fmean(points), points, spread, [problem.reason for problem in failed])
+
+
+RatingRequest = Callable[[Sampling], ParsedRequest[Rating]]
+"""The request for a rating, for one vote's sampling."""
+
+
+def ratings(wanted: Sequence[RatingRequest], options: JudgeOptions) -> Steps[list[Outcome]]:
+    """Outcomes of things that get a rating: each asked `votes` times, averaged, with its evidence."""
+    votes = options.votes
+    samplings = [vote_sampling(options, vote, rating=True) for vote in range(votes)]
+    read = yield from parse_replies([one(sampling) for one in wanted for sampling in samplings], votes=votes)
+    return [rated_outcome(read[start : start + votes], options) for start in range(0, len(read), votes)]
+
+
+def rated_outcome(votes: Sequence[Rating | Problem], options: JudgeOptions) -> Outcome:
+    """Average the votes on one answer. Evidence: analysis, votes, spread, and what had to be done differently."""
+    vote = average([one if isinstance(one, Problem) else _points(one, options) for one in votes])
+    if isinstance(vote, Problem):
+        return Outcome.failed(vote.reason, vote.detail, {"analysis": "", "votes": [], "spread": None})
+    rated = [one for one in votes if isinstance(one, Rating)]
+    evidence: dict[str, Any] = {"analysis": rated[0].analysis, "votes": vote.values, "spread": vote.spread}
+    if vote.failed:
+        evidence["failed_votes"] = vote.failed
+    if options.score == "expected":
+        evidence["printed"] = [one.points for one in rated]
+        without = sum(one.expectation is None for one in rated)
+        if without:
+            evidence["fallback"] = (
+                f"{without} of {len(rated)} printed: no usable log-probabilities at the rating"
+            )
+    if rated[0].missed is not None:
+        evidence["missed"] = list(rated[0].missed)
+    return Outcome(vote.points, evidence=evidence)
+
+
+def _points(rating: Rating, options: JudgeOptions) -> float:
+    if options.score == "expected" and rating.expectation is not None:
+        return rating.expectation.points
+    return rating.points
+
+
+def rule_outcome(
+    rule: str, points: float | None, name: str, problem: str, evidence: dict[str, Any]
+) -> Outcome:
+    """The outcome of an answer with nothing to judge, by the rule called `name`; no points make it a failure."""
+    evidence = {**evidence, "rule": f"{name}:{rule}"}
+    if points is None:
+        return Outcome.failed("no_statements", problem, evidence)
+    return Outcome(points, evidence=evidence)
