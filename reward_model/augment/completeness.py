@@ -15,7 +15,7 @@ from reward_model.augment.change import Change, Material, share
 from reward_model.augment.sentences import Answer, closest_length, likeness
 
 KEEPS = ("faithfulness", "logicality")
-LIKE = 0.12
+LIKE = 0.15
 """Least cosine of a sentence and the document sentence that may stand for it."""
 
 

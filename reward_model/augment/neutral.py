@@ -12,8 +12,9 @@ from reward_model.augment.sentences import Answer
 
 _NAME = r"[\p{Lu}\p{Lt}][\p{L}\p{M}’'-]+"
 _PAIR = regex.compile(
-    rf"(?<![\p{{L}},] |–)(?<=\s)(?P<one>{_NAME})(?P<and> and )(?P<other>{_NAME})(?!\s+\p{{Lu}}|’s|'s)"
+    rf"(?<!\p{{Lu}}[\p{{L}}’'-]*[ ,]+)(?<=[\p{{Ll}},] )(?P<one>{_NAME}) and (?P<other>{_NAME})(?! \p{{Lu}}|[’']s)"
 )
+"""Two names of one word each; parts of longer names, and lists, are left alone."""
 _LEANS = re.compile(
     r"(?:but|and|so|then|thus|this|that|these|those|it|its|he|she|they|his|her|their|such|however|therefore|also|as|"
     r"because|hence|instead|later|finally|afterwards|meanwhile|there|here|both|another|the other)\b|"
@@ -29,7 +30,7 @@ def pair_turned(answer: Answer, material: Material, strength: int, rng: Random) 
     if not matches:
         return None
     match = rng.choice(matches)
-    turned = f"{match['other']}{match['and']}{match['one']}"
+    turned = f"{match['other']} and {match['one']}"
     text = answer.text[: match.start()] + turned + answer.text[match.end() :]
     if text == answer.text:
         return None

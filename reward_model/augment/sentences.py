@@ -13,7 +13,6 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 from judge_pipeline.documents.citation import sentence_spans
 from judge_pipeline.documents.retrieval import terms
@@ -69,11 +68,14 @@ class Answer:
         return self.exchanged({place: self.sentences[number] for place, number in enumerate(order)})
 
     def without(self, places: Sequence[int]) -> str:
-        """The text without some of its sentences and the blanks behind them."""
+        """The text without some of its sentences, their bullets, and the blanks behind them."""
         pieces, reached = [], 0
         for place, (start, end) in enumerate(self.spans):
             if place in places:
-                pieces.append(self.text[reached:start])
+                before = self.text[reached:start]
+                line = before.rfind("\n") + 1
+                bullet = _BULLET.fullmatch(before, line)
+                pieces.append(before[: max(line - 1, 0)] if bullet else before)
                 following = self.text[end:]
                 reached = end + len(following) - len(following.lstrip(" "))
         return ("".join(pieces) + self.text[reached:]).strip()
@@ -82,17 +84,21 @@ class Answer:
 def quotable(document: str) -> list[str]:
     """Sentences of a document that read as sentences of an answer: of fair length, ended, on one line, unnumbered."""
     found = []
-    for start, end in sentence_spans(document):
-        text = _NUMBERING.sub("", document[start:end].strip())
-        if "\n" in text or not text.endswith(_ENDS) or "[" in text or ":" in text[:20]:
-            continue
-        if SHORTEST <= len(words(text)) <= LONGEST and (text[0].isupper() or not text[0].isascii()):
-            found.append(text)
+    for line in document.splitlines():
+        line = _NUMBERING.sub("", line.strip())
+        for start, end in sentence_spans(line):
+            text = line[start:end].strip()
+            if not text.endswith(_ENDS) or "[" in text or ":" in text[:20]:
+                continue
+            if SHORTEST <= len(words(text)) <= LONGEST and (text[0].isupper() or not text[0].isascii()):
+                found.append(text)
     return list(dict.fromkeys(found))
 
 
 def likeness(one: Sequence[str], other: Sequence[str]) -> NDArray[np.float64]:
     """(len(one), len(other)) cosines of TF-IDF vectors over words, or characters and their pairs."""
+    from sklearn.feature_extraction.text import TfidfVectorizer  # seconds to import
+
     vectors = TfidfVectorizer(analyzer=terms, sublinear_tf=True).fit([*one, *other])
     return np.asarray((vectors.transform(one) @ vectors.transform(other).T).toarray())
 

@@ -13,18 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import GroupKFold, cross_val_predict
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import MaxAbsScaler
 
 from judge_pipeline.common.records import Prompt
 from judge_pipeline.statistics.baselines import words
 from reward_model.data.contrasts import Pair, texts_of
 
-FOLDS = 5
+FOLDS, FEWEST = 5, 3
+"""Folds over documents, and documents that it takes to measure at all."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +30,7 @@ class Style:
     pairs: int
     documents: int
     auc: float | None
-    """None with fewer documents than folds."""
+    """None with fewer than three documents."""
     ordered: float | None
     """Share of pairs whose worse answer it finds more likely damaged, ties half: chance is 0.5."""
 
@@ -53,8 +48,15 @@ def style_of(prompts: Sequence[Prompt], pairs: Sequence[Pair], seed: int = 0) ->
 
 
 def _style(damage: str, found: list[tuple[str, str, str]], seed: int) -> Style:
+    from sklearn.feature_extraction.text import CountVectorizer  # seconds to import
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
+    from sklearn.model_selection import GroupKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import MaxAbsScaler
+
     documents = len({name for _, _, name in found})
-    if documents < FOLDS:
+    if documents < FEWEST:
         return Style(damage, len(found), documents, None, None)
     texts = [better for better, _, _ in found] + [worse for _, worse, _ in found]
     is_worse = np.repeat([0, 1], len(found))
@@ -65,7 +67,12 @@ def _style(damage: str, found: list[tuple[str, str, str]], seed: int) -> Style:
     )
     groups = [name for _, _, name in found] * 2
     chance = cross_val_predict(
-        model, texts, is_worse, groups=groups, cv=GroupKFold(FOLDS), method="decision_function"
+        model,
+        texts,
+        is_worse,
+        groups=groups,
+        cv=GroupKFold(min(FOLDS, documents)),
+        method="decision_function",
     )
     gap = chance[len(found) :] - chance[: len(found)]
     ordered = float(np.mean((gap > 1e-9) + 0.5 * (np.abs(gap) <= 1e-9)))
