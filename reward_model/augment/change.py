@@ -20,8 +20,6 @@ from reward_model.augment.facts import Lexicon
 from reward_model.augment.negation import Balance
 from reward_model.augment.sentences import Answer, likeness, quotable
 
-STRENGTHS = (1, 2, 3)
-
 
 @dataclass(frozen=True)
 class Change:

@@ -13,15 +13,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, field_validator
-
-from judge_pipeline.common.config import Command, Config
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.progress import Progress
 from judge_pipeline.common.record_files import read_prompts, write_records, write_text
-from judge_pipeline.common.records import DIMENSIONS, Prompt
-from judge_pipeline.common.run_dir import EXISTING_HELP, Existing, prepare_run
-from reward_model.augment.change import STRENGTHS
+from judge_pipeline.common.records import Prompt
+from judge_pipeline.common.run_dir import prepare_run
+from reward_model.augment.augment_config import AugmentConfig
 from reward_model.augment.generate import Plan, augment
 from reward_model.augment.style import Style, style_of
 from reward_model.data.contrasts import pairs_of
@@ -30,65 +27,16 @@ TELLING = 0.6
 """An area under the curve from which on wording gives a damage away."""
 
 
-class AugmentConfig(Config):
-    """Settings of `reward-model augment`."""
-
-    prompts: Path = Field(
-        description="prompts with responses, .jsonl, .jsonl.gz or .parquet",
-        json_schema_extra={"positional": True},
+def plan_of(config: AugmentConfig) -> Plan:
+    """What to make."""
+    return Plan(
+        dimensions=tuple(config.dimensions),
+        strengths=tuple(config.strengths),
+        documents=config.document_contrast,
+        **config.model_dump(
+            include={"answers", "per_answer", "keep_length", "length_tolerance", "neutral", "seed"}
+        ),
     )
-    output: Path = Field(description="file to write, .jsonl, .jsonl.gz or .parquet")
-    existing: Existing = Field("refuse", description=EXISTING_HELP, json_schema_extra={"identity": False})
-    dimensions: list[str] = Field(
-        list(DIMENSIONS), min_length=1, description="dimensions to damage, each answer in one at a time"
-    )
-    strengths: list[int] = Field(
-        list(STRENGTHS), min_length=1, description="strengths to draw from, 1 (one place) to 3 (nearly all)"
-    )
-    answers: int = Field(2, ge=1, description="answers of a prompt to change, drawn at random")
-    per_answer: int = Field(1, ge=1, description="damages of each dimension an answer")
-    keep_length: bool = Field(
-        True,
-        description="completeness: fill the room of dropped sentences from elsewhere in the document; "
-        "false only drops them",
-    )
-    length_tolerance: float = Field(
-        0.25, gt=0, description="share by which a changed answer may be longer or shorter"
-    )
-    neutral: bool = Field(True, description="add rewritings that leave every truth as it is")
-    document_contrast: bool = Field(
-        False, description="add the same answers beside a document whose fact is changed, and beside another"
-    )
-    seed: int = Field(0, description="of everything drawn at random")
-
-    @field_validator("strengths")
-    @classmethod
-    def _known(cls, value: list[int]) -> list[int]:
-        if set(value) - set(STRENGTHS):
-            raise ValueError("strengths are 1, 2 and 3")
-        return sorted(set(value))
-
-    @field_validator("dimensions")
-    @classmethod
-    def _damageable(cls, value: list[str]) -> list[str]:
-        unknown = sorted(set(value) - set(DIMENSIONS))
-        if unknown:
-            raise ValueError(f"'{unknown[0]}' cannot be damaged; these can: {', '.join(DIMENSIONS)}")
-        return list(dict.fromkeys(value))
-
-    def plan(self) -> Plan:
-        """What to make."""
-        return Plan(
-            dimensions=tuple(self.dimensions),
-            strengths=tuple(self.strengths),
-            answers=self.answers,
-            per_answer=self.per_answer,
-            keep_length=self.keep_length,
-            length_tolerance=self.length_tolerance,
-            neutral=self.neutral,
-            documents=self.document_contrast,
-            seed=self.seed,
-        )
 
 
 def run(config: AugmentConfig) -> int:
@@ -112,7 +60,7 @@ def run(config: AugmentConfig) -> int:
     made: list[Prompt] = []
     with Progress(len(prompts), "changing answers", "prompts") as progress:
         done = 0
-        for record in augment(prompts, config.plan()):
+        for record in augment(prompts, plan_of(config)):
             made.append(record)
             if not hasattr(record, "augmented"):
                 done += 1
@@ -171,12 +119,3 @@ def _tell(config: AugmentConfig, summary: dict[str, Any], style: list[Style], pa
                 f"  {item.damage}: {item.pairs} pairs, told apart by wording alone at AUC {item.auc:.2f}{mark}"
             )
     print(f"next: reward-model train LABELS --augment {config.output} --base-model M --output DIR")
-
-
-AUGMENT = Command(
-    name="augment",
-    help="Make answers worse on purpose, one dimension at a time: labels that cost nothing.",
-    config=AugmentConfig,
-    run=run,
-    example="reward-model augment prompts.jsonl --output augmented.jsonl --document-contrast",
-)

@@ -17,7 +17,8 @@ from typing import Any
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.records import DIMENSIONS, Prompt, Response
 from reward_model.augment import completeness, faithfulness, helpfulness, logicality, neutral
-from reward_model.augment.change import STRENGTHS, Change, Damage, Material, Source, length_change
+from reward_model.augment.augment_config import STRENGTHS
+from reward_model.augment.change import Change, Damage, Material, Source, length_change
 from reward_model.augment.document import changed_document, other_document
 from reward_model.augment.negation import Balance
 from reward_model.augment.sentences import Answer

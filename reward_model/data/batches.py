@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from judge_pipeline.common.window import over_window
 from reward_model.data.examples import Example, Floats
-from reward_model.data.window import Overflow, over_window
+from reward_model.options import Overflow
 from reward_model.shared_prefix.layout import EncodedPrompt, join_ids, pack
 
 Encode = Callable[[str, str, Sequence[str]], EncodedPrompt]

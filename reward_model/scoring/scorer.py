@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,15 +22,13 @@ from judge_pipeline.common.progress import Progress
 from reward_model.modeling.features import LAST_LAYER, Pooling, read_features
 from reward_model.modeling.head import apply_head
 from reward_model.modeling.model import Backbone, Manifest, load_reward_model
+from reward_model.options import TOKEN_BUDGET, SharedPrefix
 from reward_model.shared_prefix.chunked import chunked_hidden
 from reward_model.shared_prefix.exactness import prepare_shared_prefix
 from reward_model.shared_prefix.interface import hidden_one_by_one, shared_forward, unwrap
 from reward_model.shared_prefix.layout import EncodedPrompt, join_ids
 
 logger = logging.getLogger(__name__)
-
-SharedPrefix = Literal["on", "off"]
-TOKEN_BUDGET = 16_384
 
 
 class RewardModel:

@@ -12,12 +12,14 @@ import numpy as np
 import torch
 
 from judge_pipeline.common.errors import UserError
+from judge_pipeline.common.weighting import full_weights
 from reward_model.data.batches import EncodedExample, encode_examples, fit_window
 from reward_model.data.examples import Example, check_learnable, load_examples, usable
 from reward_model.data.splits import refuse_leak, split_by_document
 from reward_model.modeling.model import Backbone
+from reward_model.options import LossName
 from reward_model.training.losses import Standardizer
-from reward_model.training.objective import LossName, Objective
+from reward_model.training.objective import Objective
 from reward_model.training.train_config import TrainConfig
 
 
@@ -41,14 +43,7 @@ def read_data(config: TrainConfig) -> TrainingData:
     found = load_examples(
         config.labels, prompts=config.prompts, targets=config.targets, dimensions=config.dimensions
     )
-    unknown = set(config.weights) - set(found.dimensions)
-    if unknown:
-        raise UserError(
-            f"--weights names '{min(unknown)}', which is no dimension of these labels",
-            f"they have: {', '.join(found.dimensions)}",
-        )
-    if all(config.weights.get(name, 1.0) == 0 for name in found.dimensions):
-        raise UserError("--weights: all weights are 0", "give at least one dimension a weight above 0")
+    full_weights(config.weights, found.dimensions, "'{name}' is no dimension of these labels")
     items = list(usable(found.items))
     sources = found.sources
     if config.eval_labels is None:
@@ -83,12 +78,8 @@ def make_objective(config: TrainConfig, data: TrainingData, weights: list[float]
     return Objective(
         name=automatic if config.loss == "auto" else config.loss,
         standardizer=Standardizer.fit(targets, torch.tensor(weights)),
-        kind=options.kind,
         delta=options.huber_delta,
-        pairwise_weight=options.pairwise_weight,
-        min_gap=options.min_gap,
-        switch=options.switch,
-        anchor=options.anchor,
+        **options.model_dump(include={"kind", "pairwise_weight", "min_gap", "switch", "anchor"}),
     )
 
 

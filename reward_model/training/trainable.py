@@ -1,28 +1,27 @@
 """The model of a training run: base model, adapter or frozen layers, and the head's start.
 
-In: settings. Out: a `Backbone` whose model the Trainer can train; and afterwards the plain model that is saved.
+In: settings. Out: a `Backbone` whose model the Trainer can train.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from peft import get_peft_model, prepare_model_for_kbit_training
 from torch import nn
 
 from judge_pipeline.common.errors import UserError
-from judge_pipeline.common.optional_packages import INSTALL_LINES
 from reward_model.data.batches import EncodedExample
 from reward_model.modeling.features import read_features
 from reward_model.modeling.head import initialise_head, score_weight
-from reward_model.modeling.model import Backbone, load_backbone_for_rm, load_reward_model, merge_adapter
+from reward_model.modeling.model import Backbone, load_backbone_for_rm
 from reward_model.shared_prefix.exactness import prepare_shared_prefix
 from reward_model.shared_prefix.interface import unwrap
+from reward_model.training.adapters import keep_gradients_on_cpu, lora_config, weight_options
 from reward_model.training.train_config import TrainConfig
 
 MIDDLE = 5.0
@@ -38,66 +37,26 @@ def build_backbone(config: TrainConfig, dimensions: Sequence[str], weights: dict
     Raises:
         UserError: the model cannot be loaded, or 4-bit loading is not installed.
     """
-    adapter = config.method != "full"
-    bf16 = config.resolved_bf16()
     backbone = load_backbone_for_rm(
         config.base_model,
         dimensions,
-        # Full training keeps its own copy in fp32: bf16 weights would lose updates smaller than 1/256.
-        torch.bfloat16 if bf16 and adapter else torch.float32,
         weights=weights,
         max_length=config.max_length,
         rope_parameters=config.rope_parameters(),
-        **(_four_bit(bf16) if config.method == "qlora" else {}),
+        **weight_options(config, full_precision=["score"]),
     )
-    if adapter:
+    if config.method != "full":
         backbone.model = _with_adapter(backbone.model, config)
     elif config.freeze_layers:
         freeze_lowest(backbone.model, config.freeze_layers)
     return backbone
 
 
-def _four_bit(bf16: bool) -> dict[str, Any]:
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError("--method qlora needs bitsandbytes", INSTALL_LINES["bitsandbytes"])
-    from transformers import BitsAndBytesConfig
-
-    compute = torch.bfloat16 if bf16 else torch.float32
-    return {
-        "quantization_config": BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=compute,
-            # FSDP shards parameters of one type only, so the packed weights are stored as the others are.
-            bnb_4bit_quant_storage=compute,
-            llm_int8_skip_modules=["score"],
-        )
-    }
-
-
 def _with_adapter(model: nn.Module, config: TrainConfig) -> nn.Module:
-    from peft import LoraConfig, TaskType, get_peft_model, prepare_model_for_kbit_training
-
     if config.method == "qlora":
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # `fit` does that
-        layers: Iterable[Any] = model.modules()
-        for module in layers:
-            # bitsandbytes packs weights at the first evaluation on such a CPU, and has no gradient through them.
-            if hasattr(module, "support_avx512bf16_for_cpu"):
-                module.support_avx512bf16_for_cpu = False
-    targets: Any = "all-linear" if config.lora.targets == ["all-linear"] else config.lora.targets
-    adapted = get_peft_model(
-        model,
-        LoraConfig(
-            task_type=TaskType.SEQ_CLS,
-            r=config.lora.rank,
-            lora_alpha=config.lora.alpha,
-            lora_dropout=config.lora.dropout,
-            target_modules=targets,
-            modules_to_save=["score"],
-        ),
-    )
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # `train` does that
+        keep_gradients_on_cpu(model)
+    adapted = get_peft_model(model, lora_config(config.lora, "SEQ_CLS", modules_to_save=["score"]))
     weight = score_weight(adapted)
     weight.data = weight.data.float()  # the head learns in fp32, whatever the frozen model's type
     return adapted
@@ -156,11 +115,3 @@ def start_head(backbone: Backbone, items: Sequence[EncodedExample], config: Trai
     model.train()
     error = initialise_head(model, features, torch.from_numpy(np.asarray(targets, np.float32)))
     return f"head starts at the {how} (off by {float(error.mean()):.2f} points)"
-
-
-def plain_model(backbone: Backbone, adapter: Path | None, config: TrainConfig) -> nn.Module:
-    """The trained model as any program loads it: an adapter is merged into freshly loaded, unquantised weights."""
-    if adapter is None:
-        return unwrap(backbone.model)
-    dtype = torch.bfloat16 if config.resolved_bf16() else torch.float32
-    return merge_adapter(load_reward_model(adapter, dtype).model)

@@ -201,7 +201,7 @@ def test_sharded_weights_are_saved_by_way_of_a_file(label_run, tiny_base, tmp_pa
     run = label_run(count=4)
     common = {"method": method, "epochs": 1}
     plain = train(settings(run, tiny_base, tmp_path / "plain", **common))
-    monkeypatch.setattr("reward_model.training.finish.weights_are_sharded", lambda: True)
+    monkeypatch.setattr("reward_model.training.export.weights_are_sharded", lambda: True)
     gathered = train(settings(run, tiny_base, tmp_path / "gathered", **common))
     np.testing.assert_array_equal(all_points(gathered, run), all_points(plain, run))
 
