@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from reward_model.options import HOW
+from reward_model.options import HOW, Method
 from reward_model.training import settings as training
 
 
@@ -38,6 +38,7 @@ class TrainConfig(training.TrainingSettings):
 
     eval_pairs: Path | None = Field(None, description="held-out pairs, instead of a split by document")
 
+    method: Method = Field("lora", description="train all weights or an adapter")
     lora: LoraSettings = LoraSettings()
     merge: bool = Field(
         False, description="LoRA: write a plain merged model, and the adapter into OUTPUT/adapter"

@@ -40,15 +40,17 @@ class EncodedExample(EncodedPrompt):
 
 def encode_examples(items: Sequence[Example], encode: Encode) -> list[EncodedExample]:
     """Tokenise every example."""
+    pairs = [(item, encode(item.context, item.query, item.responses)) for item in items]
     return [
         EncodedExample(
-            *encode(item.context, item.query, item.responses).ids,
+            *encoded.ids,
             item.prompt_id,
             item.targets_N_D,
             item.confidence_N_D,
             item.preferences,
+            bare=encoded.bare,
         )
-        for item in items
+        for item, encoded in pairs
     ]
 
 

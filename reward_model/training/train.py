@@ -1,6 +1,7 @@
 """`reward-model train`: from labels to a model directory that plain transformers loads.
 
-In: labels and their prompts, a base model. Out: `DIR` with config, safetensors, tokenizer, `run.yaml`,
+In: labels and their prompts, a base model. First a probe of the frozen model is fitted in closed form: with `--method
+probe` it is the model, otherwise training starts from it and has to beat it on held-out documents. Out: `DIR` with config, safetensors, tokenizer, `run.yaml`,
 `metrics.jsonl`, `README.md` and, last, `reward_model.json`, whose presence means the model is complete. A run that
 was stopped goes on from its last whole checkpoint and ends in the same weights.
 
@@ -17,9 +18,10 @@ from reward_model.data.batches import over_budget
 from reward_model.modeling.model import MANIFEST, Backbone
 from reward_model.shared_prefix.interface import unwrap
 from reward_model.training.callbacks import EarlyStop, StopOnInterrupt
-from reward_model.training.export import export
+from reward_model.training.export import export, export_probe
 from reward_model.training.guards import TRAINING_KNOBS, explain_out_of_memory, say
 from reward_model.training.objective import Objective
+from reward_model.training.probe_run import ProbeResult, run_probe
 from reward_model.training.run import (
     is_finished,
     last_checkpoint,
@@ -30,7 +32,7 @@ from reward_model.training.run import (
 )
 from reward_model.training.run_data import EncodedData, TrainingData, encode_data, make_objective, read_data
 from reward_model.training.train_config import DEFAULT_BUDGET, TrainConfig
-from reward_model.training.trainable import build_backbone, share_prefix, start_head
+from reward_model.training.trainable import build_backbone, probe_starts, share_prefix, start_head
 from reward_model.training.trainer import RewardTrainer
 
 COMMAND = "reward-model train"
@@ -85,28 +87,40 @@ def train(config: TrainConfig) -> Path:
     objective = make_objective(config, data, backbone.manifest.weight_list())
     encoded = encode_data(config, data, backbone)
     open_run(config, COMMAND, data.sources)  # only now: what was refused above leaves no run behind
-    with StopOnInterrupt() as stop, explain_out_of_memory("training", TRAINING_KNOBS):
-        trainer = build_trainer(config, data, backbone, objective, encoded)
-        early = [EarlyStop(config.early_stopping)] if config.early_stopping and encoded.held_out else []
-        run_trainer(trainer, config, stop, early)
-        export(config, data, backbone, objective, trainer, encoded)
+    with explain_out_of_memory("training", TRAINING_KNOBS):
+        if config.shared_prefix == "on":
+            share_prefix(backbone.model)
+        probe = run_probe(config, data, backbone, objective, encoded) if probe_starts(config) else None
+        if config.method == "probe":
+            export_probe(config, data, backbone, objective, encoded, probe)
+        else:
+            with StopOnInterrupt() as stop:
+                trainer = build_trainer(config, data, backbone, objective, encoded, probe)
+                early = (
+                    [EarlyStop(config.early_stopping)] if config.early_stopping and encoded.held_out else []
+                )
+                run_trainer(trainer, config, stop, early)
+                export(config, data, backbone, objective, trainer, encoded, probe)
     say(f"saved {config.output}")
     return config.output
 
 
 def build_trainer(
-    config: TrainConfig, data: TrainingData, backbone: Backbone, objective: Objective, encoded: EncodedData
+    config: TrainConfig,
+    data: TrainingData,
+    backbone: Backbone,
+    objective: Objective,
+    encoded: EncodedData,
+    probe: ProbeResult | None,
 ) -> RewardTrainer:
     """The Trainer of a run, whose head is started unless a checkpoint will be loaded; says what there is."""
     train_items, held_out = encoded.train, encoded.held_out
     budget = config.token_budget or DEFAULT_BUDGET
     checkpoint = last_checkpoint(config.checkpoints)
-    if config.shared_prefix == "on":
-        share_prefix(backbone.model)
     start = (
         f"going on from {checkpoint.name}"
         if checkpoint
-        else start_head(backbone, train_items, config, budget)
+        else start_head(backbone, train_items, config, budget, probe)
     )
     answers = sum(len(item.answers) for item in train_items)
     trainable = sum(p.numel() for p in backbone.model.parameters() if p.requires_grad)

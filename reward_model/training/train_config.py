@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from judge_pipeline.common.config import Config
-from reward_model.options import HOW, LossName, Overflow, Targets
+from reward_model.options import HOW, LossName, Overflow, RewardMethod, Targets
 from reward_model.training.settings import TrainingSettings
 
 DEFAULT_BUDGET = 8192
@@ -44,7 +44,7 @@ class LossSettings(Config):
 class TrainConfig(TrainingSettings):
     """Settings of `reward-model train`."""
 
-    LEARNING_RATES: ClassVar = {"full": 1e-5, "lora": 1e-4, "qlora": 1e-4}
+    LEARNING_RATES: ClassVar = {"full": 1e-5, "lora": 1e-4, "qlora": 1e-4, "probe": 0.0}
     BF16_ON_CPU = False
 
     labels: Path = Field(
@@ -53,6 +53,19 @@ class TrainConfig(TrainingSettings):
     )
     base_model: str = Field(description="model to start from: smollm2, a folder, or a hub name")
 
+    method: RewardMethod = Field(
+        "lora",
+        description="probe: a readout of the frozen model, fitted in closed form in minutes; lora, qlora or full: "
+        "training that starts from the probe and is kept where it beats it on held-out documents",
+    )
+    view: Literal["auto", "document", "difference", "both"] = Field(
+        "auto",
+        description="what the probe reads: states behind the document, what the document changes in them (of which "
+        "nothing is left without it), or both; auto: by folds over documents",
+    )
+    unlabelled: Path | None = Field(
+        None, description="more prompts with answers, on which the plain head is taught what the readout says"
+    )
     prompts: Path | None = Field(
         None, description="prompts the labels belong to, if run.yaml does not name them"
     )
@@ -78,8 +91,8 @@ class TrainConfig(TrainingSettings):
     )
     head_init: Literal["auto", "mean", "probe", "none"] = Field(
         "auto",
-        description="start of the head: at the mean label, at a linear probe of the labels, or random; "
-        "auto: mean, none where the weights are sharded",
+        description="start of the head: at the mean label, taught by the probe of the frozen model, or random; "
+        "auto: probe, none with DeepSpeed ZeRO-3",
     )
     loss: LossName | Literal["auto"] = Field(
         "auto",
@@ -126,6 +139,8 @@ class TrainConfig(TrainingSettings):
             raise ValueError(
                 "freeze_layers goes with method=full; an adapter leaves the model's weights as they are"
             )
+        if self.method == "probe" and self.head_init not in ("auto", "probe"):
+            raise ValueError("head_init goes with training: the head of method=probe is taught by the probe")
         if self.eval_prompts and not self.eval_labels:
             raise ValueError("eval_prompts needs eval_labels")
         if any(weight < 0 for weight in self.weights.values()):
