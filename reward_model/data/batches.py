@@ -7,6 +7,7 @@ drawn anew each epoch from (seed, epoch), so a resumed run and a run on more pro
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,9 +17,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from judge_pipeline.common.window import over_window
-from reward_model.data.examples import Example, Floats
+from reward_model.data.examples import Contrast, Example, Floats
 from reward_model.options import Overflow
-from reward_model.shared_prefix.layout import EncodedPrompt, join_ids, pack
+from reward_model.shared_prefix.layout import EncodedPrompt, PromptShape, join_ids, pack
 
 Encode = Callable[[str, str, Sequence[str]], EncodedPrompt]
 """(context, query, responses) → token ids."""
@@ -32,10 +33,11 @@ class EncodedExample(EncodedPrompt):
     targets_N_D: Floats
     confidence_N_D: Floats
     preferences: tuple[tuple[int, int], ...] = ()
+    contrasts: tuple[Contrast, ...] = ()
 
     def masked(self) -> EncodedExample:
         """The same tokens with nothing to learn from."""
-        return replace(self, targets_N_D=np.full_like(self.targets_N_D, np.nan), preferences=())
+        return replace(self, targets_N_D=np.full_like(self.targets_N_D, np.nan), preferences=(), contrasts=())
 
 
 def encode_examples(items: Sequence[Example], encode: Encode) -> list[EncodedExample]:
@@ -48,6 +50,7 @@ def encode_examples(items: Sequence[Example], encode: Encode) -> list[EncodedExa
             item.targets_N_D,
             item.confidence_N_D,
             item.preferences,
+            item.contrasts,
             bare=encoded.bare,
         )
         for item, encoded in pairs
@@ -87,16 +90,54 @@ class PromptDataset(Dataset[EncodedExample]):
         return self.items[index] if index < count else self.items[index - count].masked()
 
 
-def token_batches(items: Sequence[EncodedPrompt], token_budget: int) -> list[list[int]]:
+def token_batches(
+    items: Sequence[EncodedPrompt], token_budget: int, together: Sequence[Sequence[int]] | None = None
+) -> list[list[int]]:
     """Prompts packed into sequences of at most `token_budget` tokens, longest first.
 
-    A prompt is never cut in two, so one that is over the budget gets a sequence of its own.
+    A prompt is never cut in two, nor are those of a group of `together` (every index in one group) parted: what is over
+    the budget gets a sequence of its own.
     """
-    shapes = [item.shape for item in items]
-    alone = sorted(over_budget(items, token_budget), key=lambda index: -shapes[index].total)
-    rest = [index for index in range(len(items)) if shapes[index].total <= token_budget]
-    packed = pack([shapes[index] for index in rest], token_budget, sort=True)
-    return [[index] for index in alone] + [[rest[place] for place in group] for group in packed]
+    groups = [list(group) for group in together] if together else [[index] for index in range(len(items))]
+    shapes = [
+        PromptShape(
+            sum(items[index].shape.prefix_length for index in group),
+            tuple(length for index in group for length in items[index].shape.answer_lengths),
+        )
+        for group in groups
+    ]
+    places = range(len(groups))
+    alone = sorted(
+        (place for place in places if shapes[place].total > token_budget),
+        key=lambda place: -shapes[place].total,
+    )
+    rest = [place for place in places if shapes[place].total <= token_budget]
+    packed = pack([shapes[place] for place in rest], token_budget, sort=True)
+    return [groups[place] for place in alone] + [
+        [index for place in bin_ for index in groups[rest[place]]] for bin_ in packed
+    ]
+
+
+def contrasted(items: Sequence[EncodedExample]) -> list[list[int]]:
+    """Places of prompts in groups that contrasts join; most prompts are groups of one."""
+    place = {item.prompt_id: number for number, item in enumerate(items)}
+    leader = list(range(len(items)))
+
+    def lead(number: int) -> int:
+        while leader[number] != number:
+            number = leader[number]
+        return number
+
+    for item in items:
+        for contrast in item.contrasts:
+            sides = [place[name] for name, _ in (contrast.better, contrast.worse) if name in place]
+            first, *others = sorted(map(lead, sides)) if sides else [0]
+            for other in others:
+                leader[other] = first
+    groups: dict[int, list[int]] = defaultdict(list)
+    for number in range(len(items)):
+        groups[lead(number)].append(number)
+    return list(groups.values())
 
 
 def over_budget(items: Sequence[EncodedPrompt], token_budget: int) -> list[int]:
@@ -147,14 +188,27 @@ def collate(items: Sequence[EncodedExample]) -> dict[str, Any]:
     """One packed sequence and all that its loss needs; A answers, T tokens, D dimensions, P choices.
 
     Keys: `input_ids` (1, T), `layout`, `targets_A_D`, `confidence_A_D`, `groups_A` (the prompt of each answer),
-    `winners_P`, `losers_P`, `prompt_ids`.
+    `winners_P`, `losers_P`, `prompt_ids`; of contrasts whose answers are both here `better_C`, `worse_C`, `gaps_C_D`.
     """
     input_ids, layout = join_ids([item.ids for item in items])
     winners, losers, first = [], [], 0
+    start: dict[str, int] = {}
     for item in items:
+        start[item.prompt_id] = first
         winners += [first + winner for winner, _ in item.preferences]
         losers += [first + loser for _, loser in item.preferences]
         first += len(item.answers)
+    known = [
+        contrast
+        for item in items
+        for contrast in item.contrasts
+        if contrast.better[0] in start and contrast.worse[0] in start
+    ]
+    better, worse = (
+        torch.tensor([start[name] + place for name, place in sides], dtype=torch.long)
+        for sides in ([one.better for one in known], [one.worse for one in known])
+    )
+    dimensions = items[0].targets_N_D.shape[1]
     return {
         "input_ids": input_ids,
         "layout": layout,
@@ -164,4 +218,9 @@ def collate(items: Sequence[EncodedExample]) -> dict[str, Any]:
         "winners_P": torch.tensor(winners, dtype=torch.long),
         "losers_P": torch.tensor(losers, dtype=torch.long),
         "prompt_ids": [item.prompt_id for item in items],
+        "better_C": better,
+        "worse_C": worse,
+        "gaps_C_D": torch.from_numpy(
+            np.array([one.gaps_D for one in known], np.float32).reshape(-1, dimensions)
+        ),
     }

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from reward_model.options import LossName
+from reward_model.training.contrast_loss import contrast_loss, count_contrasts
 from reward_model.training.losses import (
     Metrics,
     RegressionKind,
@@ -32,7 +33,7 @@ from reward_model.training.losses import (
     weighted_mean,
 )
 
-PARTS = ("regression", "pairwise", "preference")
+PARTS = ("regression", "pairwise", "preference", "contrast")
 ROUNDING = 1e-4
 """Points within which two targets are the same."""
 
@@ -53,6 +54,9 @@ class Objective:
     anchor: float = 1.0
     """`sequence`: weight of the regression in the second phase."""
 
+    contrast_weight: float = 0.0
+    """Weight of the loss on answers changed on purpose, beside whatever else is minimised; 0 where there are none."""
+
     def shares(self, progress: float) -> dict[str, float]:
         """Weight of each loss at `progress` (0 start, 1 end of the run)."""
         match self.name:
@@ -70,13 +74,16 @@ class Objective:
                 return {"regression": self.anchor, "pairwise": self.pairwise_weight}
 
     def count(self, batch: Mapping[str, Any]) -> Tensor:
-        """(3,) how many terms each of `PARTS` has in a batch; counts of several batches add up."""
+        """(4,) how many terms each of `PARTS` has in a batch; counts of several batches add up."""
         targets_A_D = batch["targets_A_D"]
         return torch.stack(
             [
                 count_targets(targets_A_D, batch["confidence_A_D"]),
                 count_pairs(self._ranked(targets_A_D), batch["groups_A"], self._ties()),
                 torch.tensor(float(batch["winners_P"].numel()), device=targets_A_D.device),
+                count_contrasts(batch["gaps_C_D"])
+                if "gaps_C_D" in batch
+                else torch.zeros(()).to(targets_A_D),
             ]
         )
 
@@ -96,7 +103,10 @@ class Objective:
         normaliser = dict(zip(PARTS, counts.to(predictions_A_D.device), strict=True))
         total = 0.0 * predictions_A_D.float().sum()
         metrics: Metrics = {}
-        for part, share in self.shares(progress).items():
+        shares = self.shares(progress)
+        if self.contrast_weight and "gaps_C_D" in batch:  # held-out prompts have none
+            shares = {**shares, "contrast": self.contrast_weight}
+        for part, share in shares.items():
             loss, found = self._part(part, predictions_A_D.float(), batch, normaliser[part])
             total = total + share * loss
             metrics |= found
@@ -121,6 +131,14 @@ class Objective:
                 self._ranked(targets_A_D),
                 batch["groups_A"],
                 min_gap=self._ties(),
+                normaliser=normaliser,
+            )
+        if part == "contrast":
+            return contrast_loss(
+                self.standardizer.apply(predictions_A_D),
+                batch["better_C"],
+                batch["worse_C"],
+                batch["gaps_C_D"],
                 normaliser=normaliser,
             )
         rewards_A = weighted_mean(predictions_A_D, self.standardizer.weights_D)

@@ -26,6 +26,7 @@ from reward_model.data.batches import (
     EpochDataLoader,
     PromptDataset,
     collate,
+    contrasted,
     token_batches,
 )
 from reward_model.shared_prefix.layout import Layout
@@ -59,7 +60,7 @@ class RewardTrainer(GuardedTrainer):
             callbacks=callbacks,
         )
         self.objective, self.dimensions, self.shared_prefix = objective, list(dimensions), shared_prefix
-        self._train_batches = token_batches(train, token_budget)
+        self._train_batches = token_batches(train, token_budget, contrasted(train))
         self._eval_batches = token_batches(held_out, token_budget)
         self._parts: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
         self._parts_steps = 0
