@@ -43,8 +43,8 @@ def padded(answer: Answer, material: Material, strength: int, rng: Random) -> Ch
     return Change(answer.exchanged(filled), "padded", strength, "completeness", KEEPS, twin)
 
 
-def quotes_of(answer: Answer, material: Material) -> dict[int, str]:
-    """Place → the document sentence most like the answer's sentence there; each document sentence once."""
+def quotes_of(answer: Answer, material: Material, least: float = LIKE) -> dict[int, str]:
+    """Place → the document sentence most like the answer's sentence there, the likest first; each one once."""
     pool = material.source.quotes
     if not pool or not answer.sentences:
         return {}
@@ -52,7 +52,7 @@ def quotes_of(answer: Answer, material: Material) -> dict[int, str]:
     found: dict[int, str] = {}
     while len(found) < min(alike.shape):
         place, quote = np.unravel_index(int(alike.argmax()), alike.shape)
-        if alike[place, quote] < LIKE:
+        if alike[place, quote] < least:
             break
         found[int(place)] = pool[int(quote)]
         alike[place, :] = alike[:, quote] = -1

@@ -31,10 +31,11 @@ class Balance:
     """How many more denials were put in than taken out so far."""
 
     surplus: int = 0
+    limit: int = 1
 
     def allows(self, direction: Direction) -> bool:
-        """Whether one more in this direction keeps the two within one of each other."""
-        return abs(self.surplus + (1 if direction == "denied" else -1)) <= 1
+        """Whether one more in this direction keeps the two within `limit` of each other."""
+        return abs(self.surplus + (1 if direction == "denied" else -1)) <= self.limit
 
     def count(self, direction: Direction) -> None:
         """Note one more."""
