@@ -7,6 +7,7 @@ square of two documents and two answers neither answers nor documents alone tell
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -18,6 +19,8 @@ from reward_model.augment.facts import KINDS
 from reward_model.augment.faithfulness import KEEPS
 from reward_model.augment.sentences import Answer
 
+LIKE_LONG = 5
+"""Documents of the nearest lengths, of which one is drawn."""
 Keep = Callable[[Response, Change], Response]
 """Adds a changed answer to the prompt's own record and returns it with its id."""
 
@@ -77,21 +80,31 @@ def changed_document(material: Material, answers: Sequence[Response], rng: Rando
     return None
 
 
+def by_length(prompts: Sequence[Prompt]) -> list[tuple[int, str, str]]:
+    """(length, text, document id) of every document, shortest first."""
+    return sorted({(len(prompt.context), prompt.context, prompt.document_id) for prompt in prompts})
+
+
 def other_document(
-    prompt: Prompt, answers: Sequence[Response], prompts: Sequence[Prompt], rng: Random
+    prompt: Prompt, answers: Sequence[Response], documents: Sequence[tuple[int, str, str]], rng: Random
 ) -> Prompt | None:
-    """The prompt's answers beside another document of the file, one of like length; None when there is no other."""
-    others = sorted(
-        {
-            other.context
-            for other in prompts
-            if other.document_id != prompt.document_id and other.context != prompt.context
-        },
-        key=lambda text: (abs(len(text) - len(prompt.context)), text),
-    )
-    if not others or not answers:
+    """The prompt's answers beside another document, one of like length; None when there is no other.
+
+    `documents`: see `by_length`.
+    """
+    middle = bisect_left(documents, (len(prompt.context), prompt.context, ""))
+    near: list[str] = []
+    for reach in range(len(documents)):
+        for place in {middle - reach, middle + reach}:
+            if 0 <= place < len(documents) and len(near) < LIKE_LONG:
+                _, text, name = documents[place]
+                if name != prompt.document_id and text != prompt.context and text not in near:
+                    near.append(text)
+        if len(near) == LIKE_LONG:
+            break
+    if not near or not answers:
         return None
-    context = rng.choice(others[:5])
+    context = rng.choice(sorted(near))
     wrong = {
         "dimension": "faithfulness",
         "strength": 3,

@@ -19,7 +19,7 @@ from judge_pipeline.common.records import DIMENSIONS, Prompt, Response
 from reward_model.augment import completeness, faithfulness, helpfulness, logicality, neutral
 from reward_model.augment.augment_config import STRENGTHS
 from reward_model.augment.change import Change, Damage, Material, Source, length_change
-from reward_model.augment.document import changed_document, other_document
+from reward_model.augment.document import by_length, changed_document, other_document
 from reward_model.augment.negation import Balance
 from reward_model.augment.sentences import Answer
 
@@ -73,6 +73,7 @@ def augment(prompts: Sequence[Prompt], plan: Plan) -> Iterator[Prompt]:
         by_document[prompt.document_id].append(prompt)
     sources = {prompt.context: Source(prompt.context) for prompt in prompts}
     balance = Balance()
+    documents = by_length(prompts)
     for prompt in prompts:
         others = [
             item.text
@@ -82,7 +83,7 @@ def augment(prompts: Sequence[Prompt], plan: Plan) -> Iterator[Prompt]:
             if item.text.strip()
         ]
         maker = _Maker(prompt, Material(sources[prompt.context], prompt, others, balance), plan)
-        yield from maker.records(prompts)
+        yield from maker.records(documents)
 
 
 def _refuse_augmented(prompt: Prompt) -> None:
@@ -103,7 +104,7 @@ class _Maker:
         self._made: list[Response] = []
         self._used: dict[str, Response] = {}
 
-    def records(self, prompts: Sequence[Prompt]) -> Iterator[Prompt]:
+    def records(self, documents: Sequence[tuple[int, str, str]]) -> Iterator[Prompt]:
         """The prompt with its changed answers, then the answers beside other documents."""
         whole = [item for item in self.prompt.responses if item.text.strip()]
         order = self._rng("answers").sample(whole, len(whole))
@@ -115,7 +116,7 @@ class _Maker:
             changed = changed_document(self.material, chosen, self._rng("document"))
             if changed is not None:
                 beside.append(changed.record(self.prompt, self._keep))
-            other = other_document(self.prompt, chosen, prompts, self._rng("other document"))
+            other = other_document(self.prompt, chosen, documents, self._rng("other document"))
             if other is not None:
                 for response in chosen:
                     self._used[response.id] = response

@@ -70,7 +70,7 @@ def batch() -> dict:
     }
 
 
-@pytest.mark.parametrize("name", ["regression", "pairwise", "regression+pairwise", "sequence"])
+@pytest.mark.parametrize("name", ["regression", "pairwise", "regression+pairwise", "sequence", "level+order"])
 def test_contrasts_stand_beside_every_loss_with_their_weight(name):
     made, predictions = batch(), torch.randn(3, 2)
     standardizer = Standardizer.fit(made["targets_A_D"], torch.ones(2))
