@@ -84,6 +84,11 @@ class Labels:
         seen = dict.fromkeys(name for label in self.all() for name in label.scores)
         return [name for name in dict.fromkeys([*DIMENSIONS, *seen]) if name in seen]
 
+    @property
+    def count(self) -> int:
+        """How many labels there are."""
+        return sum(map(len, self.by_prompt.values()))
+
     def all(self) -> Iterator[PackedLabel]:
         """Every label."""
         return chain.from_iterable(answers.values() for answers in self.by_prompt.values())
@@ -105,9 +110,8 @@ class Labels:
     def failures(self) -> dict[str, Counter[str]]:
         """Dimension → reason → how often."""
         found: dict[str, Counter[str]] = defaultdict(Counter)
-        for label in self.all():
-            for failure in label.failures:
-                found[failure.dimension][failure.reason] += 1
+        for failure in chain.from_iterable(label.failures for label in self.all()):
+            found[failure.dimension][failure.reason] += 1
         return dict(found)
 
 
