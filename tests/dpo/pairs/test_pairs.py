@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from dpo.chat import to_messages
 from dpo.cli import main
 from dpo.pairs.choice import Rules, choose
+from dpo.pairs.pairs_config import PairsConfig
 from dpo.pairs.report import deciding_dimensions, length_report
 from judge_pipeline.common.records import DIMENSIONS, Prompt
 
@@ -245,7 +246,8 @@ def test_dimensions_that_object_are_counted():
 def test_no_pair_breaks_its_own_rules(rewards: list[float | None], every: bool, least: float):
     row = prompt_rows(1)[0]
     row["responses"] = [{"id": str(i), "text": f"t{i}", "reward": r} for i, r in enumerate(rewards)]
-    rules = Rules(every_pair=every, min_margin=least, min_responses=2)
+    config = {"pairs": "all" if every else "best-worst", "min_margin": least, "min_responses": 2}
+    rules = Rules(PairsConfig.model_validate({"scored": "s.jsonl", "output": "p.jsonl", **config}))
     pairs = choose(Prompt.model_validate(row), rules, Counter())
     known = [reward for reward in rewards if reward is not None]
     for pair in pairs:
