@@ -21,6 +21,7 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -33,15 +34,6 @@ POINTS = (10.0, 7.0, 4.0, 1.0)
 STRENGTHS = (1, 2, 3)
 QUOTES = 3
 _NAME = re.compile(r"(?<![.!?“\"'’]\s)(?<!^)\b[A-Z][a-z]{2,}(?:\s[A-Z][a-z]{2,})*\b")
-_NUMBER = re.compile(
-    r"\b\d[\d,]*\b|\b(?:two|three|four|five|six|seven|eight|nine|ten|twelve|twenty|hundred)\b"
-)
-_AUXILIARY = re.compile(
-    r"\b(is|are|was|were|has|have|had|can|could|will|would|should|does|did|do)\b(?!\s+not\b)(?!n?['’]t)"
-)
-_NOT = re.compile(
-    r"\b(ca(?=n['’]t)|is|are|was|were|has|have|had|can|could|will|would|should|does|did|do)(?:\s+not\b|n['’]t)"
-)
 _WORDED = [
     "two",
     "three",
@@ -56,6 +48,10 @@ _WORDED = [
     "twenty",
     "hundred",
 ]
+_NUMBER = re.compile(rf"\b\d[\d,]*\b|\b(?:{'|'.join(_WORDED)})\b")
+_VERBS = "is|are|was|were|has|have|had|can|could|will|would|should|does|did|do"
+_AUXILIARY = re.compile(rf"\b({_VERBS})\b(?!\s+not\b)(?!n?['’]t)")
+_NOT = re.compile(rf"\b(ca(?=n['’]t)|{_VERBS})(?:\s+not\b|n['’]t)")
 _PRONOUNS = frozenset(
     ["He", "She", "They", "It", "We", "You", "His", "Her", "Their", "The", "This", "That", "These", "Those"]
 )
@@ -190,13 +186,12 @@ def illogical(base: Base, strength: int, rng: random.Random) -> tuple[Unit, ...]
     if strength == 2:
         return tuple(shuffled)
     claims = [unit for unit in shuffled if not unit.quote and negate(unit.text) != unit.text]
-    if not claims:
-        return None
-    claim = claims[0]
-    denial = Unit(negate(claim.text))
-    others = [i for i, unit in enumerate(shuffled) if not unit.quote and unit is not claim]
+    others = (
+        [i for i, unit in enumerate(shuffled) if not unit.quote and unit is not claims[0]] if claims else []
+    )
     if not others:
         return None
+    denial = Unit(negate(claims[0].text))
     size = len(words(denial.text))
     place = min(others, key=lambda i: abs(len(words(shuffled[i].text)) - size))
     del shuffled[place]
@@ -211,7 +206,7 @@ def derange(units: Sequence[Unit], rng: random.Random) -> list[Unit]:
             return [units[number] for number in order]
 
 
-def unhelpful(base: Base, other: Base, strength: int, rng: random.Random) -> tuple[Unit, ...] | None:
+def unhelpful(other: Base, base: Base, strength: int, rng: random.Random) -> tuple[Unit, ...] | None:
     """Half of the own sentences from an answer to another question, then all of them, then the quotes as well."""
     if strength == 3:
         return other.units
@@ -234,15 +229,13 @@ Defect = Callable[[Base, int, random.Random], tuple[Unit, ...] | None]
 
 def degrade(base: Base, other: Base, dimension: str, strength: int, rng: random.Random) -> str | None:
     """The answer with one defect; None where the text does not allow it or would stay as it is."""
-    if dimension == "helpfulness":
-        units = unhelpful(base, other, strength, rng)
-    else:
-        defects: dict[str, Defect] = {
-            "completeness": incomplete,
-            "faithfulness": unfaithful,
-            "logicality": illogical,
-        }
-        units = defects[dimension](base, strength, rng)
+    defects: dict[str, Defect] = {
+        "helpfulness": partial(unhelpful, other),
+        "completeness": incomplete,
+        "faithfulness": unfaithful,
+        "logicality": illogical,
+    }
+    units = defects[dimension](base, strength, rng)
     text = join(units) if units else None
     return None if text == base.text else text
 
@@ -308,9 +301,8 @@ def make_base(document: str, query: str, answer: str, answers: Sequence[str]) ->
     units = tuple(
         Unit(quotes[quoted[i]], quote=True) if i in quoted else Unit(text) for i, text in enumerate(own)
     )
-    likeness = (
-        (vectors.transform(quotes) @ vectors.transform([query, *answers]).T).max(axis=1).toarray().ravel()
-    )
+    alike = vectors.transform(quotes) @ vectors.transform([query, *answers]).T
+    likeness = alike.max(axis=1).toarray().ravel()
     used = set(quoted.values())
     order = [i for i in np.argsort(likeness, kind="stable").tolist() if i not in used]
     irrelevant = tuple(quotes[i] for i in order[: max(2 * QUOTES, len(order) // 3)])
@@ -328,11 +320,8 @@ def story_bases(
     if len({prompt.query for prompt, _ in chosen}) < 2:
         return "", []
     document = extract(prompts[0].context, [tidy(answer) for _, answer in chosen], budget, rng)
-    bases = []
-    for prompt, answer in chosen:
-        base = make_base(document, prompt.query, answer, [tidy(item.text) for item in prompt.responses])
-        if base is not None:
-            bases.append(base)
+    made = (make_base(document, p.query, answer, [tidy(x.text) for x in p.responses]) for p, answer in chosen)
+    bases = [base for base in made if base is not None]
     return document, bases if len({base.query for base in bases}) > 1 else []
 
 
