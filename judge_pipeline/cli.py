@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import Field
 
 from judge_pipeline.common import config as configuration
-from judge_pipeline.common.config import Command, Config
+from judge_pipeline.common.config import POSITIONAL, Command, Config
 from judge_pipeline.evaluation.evaluate_config import EvaluateConfig
 from judge_pipeline.labelling import label
 
@@ -17,7 +17,7 @@ from judge_pipeline.labelling import label
 class ReportConfig(Config):
     """Settings of `judge-pipeline report`."""
 
-    run: Path = Field(description="directory of a label run", json_schema_extra={"positional": True})
+    run: Path = Field(description="directory of a label run", json_schema_extra=POSITIONAL)
 
 
 def run_report(config: ReportConfig) -> int:

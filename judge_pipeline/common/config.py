@@ -173,20 +173,17 @@ def read_settings(path: Path, model: type[Config], command: str | None = None) -
     content = read_yaml(path, "--config: ")
     known = {leaf.dotted: leaf for leaf in leaves(model)}
     if "config" not in known and isinstance(content.get("config"), dict) and "versions" in content:
-        content = _settings_of_run(path, content, command)
+        ran = content.get("command")
+        if command is not None and ran != command:
+            raise UserError(f"--config: {path} describes a run of `{ran}`, not of `{command}`")
+        # What to do with the directory was a decision of that day: a run repeated must not replace what is there.
+        content = {key: value for key, value in content["config"].items() if key != "existing"}
     values: dict[str, Any] = {}
     for dotted, value in _flatten(content, known):
         if dotted not in known:
             raise UserError(f"{path}: unknown key '{dotted}'", _nearest(dotted, list(known)))
         _put(values, known[dotted].path, value)
     return values
-
-
-def _settings_of_run(path: Path, run: dict[str, Any], command: str | None) -> dict[str, Any]:
-    if command is not None and run.get("command") != command:
-        raise UserError(f"--config: {path} describes a run of `{run.get('command')}`, not of `{command}`")
-    # What to do with the directory was a decision of that day: a run repeated must not replace what is there.
-    return {key: value for key, value in run["config"].items() if key != "existing"}
 
 
 def _flatten(content: dict[Any, Any], known: dict[str, Leaf], prefix: str = "") -> Iterator[tuple[str, Any]]:

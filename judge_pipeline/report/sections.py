@@ -93,15 +93,14 @@ def spent(labels: Labels, summary: dict[str, Any]) -> Section:
     last, ever = _costs(summary), _costs(_mapping(summary.get("store")))
     if not last and not ever:
         last = _usage(labels)
-    headers = ["", "last run", *(["all runs"] if ever else []), "per answer"]
+    runs = {"last run": last, **({"all runs": ever} if ever else {})}
     rows: list[list[object]] = []
-    for name in dict.fromkeys([*last, *ever]):
-        total = ever.get(name, last.get(name))
-        share = total / labelled if labelled and total is not None and name not in NOT_ADDED else None
-        rows.append([name, last.get(name), *([ever.get(name)] if ever else []), share])
-    sides = ["left", *["right"] * (len(headers) - 1)]
-    grid = table(headers, rows, sortable=False, align=sides)
-    priced = "cost" in last or "cost" in ever
+    for name, total in {**last, **ever}.items():
+        share = total / labelled if labelled and name not in NOT_ADDED else None
+        rows.append([name, *(run.get(name) for run in runs.values()), share])
+    sides = ["left", *["right"] * (len(runs) + 1)]
+    grid = table(["", *runs, "per answer"], rows, sortable=False, align=sides)
+    priced = "cost" in {**last, **ever}
     note = "" if priced else "No prices were given, so the cost in money is not known."
     return Section("Spent", grid, "spent", note)
 

@@ -110,6 +110,17 @@ def test_weights_and_task_weights_make_the_reward(tmp_path: Path, capsys):
     assert (report["faithfulness"]["decides"], report["completeness"]["decides"]) == (1, 1)
 
 
+def test_a_task_that_is_a_number_finds_its_weights(tmp_path: Path):
+    rows = scored_rows(1)
+    for i, response in enumerate(rows[0]["responses"]):
+        response["scores"] = dict.fromkeys(DIMENSIONS, 5.0) | {"completeness": 9.0 - i}
+    rows[0]["task"] = 7
+    tasks = tmp_path / "tasks.yaml"
+    tasks.write_text("7:\n  helpfulness: 0\n  logicality: 0\n  faithfulness: 0\n")
+    _, output = make(tmp_path, rows, "--task-weights", str(tasks))
+    assert read_jsonl(output)[0]["chosen_reward"] == 9.0
+
+
 def test_dimensions_without_a_weight_weigh_1_as_in_every_command(tmp_path: Path):
     rows = scored_rows(1)
     for i, response in enumerate(rows[0]["responses"]):
