@@ -13,9 +13,11 @@ HOW: JsonDict = {"identity": False}
 
 Targets = Literal["auto", "judge", "human", "preferences"]
 SharedPrefix = Literal["on", "off"]
+ReadoutChoice = Literal["best", "plain"]
 Documents = Literal["auto", "all"]
-LossName = Literal["regression", "pairwise", "regression+pairwise", "sequence", "preference"]
+LossName = Literal["regression", "pairwise", "regression+pairwise", "sequence", "level+order", "preference"]
 Method = Literal["full", "lora", "qlora"]
+RewardMethod = Literal["probe", "full", "lora", "qlora"]
 TOKEN_BUDGET = 16_384
 """Tokens read at once when scoring."""
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from judge_pipeline.common.config import POSITIONAL
-from reward_model.options import HOW
+from reward_model.options import HOW, Method
 from reward_model.training import settings as training
 
 
@@ -36,6 +36,7 @@ class TrainConfig(training.TrainingSettings):
     )
     eval_pairs: Path | None = Field(None, description="held-out pairs, instead of a split by document")
 
+    method: Method = Field("lora", description="train all weights or an adapter")
     lora: LoraSettings = LoraSettings()
     merge: bool = Field(
         False, description="LoRA: write a plain merged model, and the adapter into OUTPUT/adapter"

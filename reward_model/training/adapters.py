@@ -35,7 +35,7 @@ def weight_options(config: TrainingSettings, full_precision: Sequence[str] = ())
     """
     compute = compute_dtype(config)
     if config.method != "qlora":
-        return {"dtype": compute if config.method == "lora" else torch.float32}
+        return {"dtype": torch.float32 if config.method == "full" else compute}
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError("--method qlora needs bitsandbytes", INSTALL_LINES["bitsandbytes"])
     quantisation = BitsAndBytesConfig(

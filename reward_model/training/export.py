@@ -6,6 +6,8 @@ In: a trained Trainer. Out: `DIR` as plain transformers loads it; for adapters a
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,8 +15,9 @@ from accelerate import PartialState
 from peft import PeftModel
 from torch import nn
 
-from judge_pipeline.common.errors import disk_error
+from judge_pipeline.common.errors import UserError, disk_error
 from judge_pipeline.common.record_files import write_text
+from reward_model.data.splits import document_digests
 from reward_model.modeling.model import (
     Backbone,
     load_backbone_for_rm,
@@ -24,10 +27,22 @@ from reward_model.modeling.model import (
 )
 from reward_model.modeling.model_card import CardFacts, render_card
 from reward_model.training.adapters import compute_dtype
+from reward_model.training.guards import say
+from reward_model.training.keep_probe import (
+    probe_metrics,
+    probe_section,
+    probe_wins,
+    untouched,
+    verdict,
+    write_metrics,
+    write_report,
+)
+from reward_model.training.metrics import moving_together
 from reward_model.training.objective import Objective
+from reward_model.training.probe_run import ProbeResult
 from reward_model.training.run_data import EncodedData, TrainingData
+from reward_model.training.sharding import weights_are_sharded
 from reward_model.training.train_config import TrainConfig
-from reward_model.training.trainable import weights_are_sharded
 from reward_model.training.trainer import RewardTrainer
 
 ADAPTER = "adapter"
@@ -40,9 +55,65 @@ def export(
     objective: Objective,
     trainer: RewardTrainer,
     encoded: EncodedData,
+    probe: ProbeResult | None = None,
 ) -> None:
-    """Measure on held-out documents, save the model with its card, manifest last, and drop the checkpoints."""
+    """Measure on held-out documents, save the model with its card, manifest last, and drop the checkpoints.
+
+    Where training did not beat the probe it started from, the probe is saved in its place.
+    """
     metrics = trainer.evaluate() if encoded.held_out else {}
+    notes = [verdict(config, metrics, probe)] if probe else []
+    if probe and probe_wins(metrics, probe):
+        export_probe(config, data, backbone, objective, encoded, probe, notes)
+        return
+    notes += moving_together(metrics)
+    note_training(data, backbone, objective, encoded)
+    trained = gathered_model(config, backbone, trainer)
+    if PartialState().is_main_process:
+        for note in notes:
+            say(note)
+        facts = card_facts(config, data, backbone, objective, metrics, encoded)
+        save(config, backbone, trained, render_card(replace(facts, notes=[*facts.notes, *notes])))
+    finish(config)
+
+
+def export_probe(
+    config: TrainConfig,
+    data: TrainingData,
+    backbone: Backbone,
+    objective: Objective,
+    encoded: EncodedData,
+    probe: ProbeResult | None,
+    notes: Sequence[str] = (),
+) -> None:
+    """Save the probe as the run's model: untouched base weights, the taught head, the readout.
+
+    Raises:
+        UserError: there is none, because the weights are sharded.
+    """
+    if probe is None:
+        raise UserError("--method probe cannot read a model that ZeRO-3 shards", "run it without DeepSpeed")
+    note_training(data, backbone, objective, encoded)
+    if PartialState().is_main_process:
+        output, metrics = config.output, probe_metrics(probe)
+        facts = card_facts(config, data, backbone, objective, metrics, encoded)
+        for note in (notes := [*notes, *moving_together(metrics)]):
+            say(note)
+        facts = replace(facts, readouts=probe_section(probe), notes=[*facts.notes, *notes])
+        if config.method == "probe":
+            write_metrics(output, probe)
+        write_report(output, probe)
+        write_text(output / "README.md", render_card(facts))
+        model = untouched(config, backbone, probe)
+        save_reward_model(model, backbone.tokenizer, output, backbone.manifest, probe.readout)
+    finish(config)
+
+
+def note_training(data: TrainingData, backbone: Backbone, objective: Objective, encoded: EncodedData) -> None:
+    """What was trained on goes into the manifest: the documents, and mean and spread of their labels."""
+    read = {item.prompt_id for item in (*encoded.train, *encoded.unlabelled)}
+    documents = document_digests(item for item in (*data.train, *data.unlabelled) if item.prompt_id in read)
+    backbone.manifest = backbone.manifest.model_copy(update={"trained_documents": documents})
     if not data.preferences:
         spread = objective.standardizer
         backbone.manifest = backbone.manifest.model_copy(
@@ -51,12 +122,12 @@ def export(
                 "training_std": dict(zip(data.dimensions, spread.std_D.tolist(), strict=True)),
             }
         )
-    trained = gathered_model(config, backbone, trainer)
-    if PartialState().is_main_process:
-        card = render_card(card_facts(config, data, backbone, objective, metrics, encoded))
-        save(config, backbone, trained, card)
-        if not config.keep_checkpoints:
-            shutil.rmtree(config.checkpoints, ignore_errors=True)
+
+
+def finish(config: TrainConfig) -> None:
+    """Drop the checkpoints of a model that is saved."""
+    if PartialState().is_main_process and not config.keep_checkpoints:
+        shutil.rmtree(config.checkpoints, ignore_errors=True)
     PartialState().wait_for_everyone()
 
 
@@ -114,11 +185,14 @@ def card_facts(
         for name, column in zip(data.dimensions, errors.T, strict=True):
             if not np.isnan(column).all():
                 constant[name] = float(np.nanmean(column))
-    settings = {
-        "method": config.method,
+    training = {
         "loss": objective.name,
         "epochs": config.epochs,
         "learning rate": config.resolved_learning_rate(),
+    }
+    settings = {
+        "method": config.method,
+        **({} if config.method == "probe" else training),
         "precision": "bf16" if config.resolved_bf16() else "fp32",
         "seed": config.seed,
     }

@@ -5,17 +5,20 @@ In: settings. Out: examples and token ids on both sides of the split, and the ob
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from judge_pipeline.common.errors import UserError
+from judge_pipeline.common.record_files import read_prompts
 from judge_pipeline.common.weighting import full_weights
 from reward_model.data.batches import EncodedExample, encode_examples, fit_window
+from reward_model.data.contrasts import Augmented, add_contrasts
 from reward_model.data.examples import Example, check_learnable, load_examples, usable
-from reward_model.data.splits import refuse_leak, split_by_document
+from reward_model.data.splits import document_groups, refuse_leak, split_by_document
 from reward_model.modeling.model import Backbone
 from reward_model.options import LossName
 from reward_model.training.losses import Standardizer
@@ -32,6 +35,10 @@ class TrainingData:
     dimensions: tuple[str, ...]
     sources: tuple[Path, ...]
     preferences: bool
+    unlabelled: list[Example] = field(default_factory=list)
+    """Prompts the plain head is taught on beside those of `train`."""
+    augmented: Augmented = field(default_factory=Augmented)
+    """What answers made worse on purpose added to `train`."""
 
 
 def read_data(config: TrainConfig) -> TrainingData:
@@ -63,7 +70,37 @@ def read_data(config: TrainConfig) -> TrainingData:
         raise UserError(f"{config.labels} has no labelled answer to train on")
     if not preferences:
         check_learnable(train, found.dimensions, allow_constant=config.allow_constant)
-    return TrainingData(train, held_out, found.dimensions, sources, preferences)
+    added = add_contrasts(config.augment, train, held_out, found.dimensions)
+    more = read_unlabelled(config.unlabelled, added.train, held_out, len(found.dimensions))
+    sources += tuple(path for path in (config.augment, config.unlabelled) if path)
+    return TrainingData(added.train, held_out, found.dimensions, sources, preferences, more, added)
+
+
+def read_unlabelled(
+    path: Path | None, train: Sequence[Example], held_out: Sequence[Example], dimensions: int
+) -> list[Example]:
+    """Prompts with answers whose labels are not looked at, without those of `train` and documents of `held_out`."""
+    if path is None:
+        return []
+    items = []
+    for prompt in read_prompts(path, need_responses=True):
+        there = [item for item in prompt.responses if item.text.strip()]
+        nothing = np.full((len(there), dimensions), np.nan, np.float32)
+        ids, texts = tuple(item.id for item in there), tuple(item.text for item in there)
+        if there:
+            items.append(
+                Example(
+                    prompt.id, prompt.document_id, prompt.context, prompt.query, ids, texts, nothing, nothing
+                )
+            )
+    groups = document_groups([*held_out, *items])
+    known = {item.prompt_id for item in (*train, *held_out)}
+    kept_out = set(groups[: len(held_out)])
+    return [
+        item
+        for item, group in zip(items, groups[len(held_out) :], strict=True)
+        if item.prompt_id not in known and group not in kept_out
+    ]
 
 
 def make_objective(config: TrainConfig, data: TrainingData, weights: list[float]) -> Objective:
@@ -72,14 +109,15 @@ def make_objective(config: TrainConfig, data: TrainingData, weights: list[float]
         raise UserError("--loss preference needs preferences", "add --targets preferences")
     if data.preferences and config.loss not in ("auto", "preference"):
         raise UserError(f"--loss {config.loss} needs scores, and preferences have none", "--loss preference")
-    automatic: LossName = "preference" if data.preferences else "sequence"
+    automatic: LossName = "preference" if data.preferences else "level+order"
     targets = torch.from_numpy(np.concatenate([item.targets_N_D for item in data.train]))
     options = config.loss_options
     return Objective(
         name=automatic if config.loss == "auto" else config.loss,
         standardizer=Standardizer.fit(targets, torch.tensor(weights)),
         delta=options.huber_delta,
-        **options.model_dump(include={"kind", "pairwise_weight", "min_gap", "switch", "anchor"}),
+        contrast_weight=config.augment_weight if any(item.contrasts for item in data.train) else 0.0,
+        **options.model_dump(exclude={"huber_delta", "confidence"}),
     )
 
 
@@ -90,6 +128,7 @@ class EncodedData:
     train: list[EncodedExample]
     held_out: list[EncodedExample]
     skipped: int
+    unlabelled: list[EncodedExample] = field(default_factory=list)
 
 
 def encode_data(config: TrainConfig, data: TrainingData, backbone: Backbone) -> EncodedData:
@@ -100,7 +139,7 @@ def encode_data(config: TrainConfig, data: TrainingData, backbone: Backbone) -> 
     """
     window = backbone.manifest.max_length
     sides, skipped = [], 0
-    for items in (data.train, data.held_out):
+    for items in (data.train, data.held_out, data.unlabelled):
         if config.loss_options.confidence == "none":
             items = [_equal_confidence(item) for item in items]
         kept, over = fit_window(encode_examples(items, backbone.renderer.encode), window, config.overflow)
@@ -108,7 +147,7 @@ def encode_data(config: TrainConfig, data: TrainingData, backbone: Backbone) -> 
         skipped += over
     if not sides[0]:
         raise UserError(f"no training prompt fits the window of {window} tokens")
-    return EncodedData(sides[0], sides[1], skipped)
+    return EncodedData(sides[0], sides[1], skipped, sides[2])
 
 
 def _equal_confidence(item: Example) -> Example:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from judge_pipeline.common.config import Config
 from judge_pipeline.common.run_dir import EXISTING_HELP, Existing
-from reward_model.options import HOW, Method
+from reward_model.options import HOW, RewardMethod
 
 
 class LoraSettings(Config):
@@ -26,7 +26,7 @@ class LoraSettings(Config):
 class TrainingSettings(Config):
     """What a run of any trainer is told; `resolved_*` methods say what "auto" means on this machine."""
 
-    LEARNING_RATES: ClassVar[dict[Method, float]]
+    LEARNING_RATES: ClassVar[dict[RewardMethod, float]]
     """Peak rate of each method where none is given."""
     BF16_ON_CPU: ClassVar[bool]
     """Whether automatic precision takes bf16 on a CPU that computes in it natively."""
@@ -34,7 +34,7 @@ class TrainingSettings(Config):
     output: Path = Field(description="directory of the trained model")
     existing: Existing = Field("refuse", description=EXISTING_HELP, json_schema_extra=HOW)
     eval_fraction: float = Field(0.1, ge=0, lt=1, description="share of documents held out; 0 holds out none")
-    method: Method = Field("lora", description="train all weights or an adapter")
+    method: RewardMethod = Field("lora", description="train all weights or an adapter")
     lora: LoraSettings = LoraSettings()
     learning_rate: float | None
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay")

@@ -5,7 +5,6 @@ In: settings. Out: a `Backbone` whose model the Trainer can train.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,18 +16,25 @@ from torch import nn
 from judge_pipeline.common.errors import UserError
 from reward_model.data.batches import EncodedExample
 from reward_model.modeling.features import read_features
-from reward_model.modeling.head import initialise_head, score_weight
+from reward_model.modeling.head import score_weight
+from reward_model.modeling.level_head import separate_start
 from reward_model.modeling.model import Backbone, load_backbone_for_rm
 from reward_model.shared_prefix.exactness import prepare_shared_prefix
 from reward_model.shared_prefix.interface import unwrap
 from reward_model.training.adapters import keep_gradients_on_cpu, lora_config, weight_options
+from reward_model.training.head_steps import CentredSplit
+from reward_model.training.objective import Objective
+from reward_model.training.probe import MIDDLE
+from reward_model.training.probe_run import ProbeResult
+from reward_model.training.sharding import optimiser_is_ours, weights_are_sharded
 from reward_model.training.train_config import TrainConfig
+from reward_model.training.trainer import HeadStart
 
-MIDDLE = 5.0
-"""Where outputs start when nothing but preferences is known: the middle of the scale."""
+STEP, PROBE_STEP = 0.1, 0.02
+"""Default learning rate of the head, in spreads of the labels: from nowhere, and from a probe, which is nearly there."""
 
-MEAN_PROMPTS = 2
-"""Prompts whose features set a head that starts at the mean: the constant part of the features needs no more."""
+START_ANSWERS = 64
+"""Answers whose features set a head that starts at the mean label: enough to find directions they differ in."""
 
 
 def build_backbone(config: TrainConfig, dimensions: Sequence[str], weights: dict[str, float]) -> Backbone:
@@ -45,7 +51,7 @@ def build_backbone(config: TrainConfig, dimensions: Sequence[str], weights: dict
         rope_parameters=config.rope_parameters(),
         **weight_options(config, full_precision=["score"]),
     )
-    if config.method != "full":
+    if config.method in ("lora", "qlora"):
         backbone.model = _with_adapter(backbone.model, config)
     elif config.freeze_layers:
         freeze_lowest(backbone.model, config.freeze_layers)
@@ -76,14 +82,6 @@ def freeze_lowest(model: nn.Module, layers: int) -> None:
         module.requires_grad_(False)
 
 
-def weights_are_sharded() -> bool:
-    """Whether this process holds only a part of the weights (ZeRO-3, or FSDP loading on one process)."""
-    from transformers.integrations import is_deepspeed_zero3_enabled
-
-    fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    return bool(is_deepspeed_zero3_enabled()) or fsdp
-
-
 def share_prefix(model: nn.Module) -> None:
     """Switch to shared-prefix attention, proving it exact where the whole model is at hand."""
     if weights_are_sharded():
@@ -96,22 +94,78 @@ def share_prefix(model: nn.Module) -> None:
         prepare_shared_prefix(model)
 
 
-def start_head(backbone: Backbone, items: Sequence[EncodedExample], config: TrainConfig, budget: int) -> str:
-    """Start the head at the labels' mean or at a probe of them; says in words what was done."""
-    how = config.head_init
-    if how == "auto":
-        how = "none" if weights_are_sharded() else "mean"
-    if how == "none":
-        return "head starts at random"
+@torch.no_grad()
+def start_head(
+    backbone: Backbone,
+    items: Sequence[EncodedExample],
+    config: TrainConfig,
+    budget: int,
+    probe: ProbeResult | None,
+) -> tuple[str, CentredSplit | None]:
+    """Start the head at what the probe taught, at the labels' mean, or at random.
+
+    Returns:
+        What was done, in words, and how the head's features split along their mean; None where the head learns with
+        the other weights.
+    """
+    weight, features, split = score_weight(backbone.model), None, None
+    if optimiser_is_ours() or (probe is None and config.head_init == "mean"):
+        features = _start_features(backbone.model, items, config, budget)
+    if features is not None and optimiser_is_ours():
+        split = CentredSplit.of(features)
+    if probe is not None:
+        if not weight.is_meta:  # FSDP hands the first process's weights to the others
+            weight.copy_(probe.head_D_H.to(weight))
+        return "head starts at the probe", split
+    if features is None or config.head_init != "mean":
+        return "head starts at random", split
     targets = np.concatenate([item.targets_N_D for item in items])
-    has_targets = not np.isnan(targets).all()
-    if how == "mean" or not has_targets:
-        mean = np.nanmean(targets, axis=0) if has_targets else np.full(targets.shape[1], MIDDLE)
-        items = sorted(items, key=lambda item: item.shape.total)[:MEAN_PROMPTS]
-        targets = np.tile(mean, (sum(len(item.answers) for item in items), 1))
-    model = backbone.model
+    known = not np.isnan(targets).all()
+    mean = np.nanmean(targets, axis=0) if known else np.full(targets.shape[1], MIDDLE)
+    weight.copy_(separate_start(features, torch.from_numpy(mean)).folded().to(weight))
+    return "head starts at the mean", split
+
+
+def _start_features(
+    model: nn.Module, items: Sequence[EncodedExample], config: TrainConfig, budget: int
+) -> torch.Tensor:
+    """Features (N, H) of some answers at the score token, by the model as it is."""
+    some: list[EncodedExample] = []
+    for item in sorted(items, key=lambda item: item.shape.total):
+        if sum(len(one.answers) for one in some) < START_ANSWERS:
+            some.append(item)
     model.to("cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu").eval()
-    features = read_features(model, items, token_budget=budget, shared=config.shared_prefix == "on")[:, 0]
+    features = read_features(model, some, token_budget=budget, shared=config.shared_prefix == "on")[:, 0]
     model.train()
-    error = initialise_head(model, features, torch.from_numpy(np.asarray(targets, np.float32)))
-    return f"head starts at the {how} (off by {float(error.mean()):.2f} points)"
+    return features
+
+
+def head_start(
+    config: TrainConfig,
+    backbone: Backbone,
+    objective: Objective,
+    split: CentredSplit | None,
+    from_probe: bool,
+) -> HeadStart | None:
+    """How the head's steps are taken; without a split (a checkpoint has it) any will do.
+
+    Raises:
+        UserError: a rate for the head where it learns with the other weights.
+    """
+    if not optimiser_is_ours():
+        if config.head_learning_rate:
+            raise UserError(
+                "--head-learning-rate: under FSDP and DeepSpeed the head learns at --learning-rate",
+                "leave it out, or train without sharding",
+            )
+        return None
+    spread = float(objective.standardizer.std_D.mean())
+    rate = config.head_learning_rate or (PROBE_STEP if from_probe else STEP) * spread
+    return HeadStart(split or CentredSplit.none(score_weight(backbone.model).shape[1]), rate)
+
+
+def probe_starts(config: TrainConfig) -> bool:
+    """Whether this run fits a probe: to be the model, or to start from and to beat."""
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    return config.head_init in ("auto", "probe") and not is_deepspeed_zero3_enabled()

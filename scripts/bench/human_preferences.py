@@ -156,7 +156,7 @@ def fresh_backbone(config: TrainConfig) -> Backbone:
     """The weights our trainer starts from, its head included, on a model of plain transformers."""
     started, plain = untrained(config), untrained(config)
     share_prefix(started.model)
-    start_head(started, encoded(config, started), config, config.token_budget or 8192)
+    start_head(started, encoded(config, started), config, config.token_budget or 8192, None)
     with torch.no_grad():
         score_weight(plain.model).copy_(score_weight(started.model))
     return plain

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def settings(run: Path, base: Path, output: Path, **changes) -> TrainConfig:
     values = {"epochs": 2, "learning_rate": 3e-3, "token_budget": 800, "device": "cpu", "eval_fraction": 0.25}
+    values["head_init"] = "mean"
     return TrainConfig(labels=run, base_model=str(base), output=output, **(values | changes))
 
 
@@ -172,13 +173,14 @@ def test_weights_and_dimensions_are_stored(label_run, tiny_base, tmp_path):
     manifest = read_manifest(out)
     assert manifest.dimensions == ["faithfulness", "helpfulness"]
     assert manifest.weight_list() == [3.0, 1.0]
-    with pytest.raises(UserError, match="--weights names 'style'"):
+    with pytest.raises(UserError, match="--weights: 'style' is no dimension"):
         train(settings(run, tiny_base, tmp_path / "o2", weights={"style": 1}))
 
 
 def test_one_by_one_training_gives_the_same_weights(label_run, tiny_base, tmp_path):
     run = label_run(count=4)
-    common = {"method": "full", "epochs": 1, "head_init": "none", "loss": "regression"}
+    common = {"method": "full", "epochs": 1, "head_init": "mean", "loss": "regression"}
+    common |= {"learning_rate": 3e-4, "head_learning_rate": 3e-3}
     shared = train(settings(run, tiny_base, tmp_path / "on", **common))
     alone = train(settings(run, tiny_base, tmp_path / "off", shared_prefix="off", **common))
     one = load_reward_model(shared).model.state_dict()
