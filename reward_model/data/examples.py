@@ -32,6 +32,17 @@ PREFERENCE_DIMENSION = "overall"
 
 
 @dataclass(frozen=True)
+class Contrast:
+    """Two answers of which one was made worse, or the same answer beside two documents."""
+
+    better: tuple[str, int]
+    """Prompt id and place among that example's answers."""
+    worse: tuple[str, int]
+    gaps_D: Floats
+    """By dimension: how much worse, in strengths 1–3; 0 where both are as good; NaN where nothing is known."""
+
+
+@dataclass(frozen=True)
 class Example:
     """A prompt with its answers and what is known about them; N answers, D dimensions."""
 
@@ -47,6 +58,10 @@ class Example:
     """Weight of each target in the regression, 1 unless the judge's votes disagreed."""
     preferences: tuple[tuple[int, int], ...] = ()
     """People's choices: (winner, loser) by place in `responses`."""
+    contrasts: tuple[Contrast, ...] = ()
+    """What is known of answers that were changed on purpose; each stands with the example of its worse answer."""
+    changed_document: bool = False
+    """Whether the text is another than that of `document_id`, which it belongs to all the same."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +89,7 @@ def load_examples(
         UserError, DataError: the file cannot be used; the message says why and what to do.
     """
     labels_file = path / "labels.jsonl" if path.is_dir() else path
-    if _holds_labels(labels_file):
+    if holds_labels(labels_file):
         if targets not in ("auto", "judge"):
             raise UserError(
                 f"{labels_file} holds the judge's labels, which have no {targets}",
@@ -92,7 +107,8 @@ def load_examples(
     return Examples(items, found, (labels_file,))
 
 
-def _holds_labels(path: Path) -> bool:
+def holds_labels(path: Path) -> bool:
+    """Whether a file's records are the judge's labels; otherwise they are prompts."""
     first = next(itertools.islice(read_rows(path), 1), None)
     if first is None:
         raise DataError("holds no records", path=path)
@@ -283,5 +299,5 @@ def check_learnable(
 def usable(items: Iterable[Example]) -> Iterator[Example]:
     """Examples with at least one target or preference; an answer whose every score failed stays, masked."""
     for item in items:
-        if item.preferences or not np.isnan(item.targets_N_D).all():
+        if item.preferences or item.contrasts or not np.isnan(item.targets_N_D).all():
             yield item

@@ -7,7 +7,7 @@ Documents count as the same when their ids or their texts (white space aside) ag
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from judge_pipeline.common.errors import UserError
 from reward_model.data.examples import Example
@@ -18,8 +18,20 @@ def text_key(context: str) -> str:
     return hashlib.sha256(" ".join(context.lower().split()).encode()).hexdigest()
 
 
+def document_digests(items: Iterable[Example]) -> list[str]:
+    """Two digests a document, of its id and of its text: what a model remembers of what it was trained on.
+
+    The first 16 hexadecimal digits of SHA-256 of `id:` and the document's id, and of `text:` and `text_key`.
+    """
+    names = {name for item in items for name in (f"id:{item.document_id}", f"text:{text_key(item.context)}")}
+    return sorted(hashlib.sha256(name.encode()).hexdigest()[:16] for name in names)
+
+
 def document_groups(items: Sequence[Example]) -> list[str]:
-    """For each example a name for its document: equal where ids or texts are equal, over any chain of those."""
+    """For each example a name for its document: equal where ids or texts are equal, over any chain of those.
+
+    A text that was put in another's place (`changed_document`) does not join the documents it stands between.
+    """
     parent: dict[str, str] = {}
 
     def root(name: str) -> str:
@@ -30,6 +42,8 @@ def document_groups(items: Sequence[Example]) -> list[str]:
         return name
 
     for item in items:
+        if item.changed_document:
+            continue
         one, other = sorted((root("id:" + item.document_id), root("text:" + text_key(item.context))))
         parent[other] = one  # the smaller name leads, whatever the order of the records
     return [root("id:" + item.document_id) for item in items]

@@ -39,7 +39,9 @@ def _score(config: EvaluateConfig, reference: Reference) -> tuple[AnswerTable, d
         table = reference.table()
         return table, scored_columns(config.scores, table)
     with explain_out_of_memory("scoring", SCORING_KNOBS):
-        model = RewardModel.from_pretrained(config.model, shared_prefix=config.shared_prefix)
+        model = RewardModel.from_pretrained(
+            config.model, shared_prefix=config.shared_prefix, readout=config.readout
+        )
         fit_window(reference, model, config.overflow)
         table = reference.table(lambda prompt: len(model.render(prompt.context, prompt.query)), "tokens")
         return table, model_columns(model, table, config.token_budget)

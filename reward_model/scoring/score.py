@@ -27,6 +27,7 @@ from judge_pipeline.common.window import over_window
 from reward_model.modeling.model import MANIFEST, Manifest, read_manifest
 from reward_model.modeling.prompt_format import PromptRenderer
 from reward_model.scoring.engine import Array, Engine, make_engine, reward_weights
+from reward_model.scoring.explain import explained_text, make_explainer, sample, write_notes
 from reward_model.scoring.resume import (
     OVER_WINDOW,
     Summary,
@@ -78,6 +79,7 @@ def score_file(config: ScoreConfig) -> Summary:
         return summary
     with explain_out_of_memory("loading the model", SCORING_KNOBS):
         engine = make_engine(config)
+    summary.reads = engine.reads
     started, seconds, tokens = time.monotonic(), summary.seconds, summary.tokens_read
     try:
         with explain_out_of_memory("scoring", SCORING_KNOBS), JsonlAppender(part) as file:
@@ -126,6 +128,7 @@ def _score_all(
 ) -> None:
     """Score what is not `known[0]` (done already) of `known[1]` prompts, group by group."""
     done, total = known
+    explainer = make_explainer(config, engine)
     started = time.monotonic()
     with Progress(total, "scoring", "prompts", done=len(done)) as progress:
         todo = (prompt for prompt in read_prompts(config.prompts) if prompt.id not in done)
@@ -133,12 +136,20 @@ def _score_all(
         at_a_time = config.token_budget * (VLLM_PASSES if config.engine == "vllm" else 1)
         for group in _groups(todo, engine, manifest.max_length, at_a_time):
             encoded = [item for _, item in group if item is not None]
-            points = iter(engine.score_encoded(encoded, config.token_budget))
+            if explainer:
+                texts = [explained_text(prompt) for prompt, item in group if item is not None]
+                read = explainer.explain(list(zip(texts, encoded, strict=True)), config.token_budget)
+                points, notes = iter([one for one, _ in read]), iter([one for _, one in read])
+            else:
+                points, notes = iter(engine.score_encoded(encoded, config.token_budget)), iter([])
             for prompt, item in group:
+                if explainer:
+                    write_notes(prompt, next(notes) if item else [])
                 fill(prompt, next(points) if item else (), manifest.dimensions, weights)
                 file.append(prompt)
                 summary.count(prompt)
-                summary.tokens_one_by_one += item.shape.total_one_by_one if item else 0
+                shapes = engine.readings(item) if item else []
+                summary.tokens_one_by_one += sum(shape.total_one_by_one for shape in shapes)
                 rate = engine.tokens_read / max(time.monotonic() - started, 1e-9)
                 progress.update(1, **{"tokens/s": f"{rate:,.0f}"})
 
@@ -214,5 +225,8 @@ def run(config: ScoreConfig) -> int:
     print(
         f"{summary.tokens_read:,} tokens in {summary.seconds:.1f} s ({rate:,.0f} tokens/s); one by one it would have "
         f"been {summary.tokens_one_by_one:,} tokens ({saved:,} saved)"
+        + (f"; {summary.reads}" if summary.reads else "")
     )
+    if config.explain:
+        print(sample(config.output))
     return 0

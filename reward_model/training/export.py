@@ -17,6 +17,7 @@ from torch import nn
 
 from judge_pipeline.common.errors import UserError, disk_error
 from judge_pipeline.common.record_files import write_text
+from reward_model.data.splits import document_digests
 from reward_model.modeling.model import (
     Backbone,
     load_backbone_for_rm,
@@ -25,6 +26,7 @@ from reward_model.modeling.model import (
     save_reward_model,
 )
 from reward_model.modeling.model_card import CardFacts, render_card
+from reward_model.modeling.support import SupportReadout
 from reward_model.training.adapters import compute_dtype
 from reward_model.training.guards import say
 from reward_model.training.keep_probe import (
@@ -36,10 +38,12 @@ from reward_model.training.keep_probe import (
     write_metrics,
     write_report,
 )
+from reward_model.training.metrics import moving_together
 from reward_model.training.objective import Objective
 from reward_model.training.probe_run import ProbeResult
 from reward_model.training.run_data import EncodedData, TrainingData
 from reward_model.training.sharding import weights_are_sharded
+from reward_model.training.support import trained_support
 from reward_model.training.train_config import TrainConfig
 from reward_model.training.trainer import RewardTrainer
 
@@ -64,13 +68,16 @@ def export(
     if probe and probe_wins(metrics, probe):
         export_probe(config, data, backbone, objective, encoded, probe, notes)
         return
-    note_scale(data, backbone, objective)
+    notes += moving_together(metrics)
+    note_training(data, backbone, objective, encoded)
     trained = gathered_model(config, backbone, trainer)
     if PartialState().is_main_process:
         for note in notes:
             say(note)
         facts = card_facts(config, data, backbone, objective, metrics, encoded)
-        save(config, backbone, trained, render_card(replace(facts, notes=[*facts.notes, *notes])))
+        facts = replace(facts, notes=[*facts.notes, *notes])
+        support = trained_support(config, data, backbone, trained, None, say)
+        save(config, backbone, trained, render_card(with_support(facts, support)), support)
     finish(config)
 
 
@@ -90,24 +97,29 @@ def export_probe(
     """
     if probe is None:
         raise UserError("--method probe cannot read a model that ZeRO-3 shards", "run it without DeepSpeed")
-    note_scale(data, backbone, objective)
+    note_training(data, backbone, objective, encoded)
     if PartialState().is_main_process:
-        for note in notes:
-            say(note)
         output, metrics = config.output, probe_metrics(probe)
         facts = card_facts(config, data, backbone, objective, metrics, encoded)
+        for note in (notes := [*notes, *moving_together(metrics)]):
+            say(note)
         facts = replace(facts, readouts=probe_section(probe), notes=[*facts.notes, *notes])
         if config.method == "probe":
             write_metrics(output, probe)
         write_report(output, probe)
-        write_text(output / "README.md", render_card(facts))
         model = untouched(config, backbone, probe)
-        save_reward_model(model, backbone.tokenizer, output, backbone.manifest, probe.readout)
+        support = trained_support(config, data, backbone, model, probe.readout.spec, say)
+        facts = with_support(facts, support)
+        write_text(output / "README.md", render_card(facts))
+        save_reward_model(model, backbone.tokenizer, output, backbone.manifest, probe.readout, support)
     finish(config)
 
 
-def note_scale(data: TrainingData, backbone: Backbone, objective: Objective) -> None:
-    """Mean and spread of the training labels go into the manifest."""
+def note_training(data: TrainingData, backbone: Backbone, objective: Objective, encoded: EncodedData) -> None:
+    """What was trained on goes into the manifest: the documents, and mean and spread of their labels."""
+    read = {item.prompt_id for item in (*encoded.train, *encoded.unlabelled)}
+    documents = document_digests(item for item in (*data.train, *data.unlabelled) if item.prompt_id in read)
+    backbone.manifest = backbone.manifest.model_copy(update={"trained_documents": documents})
     if not data.preferences:
         spread = objective.standardizer
         backbone.manifest = backbone.manifest.model_copy(
@@ -143,20 +155,34 @@ def gathered_model(config: TrainConfig, backbone: Backbone, trainer: RewardTrain
     return PeftModel.from_pretrained(base.model, folder)
 
 
-def save(config: TrainConfig, backbone: Backbone, trained: nn.Module, card: str) -> None:
+def with_support(facts: CardFacts, support: SupportReadout | None) -> CardFacts:
+    """The card's facts with a line on what `--explain` is worth."""
+    if support is None:
+        return facts
+    note = f"`reward-model score --explain`: {support.spec.describe()}"
+    return replace(facts, notes=[*facts.notes, note])
+
+
+def save(
+    config: TrainConfig,
+    backbone: Backbone,
+    trained: nn.Module,
+    card: str,
+    support: SupportReadout | None = None,
+) -> None:
     """Write the model directory; an adapter goes with its head to `adapter/`, merged weights beside it."""
     output, tokenizer, manifest = config.output, backbone.tokenizer, backbone.manifest
     try:
         if config.method == "full" or not config.merge:
             write_text(output / "README.md", card)
-            save_reward_model(trained, tokenizer, output, manifest)
+            save_reward_model(trained, tokenizer, output, manifest, support=support)
             write_text(output / "README.md", card)  # PEFT puts a card of its own in this place
             return
-        save_reward_model(trained, tokenizer, output / ADAPTER, manifest)
+        save_reward_model(trained, tokenizer, output / ADAPTER, manifest, support=support)
         write_text(output / "README.md", card)
         # Merged into freshly loaded weights: those in memory may be quantized or sharded.
         merged = merge_adapter(load_reward_model(output / ADAPTER, compute_dtype(config)).model)
-        save_reward_model(merged, tokenizer, output, manifest)
+        save_reward_model(merged, tokenizer, output, manifest, support=support)
     except OSError as error:
         raise disk_error(error, output) from error
 
