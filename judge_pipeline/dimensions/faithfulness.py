@@ -6,9 +6,8 @@ score is ten times the mean over the answer's statements.
 
 Deviations from the paper: a statement that several answers make is verified once, and one that an answer repeats
 counts once; verification does not see the question (statements are made to stand alone), so that prompts over one
-document share it where statements are verified one a call; with `statements_per_call` above 1 several statements go into one call, verdicts are keyed by
-statement, and one that is missing is asked for alone; an answer without factual statements is scored by the rule
-`no_statements`.
+document share it where statements are verified one a call; with `statements_per_call` above 1 several go into one call
+(see `verification`); an answer without factual statements is scored by the rule `no_statements`.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from typing import Any
 
 from judge_pipeline.common.records import Prompt
 from judge_pipeline.dimensions.base import Document, Outcome, Plan
-from judge_pipeline.dimensions.options import JudgeOptions, rule_points
+from judge_pipeline.dimensions.options import JudgeOptions
 from judge_pipeline.dimensions.steps import (
     VoteMean,
     answered,
@@ -71,9 +70,8 @@ class Faithfulness:
 
     def _outcome(self, items: Items | Problem, verified: dict[str, VerifiedClaim]) -> Outcome:
         if isinstance(items, Problem):
-            return Outcome.failed(
-                items.reason, f"statements: {items.detail}", {"statements": [], "rule": None}
-            )
+            nothing: dict[str, Any] = {"statements": [], "rule": None}
+            return Outcome.failed(items.reason, f"statements: {items.detail}", nothing)
         mine = [verified[text] for text in _texts(items)]
         evidence: dict[str, Any] = {"statements": [one.evidence() for one in mine], "rule": None}
         if items.capped or items.cut:
@@ -82,9 +80,7 @@ class Faithfulness:
             evidence["copied_from_example"] = items.copied
         if not mine:
             rule = self._options.no_statements
-            return rule_outcome(
-                rule, rule_points(rule), "no_statements", "the answer states no facts", evidence
-            )
+            return rule_outcome("no_statements", rule, "the answer states no facts", evidence)
         for one in mine:
             if isinstance(one.result, Problem):
                 detail = f"statement {one.claim.id}: {one.result.detail}"
@@ -115,10 +111,6 @@ def _claims(lists: dict[int, Items | Problem], document: Document) -> dict[str, 
 
 def _score_votes(verified: Sequence[VerifiedClaim], votes: int) -> list[float]:
     """The answer's score (0–10) as each vote alone would have it; statements without that vote are left out."""
-    scores = []
-    for number in range(votes):
-        worth = [support_points(one.votes[number]) for one in verified]
-        points = [value for value in worth if not isinstance(value, Problem)]
-        if points:
-            scores.append(10 * sum(points) / len(points))
-    return scores
+    worths = [[support_points(one.votes[number]) for one in verified] for number in range(votes)]
+    points = [[value for value in worth if not isinstance(value, Problem)] for worth in worths]
+    return [10 * sum(known) / len(known) for known in points if known]

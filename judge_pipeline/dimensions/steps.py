@@ -15,7 +15,7 @@ from typing import Any
 from judge_pipeline.calls.call import Call, Sampling
 from judge_pipeline.common.records import Prompt
 from judge_pipeline.dimensions.base import Outcome, Parsed, ParsedRequest, Steps
-from judge_pipeline.dimensions.options import JudgeOptions
+from judge_pipeline.dimensions.options import RULES, JudgeOptions
 from judge_pipeline.documents.language import Language, detect_language
 from judge_pipeline.prompts.templates import CaseFields, Template, build_call
 from judge_pipeline.replies.lists import Items, ListShape, example_items
@@ -48,14 +48,10 @@ def parse_replies(
 
 def _next_sample(call: Call, step: int) -> Call:
     old = call.sampling
-    new = old.model_copy(
-        update={
-            "sample": old.sample + step,
-            "seed": None if old.seed is None else old.seed + step,
-            "temperature": old.temperature or SECOND_TEMPERATURE,
-        }
-    )
-    return call.model_copy(update={"sampling": new})
+    seed = None if old.seed is None else old.seed + step
+    temperature = old.temperature or SECOND_TEMPERATURE
+    new = {"sample": old.sample + step, "seed": seed, "temperature": temperature}
+    return call.model_copy(update={"sampling": old.model_copy(update=new)})
 
 
 def request(
@@ -67,9 +63,8 @@ def request(
     options: JudgeOptions,
 ) -> ParsedRequest[Parsed]:
     """The request that asks `template` about one case and reads the reply as `shape`."""
-    call = build_call(
-        template, fields, shape, sampling, structured=options.structured, few_shot=options.few_shot
-    )
+    structured, few_shot = options.structured, options.few_shot
+    call = build_call(template, fields, shape, sampling, structured=structured, few_shot=few_shot)
     return ParsedRequest(call, answers, shape.read)
 
 
@@ -84,9 +79,7 @@ def list_request(
 ) -> ParsedRequest[Items]:
     """The request for a list (`statements`, `key_points`) taken from the case's `source`; read at temperature 0."""
     examples = example_items(template.shown(options.few_shot), field)
-    shape = ListShape(
-        template.language, options.analysis_chars, options.item_chars, field, limit, examples, fields[source]
-    )
+    shape = ListShape(template.language, *options.bounds, field, limit, examples, fields[source])
     sampling = Sampling(max_tokens=options.max_tokens, seed=options.seed)
     return request(template, fields, shape, sampling, answers, options)
 
@@ -140,16 +133,14 @@ def average(values: Sequence[float | Problem]) -> VoteMean | Problem:
     return VoteMean(statistics.fmean(points), points, spread, [problem.reason for problem in failed])
 
 
-RatingRequest = Callable[[Sampling], ParsedRequest[Rating]]
-"""The request for a rating, for one vote's sampling."""
-
-
-def ratings(wanted: Sequence[RatingRequest], options: JudgeOptions) -> Steps[list[Outcome]]:
-    """Outcomes of things that get a rating: each asked `votes` times, averaged, with its evidence."""
+def ratings(
+    answers: Sequence[int], ask: Callable[[int, Sampling], ParsedRequest[Rating]], options: JudgeOptions
+) -> Steps[dict[int, Outcome]]:
+    """Outcomes of answers that get a rating: each asked `votes` times, averaged, with its evidence."""
     votes = options.votes
     samplings = [vote_sampling(options, vote, rating=True) for vote in range(votes)]
-    read = yield from parse_replies([one(sampling) for one in wanted for sampling in samplings], votes=votes)
-    return [rated_outcome(read[start : start + votes], options) for start in range(0, len(read), votes)]
+    read = yield from parse_replies([ask(i, how) for i in answers for how in samplings], votes=votes)
+    return {i: rated_outcome(read[n * votes : (n + 1) * votes], options) for n, i in enumerate(answers)}
 
 
 def rated_outcome(votes: Sequence[Rating | Problem], options: JudgeOptions) -> Outcome:
@@ -163,11 +154,9 @@ def rated_outcome(votes: Sequence[Rating | Problem], options: JudgeOptions) -> O
         evidence["failed_votes"] = vote.failed
     if options.score == "expected":
         evidence["printed"] = [one.points for one in rated]
-        without = sum(one.expectation is None for one in rated)
-        if without:
-            evidence["fallback"] = (
-                f"{without} of {len(rated)} printed: no usable log-probabilities at the rating"
-            )
+        if without := sum(one.expectation is None for one in rated):
+            told = f"{without} of {len(rated)} printed: no usable log-probabilities at the rating"
+            evidence["fallback"] = told
     if rated[0].missed is not None:
         evidence["missed"] = list(rated[0].missed)
     return Outcome(vote.points, evidence=evidence)
@@ -179,11 +168,10 @@ def _points(rating: Rating, options: JudgeOptions) -> float:
     return rating.points
 
 
-def rule_outcome(
-    rule: str, points: float | None, name: str, problem: str, evidence: dict[str, Any]
-) -> Outcome:
+def rule_outcome(name: str, rule: str, problem: str, evidence: dict[str, Any]) -> Outcome:
     """The outcome of an answer with nothing to judge, by the rule called `name`; no points make it a failure."""
     evidence = {**evidence, "rule": f"{name}:{rule}"}
+    points = RULES[rule] if rule in RULES else float(rule)
     if points is None:
         return Outcome.failed("no_statements", problem, evidence)
     return Outcome(points, evidence=evidence)

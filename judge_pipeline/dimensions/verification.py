@@ -8,17 +8,18 @@ verdict is missing from a batch, or whose batch failed in a way that asking alon
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from judge_pipeline.dimensions.base import Document, ParsedRequest, Steps
+from judge_pipeline.dimensions.base import Document, Parsed, ParsedRequest, Steps
 from judge_pipeline.dimensions.options import JudgeOptions
 from judge_pipeline.dimensions.steps import VoteMean, average, parse_replies, request, vote_sampling
 from judge_pipeline.documents.chunking import Span
 from judge_pipeline.documents.language import Language
 from judge_pipeline.prompts.templates import CaseFields, load_template
 from judge_pipeline.replies.marks import Problem
+from judge_pipeline.replies.shape import Shape
 from judge_pipeline.replies.verdicts import VERDICT_POINTS, Support, Verdict, VerdictShape, VerdictsShape
 
 NOT_CURED_ALONE = frozenset({"http", "timeout", "stopped", "batch_error"})
@@ -51,17 +52,16 @@ class VerifiedClaim:
 
     def evidence(self) -> dict[str, Any]:
         """The statement's row in the label's evidence."""
-        verdicts = [vote for vote in self.votes if isinstance(vote, Verdict)]
-        failure = self.result if isinstance(self.result, Problem) else None
+        failed = isinstance(self.result, Problem)
         row: dict[str, Any] = {
             "id": self.claim.id,
             "text": self.claim.text,
             "verdict": None if isinstance(self.result, Problem) else _nearest(self.result.points),
-            "analysis": verdicts[0].analysis if verdicts else "",
-            "failure": failure.reason if failure else None,
-            "spans": [{"start": s.start, "end": s.end, "score": s.score} for s in self.claim.spans],
+            "analysis": next((vote.analysis for vote in self.votes if isinstance(vote, Verdict)), ""),
+            "failure": self.result.reason if isinstance(self.result, Problem) else None,
+            "spans": [asdict(span) for span in self.claim.spans],
         }
-        if len(self.votes) > 1 and failure is None:
+        if len(self.votes) > 1 and not failed:
             row["votes"] = [None if isinstance(vote, Problem) else vote.support for vote in self.votes]
         return row
 
@@ -124,30 +124,31 @@ class Verifier:
             votes[claim.id][vote] = result
 
     def _alone(self, claim: Claim, vote: int) -> ParsedRequest[Verdict]:
-        options = self._options
-        shape = VerdictShape(self._language, options.analysis_chars, options.item_chars)
-        template = load_template(f"{self._name}.verify", self._language)
-        fields: CaseFields = {"passages": self._passages([claim]), "statement": claim.text}
-        sampling = vote_sampling(options, vote, rating=False)
-        return request(template, fields, shape, sampling, claim.answers, options)
+        shape = VerdictShape(self._language, *self._options.bounds)
+        return self._request("verify", [claim], {"statement": claim.text}, shape, vote)
 
     def _together(self, batch: Sequence[Claim], vote: int) -> ParsedRequest[dict[int, Verdict | Problem]]:
-        options = self._options
+        analysis, item = self._options.bounds
         # Six analyses as long as one would run into the reply's limit.
-        each = max(1, min(options.analysis_chars, 2 * options.analysis_chars // len(batch)))
-        shape = VerdictsShape(self._language, each, options.item_chars, len(batch))
-        template = load_template(f"{self._name}.verify_many", self._language)
-        fields: CaseFields = {
-            "passages": self._passages(batch),
-            "statements": [claim.text for claim in batch],
-        }
-        sampling = vote_sampling(options, vote, rating=False)
-        answers = sorted({answer for claim in batch for answer in claim.answers})
-        return request(template, fields, shape, sampling, tuple(answers), options)
+        each = max(1, min(analysis, 2 * analysis // len(batch)))
+        shape = VerdictsShape(self._language, each, item, len(batch))
+        return self._request("verify_many", batch, {"statements": [one.text for one in batch]}, shape, vote)
 
-    def _passages(self, claims: Sequence[Claim]) -> list[str]:
-        spans = {(span.start, span.end) for claim in claims for span in claim.spans}
-        return [self._document.text[start:end] for start, end in sorted(spans)]
+    def _request(
+        self, template: str, claims: Sequence[Claim], fields: CaseFields, shape: Shape[Parsed], vote: int
+    ) -> ParsedRequest[Parsed]:
+        """The claims' passages, once each and in document order, and what is asked about them."""
+        spans = sorted(set().union(*map(_places, claims)))
+        passages = [self._document.text[start:end] for start, end in spans]
+        answers = sorted({answer for claim in claims for answer in claim.answers})
+        return request(
+            load_template(f"{self._name}.{template}", self._language),
+            {"passages": passages, **fields},
+            shape,
+            vote_sampling(self._options, vote, rating=False),
+            tuple(answers),
+            self._options,
+        )
 
 
 def group(claims: Sequence[Claim], size: int) -> list[list[Claim]]:
