@@ -14,18 +14,9 @@ from typing import Any
 
 from judge_pipeline.calls.call import Sampling
 from judge_pipeline.common.records import Prompt
+from judge_pipeline.dimensions import steps
 from judge_pipeline.dimensions.base import Document, Outcome, ParsedRequest, Plan
 from judge_pipeline.dimensions.options import JudgeOptions
-from judge_pipeline.dimensions.steps import (
-    answered,
-    in_place,
-    list_request,
-    parse_replies,
-    prompt_language,
-    ratings,
-    request,
-    rule_outcome,
-)
 from judge_pipeline.documents.chunking import Span
 from judge_pipeline.documents.citation import locate
 from judge_pipeline.prompts.fences import one_line
@@ -54,37 +45,28 @@ class Completeness:
 
     def plan(self, prompt: Prompt, document: Document) -> Plan:
         """Key points of all chunks first, then one rating an answer and vote."""
-        live = answered(prompt)
+        live = steps.answered(prompt)
         if not live:
-            return in_place(prompt, {})
-        options, language = self._options, prompt_language(self._options, document.text)
+            return steps.in_place(prompt, {})
+        options, language = self._options, steps.prompt_language(self._options, document.text)
         template = load_template(f"{self.name}.extract", language)
-        read = yield from parse_replies(
-            [
-                list_request(
-                    template,
-                    {"document": document.text[chunk.start : chunk.end], "question": prompt.query},
-                    "key_points",
-                    "document",
-                    options.max_key_points,
-                    tuple(live),
-                    options,
-                )
-                for chunk in document.chunks
-            ]
+        texts = (document.text[chunk.start : chunk.end] for chunk in document.chunks)
+        cases = [{"document": text, "question": prompt.query} for text in texts]
+        read = yield from steps.parse_replies(
+            [steps.list_request(template, case, "key_points", tuple(live), options) for case in cases]
         )
         for number, one in enumerate(read, start=1):
             if isinstance(one, Problem):
                 detail = f"key points of chunk {number} of {len(read)}: {one.detail}"
-                return in_place(prompt, dict.fromkeys(live, Outcome.failed(one.reason, detail)))
+                return steps.in_place(prompt, dict.fromkeys(live, Outcome(None, one.reason, detail)))
         items = [one for one in read if isinstance(one, Items)]
         points = _distinct(items, document)
         notes = _notes(items)
         if not points and options.no_key_points != "ask":
             evidence = {"analysis": "", "key_points": [], "votes": [], "rule": None, **notes}
             problem = "the document holds no key point on the question"
-            ruled = rule_outcome("no_key_points", options.no_key_points, problem, evidence)
-            return in_place(prompt, dict.fromkeys(live, ruled))
+            ruled = steps.rule_outcome("no_key_points", options.no_key_points, problem, evidence)
+            return steps.in_place(prompt, dict.fromkeys(live, ruled))
         cover = load_template(f"{self.name}.cover", language)
         shape = RatingShape(language, *options.bounds, len(points))
         listed = [point.text for point in points]
@@ -92,10 +74,10 @@ class Completeness:
         def ask(index: int, sampling: Sampling) -> ParsedRequest[Rating]:
             answer = prompt.responses[index].text
             fields: CaseFields = {"question": prompt.query, "key_points": listed, "answer": answer}
-            return request(cover, fields, shape, sampling, (index,), options)
+            return steps.request(cover, fields, shape, sampling, (index,), options)
 
-        rated = yield from ratings(live, ask, options)
-        return in_place(prompt, {i: _with_points(one, points, notes) for i, one in rated.items()})
+        rated = yield from steps.ratings(live, ask, options)
+        return steps.in_place(prompt, {i: _with_points(one, points, notes) for i, one in rated.items()})
 
 
 def _distinct(items: list[Items], document: Document) -> list[KeyPoint]:

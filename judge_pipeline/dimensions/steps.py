@@ -1,8 +1,7 @@
 """Steps that all dimensions take: request, request again once where the reply made no sense, vote, average.
 
-Generators in the protocol of `base`: they yield requests, are sent replies, and return what they read. A reply
-that cannot be read (`unparsable`, `out_of_range`, `empty_reply`) is asked for once more as another sample; all
-other failures are final here, since the engine has retried what a retry can cure.
+A reply that cannot be read (`RETRIED`) is asked for once more as another sample; all other failures are final here,
+since the engine has retried what a retry can cure.
 """
 
 from __future__ import annotations
@@ -10,13 +9,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from judge_pipeline.calls.call import Call, Sampling
 from judge_pipeline.common.records import Prompt
 from judge_pipeline.dimensions.base import Outcome, Parsed, ParsedRequest, Steps
 from judge_pipeline.dimensions.options import RULES, JudgeOptions
-from judge_pipeline.documents.language import Language, detect_language
+from judge_pipeline.documents.words import Language, detect_language
 from judge_pipeline.prompts.templates import CaseFields, Template, build_call
 from judge_pipeline.replies.lists import Items, ListShape, example_items
 from judge_pipeline.replies.marks import Problem
@@ -71,13 +70,14 @@ def request(
 def list_request(
     template: Template,
     fields: dict[str, str],
-    field: str,
-    source: str,
-    limit: int | None,
+    field: Literal["statements", "key_points"],
     answers: tuple[int, ...],
     options: JudgeOptions,
 ) -> ParsedRequest[Items]:
-    """The request for a list (`statements`, `key_points`) taken from the case's `source`; read at temperature 0."""
+    """The request for a list, of an answer's statements or a document's key points; read at temperature 0."""
+    source, limit = "answer", options.max_statements
+    if field == "key_points":
+        source, limit = "document", options.max_key_points
     examples = example_items(template.shown(options.few_shot), field)
     shape = ListShape(template.language, *options.bounds, field, limit, examples, fields[source])
     sampling = Sampling(max_tokens=options.max_tokens, seed=options.seed)
@@ -108,7 +108,7 @@ def answered(prompt: Prompt) -> list[int]:
 
 def in_place(prompt: Prompt, outcomes: dict[int, Outcome]) -> list[Outcome]:
     """One outcome an answer, in order, with a failure for each empty answer."""
-    empty = Outcome.failed("empty_answer", "the answer holds no text")
+    empty = Outcome(None, "empty_answer", "the answer holds no text")
     return [outcomes.get(index, empty) for index in range(len(prompt.responses))]
 
 
@@ -147,7 +147,7 @@ def rated_outcome(votes: Sequence[Rating | Problem], options: JudgeOptions) -> O
     """Average the votes on one answer. Evidence: analysis, votes, spread, and what had to be done differently."""
     vote = average([one if isinstance(one, Problem) else _points(one, options) for one in votes])
     if isinstance(vote, Problem):
-        return Outcome.failed(vote.reason, vote.detail, {"analysis": "", "votes": [], "spread": None})
+        return Outcome(None, vote.reason, vote.detail, {"analysis": "", "votes": [], "spread": None})
     rated = [one for one in votes if isinstance(one, Rating)]
     evidence: dict[str, Any] = {"analysis": rated[0].analysis, "votes": vote.values, "spread": vote.spread}
     if vote.failed:
@@ -173,5 +173,5 @@ def rule_outcome(name: str, rule: str, problem: str, evidence: dict[str, Any]) -
     evidence = {**evidence, "rule": f"{name}:{rule}"}
     points = RULES[rule] if rule in RULES else float(rule)
     if points is None:
-        return Outcome.failed("no_statements", problem, evidence)
+        return Outcome(None, "no_statements", problem, evidence)
     return Outcome(points, evidence=evidence)

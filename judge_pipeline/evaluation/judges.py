@@ -19,8 +19,7 @@ import numpy as np
 from judge_pipeline.calls.call import Call, Reply
 from judge_pipeline.calls.store import CallStore
 from judge_pipeline.engines.base import Engine
-from judge_pipeline.engines.judge_config import JudgeConfig
-from judge_pipeline.engines.open import open_engine
+from judge_pipeline.engines.open import JudgeConfig, open_engine
 from judge_pipeline.engines.run_calls import run_calls
 from judge_pipeline.evaluation.holistic import holistic_call, read_holistic
 from judge_pipeline.evaluation.pairwise import judge_pair, pair_calls, vote_summary

@@ -13,7 +13,7 @@ from typing import Any
 
 from judge_pipeline.calls.call import Call, FailureReason, Reply, Sampling
 from judge_pipeline.common.records import Prompt
-from judge_pipeline.documents.language import detect_language
+from judge_pipeline.documents.words import detect_language
 from judge_pipeline.prompts.templates import build_call, load_template
 from judge_pipeline.replies.choices import Choice, ChoiceShape
 from judge_pipeline.replies.marks import Problem
