@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -52,7 +52,7 @@ from reward_model.data.splits import hash_fraction
 from reward_model.modeling.features import LayerReader, decoder_layers, mean_token, passes
 from reward_model.modeling.fold_ridge import Rows, choose_penalties, fit_rows, fold_predictions
 from reward_model.modeling.model import Backbone, load_backbone_for_rm
-from reward_model.modeling.readout import VIEWS, view_features
+from reward_model.modeling.readout import VIEWS, View, view_features
 from reward_model.modeling.span_states import attention_to
 from reward_model.modeling.support import token_spans
 from reward_model.shared_prefix.exactness import prepare_shared_prefix
@@ -181,7 +181,7 @@ def story_cases(path: Path, places: Mapping[str, Any]) -> list[Case]:
                 at = start + len(text.strip())
                 told.append(Sentence(start, at, float(label)))
             sentences.append(told)
-        empty = [[set() for _ in told] for told in sentences]
+        empty: list[list[set[int]]] = [[set() for _ in told] for told in sentences]
         cases.append(Case(prompt, sentences, _segments(prompt, [], places), empty, empty))
     return cases
 
@@ -268,7 +268,7 @@ def read_all(
     for number, case in enumerate(cases, 1):
         file = args.work / f"{args.base_model.replace('/', '_')}-{case.prompt.id}.npz"
         if not file.is_file():
-            np.savez(file.with_suffix(".tmp.npz"), **read_case(backbone, case, layers, watched))
+            np.savez(file.with_suffix(".tmp.npz"), **read_case(backbone, case, layers, watched))  # type: ignore[arg-type]
             file.with_suffix(".tmp.npz").rename(file)
             print(f"read {number}/{len(cases)}: {case.prompt.id}", flush=True)
         with np.load(file) as stored:
@@ -402,7 +402,7 @@ def main() -> None:
         best = None
         for place in range(len(layers)):
             one, other = sides[0][keep][:, place], sides[1][keep][:, place]
-            features = other if view == "withheld" else view_features(view, one, other)
+            features = other if view == "withheld" else view_features(cast(View, view), one, other)
             choice = choose_penalties(rows, features)
             if best is None or choice.score > best[0].score:
                 best = choice, features, place
@@ -413,7 +413,7 @@ def main() -> None:
         name = f"support readout, {view}"
         tables["judged"][name] = {"layer": layers[place], **with_interval(truth, predicted, document, called)}
         fitted, (a, b) = fit_rows(rows, features, choice.penalties), (side[:, place] for side in story_sides)
-        value = fitted(b if view == "withheld" else view_features(view, a, b))[:, 0].numpy()
+        value = fitted(b if view == "withheld" else view_features(cast(View, view), a, b))[:, 0].numpy()
         called = value >= best_threshold(predicted, truth)
         tables["storysumm"][name] = with_interval(story_truth, value, story_document, called)
     free["log-probability"] = np.concatenate([one["log-probability"] for one in read])
