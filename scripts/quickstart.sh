@@ -84,7 +84,7 @@ taught=("$run/labels")
 [ "$judge_model$judge_url" != smollm2 ] || taught=(scripts/demo/judged/labels.jsonl --prompts scripts/demo/judged/prompts.jsonl)
 stage train "a reward model learns from a judge's labels" \
     reward-model train "${taught[@]}" --base-model "$model" --output "$run/reward_model" \
-    --method probe --eval-fraction 0.25 --token-budget 4096 --allow-constant
+    --method probe --eval-fraction 0.25 --evidence off --token-budget 4096 --allow-constant
 stage evaluate "the reward model beside the judge, on documents it never saw, with and without the document" \
     reward-model evaluate "$run/reward_model" "${taught[0]}" "${taught[@]:1}" --output "$run/fidelity"
 stage score "the reward model scores the other half, without the judge" \
