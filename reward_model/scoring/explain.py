@@ -114,6 +114,7 @@ class Explainer:
         self.model = model
         self.support: SupportReadout = model.support
 
+    @torch.no_grad()
     def explain(
         self, prompts: Sequence[tuple[PromptText, EncodedPrompt]], token_budget: int
     ) -> list[tuple[Array, Notes]]:
