@@ -116,6 +116,16 @@ def read_views(
     return read[0], read[1] if withheld else None
 
 
+def _layer_features(view: View, document_S_L_H: Tensor, withheld_S_L_H: Tensor | None) -> list[Tensor]:
+    """The features of each layer that was read."""
+    return [
+        view_features(
+            view, document_S_L_H[:, place], None if withheld_S_L_H is None else withheld_S_L_H[:, place]
+        )
+        for place in range(document_S_L_H.shape[1])
+    ]
+
+
 def _within(
     window: int, items: Sequence[Example], renderer: PromptRenderer
 ) -> tuple[list[Example], list[EncodedPrompt]]:
@@ -177,10 +187,7 @@ def fit_support(
             progress=progress,
         )
     rows = support_rows(found, documents, seed)
-    features_L = [
-        view_features(view, document[:, place], None if withheld is None else withheld[:, place])
-        for place in range(len(layers))
-    ]
+    features_L = _layer_features(view, document, withheld)
     choices = [choose_penalties(rows, features) for features in features_L]
     place = max(range(len(layers)), key=lambda place: choices[place].score)
     choice, layer, features = choices[place], layers[place], features_L[place]
