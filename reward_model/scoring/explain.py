@@ -186,7 +186,7 @@ class Explainer:
         document = rows.whole(states[:, 0])
         readout = self.model.readout
         if readout is None:
-            return np.asarray(apply_head(self.model.model, document.to(self.model.device)).cpu())
+            return np.asarray(apply_head(self.model.model, document.to(self.model.device)).detach().cpu())
         bare = None if withheld is None else rows.whole(withheld[:, 0])
         return readout.apply(document, bare).numpy()
 
