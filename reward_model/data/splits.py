@@ -7,7 +7,7 @@ Documents count as the same when their ids or their texts (white space aside) ag
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from judge_pipeline.common.errors import UserError
 from reward_model.data.examples import Example
@@ -16,6 +16,15 @@ from reward_model.data.examples import Example
 def text_key(context: str) -> str:
     """A document's identity by its words: white space and letter case do not make another document."""
     return hashlib.sha256(" ".join(context.lower().split()).encode()).hexdigest()
+
+
+def document_digests(items: Iterable[Example]) -> list[str]:
+    """Two digests a document, of its id and of its text: what a model remembers of what it was trained on.
+
+    The first 16 hexadecimal digits of SHA-256 of `id:` and the document's id, and of `text:` and `text_key`.
+    """
+    names = {name for item in items for name in (f"id:{item.document_id}", f"text:{text_key(item.context)}")}
+    return sorted(hashlib.sha256(name.encode()).hexdigest()[:16] for name in names)
 
 
 def document_groups(items: Sequence[Example]) -> list[str]:
