@@ -187,8 +187,7 @@ class StepOrder(BatchOrder):
 
     The prompts of a step are drawn anew each epoch; steps differ by one prompt at most. Those of a step are dealt to
     `passes` sequences on each process, as evenly as their tokens allow, so every step takes as many passes, and which
-    prompts it has depends neither on them nor on the number of processes. Prompts that a contrast joins count as one and
-    stay in one sequence.
+    prompts it has depends neither on them nor on the number of processes. Prompts that contrasts join stay together.
     """
 
     def __init__(
@@ -205,7 +204,7 @@ class StepOrder(BatchOrder):
         self._tokens = group_tokens(items, self._groups)
         shortest = min(range(len(items)), key=lambda index: items[index].shape.total)
         super().__init__([[shortest]], len(items), seed=seed, rank=rank, world=world)
-        self.passes, self.steps = passes, step_count(len(self._groups), prompts_per_step)
+        self.passes, self.steps = passes, step_count(len(self._groups), len(items), prompts_per_step)
 
     def __len__(self) -> int:
         return self.steps * self.passes
@@ -213,32 +212,31 @@ class StepOrder(BatchOrder):
     def __iter__(self) -> Iterator[list[int]]:
         for step in steps_of_epoch(len(self._tokens), self.steps, self.seed, self.epoch):
             sequences = deal(step, self._tokens, self.passes * self.world)
-            mine = sequences[self.rank :: self.world]
-            batches = ([index for group in one for index in self._groups[group]] for one in mine)
-            yield from (batch or self._filler for batch in batches)
+            for sequence in sequences[self.rank :: self.world]:
+                yield [index for group in sequence for index in self._groups[group]] or self._filler
 
 
 def group_tokens(items: Sequence[EncodedPrompt], groups: Sequence[Sequence[int]]) -> list[int]:
-    """Tokens of the prompts of each group together."""
+    """Tokens of each group of prompts."""
     return [sum(items[index].shape.total for index in group) for group in groups]
 
 
-def step_count(prompts: int, prompts_per_step: int) -> int:
-    """Optimiser steps of an epoch."""
-    return max(1, round(prompts / prompts_per_step))
+def step_count(groups: int, prompts: int, prompts_per_step: int) -> int:
+    """Optimiser steps of an epoch, each with a group at least."""
+    return max(1, min(groups, round(prompts / prompts_per_step)))
 
 
-def steps_of_epoch(prompts: int, steps: int, seed: int, epoch: int) -> list[list[int]]:
-    """The prompts of each optimiser step, drawn from (seed, epoch)."""
-    order = np.random.default_rng([seed, epoch]).permutation(prompts)
+def steps_of_epoch(groups: int, steps: int, seed: int, epoch: int) -> list[list[int]]:
+    """The groups of each optimiser step, drawn from (seed, epoch)."""
+    order = np.random.default_rng([seed, epoch]).permutation(groups)
     return [step.tolist() for step in np.array_split(order, steps)]
 
 
-def deal(prompts: Sequence[int], tokens: Sequence[int], sequences: int) -> list[list[int]]:
-    """Prompts in so many sequences, the longest prompt first and each to the sequence that is shortest so far."""
+def deal(groups: Sequence[int], tokens: Sequence[int], sequences: int) -> list[list[int]]:
+    """Groups in so many sequences, the longest first and each to the sequence that is shortest so far."""
     dealt: list[list[int]] = [[] for _ in range(sequences)]
     length = [0] * sequences
-    for index in sorted(prompts, key=lambda index: -tokens[index]):
+    for index in sorted(groups, key=lambda index: -tokens[index]):
         place = min(range(sequences), key=lambda place: length[place])
         dealt[place].append(index)
         length[place] += tokens[index]
@@ -254,12 +252,13 @@ def passes_per_step(
     epochs: int,
     world: int,
 ) -> int:
-    """The fewest passes a process can take in every step of a run, with no sequence of several prompts over the budget."""
-    tokens = group_tokens(items, contrasted(items))
-    steps = step_count(len(tokens), prompts_per_step)
+    """The fewest passes a process can take in every step of a run, with no sequence of several groups over the budget."""
+    groups = contrasted(items)
+    tokens = group_tokens(items, groups)
+    steps = step_count(len(groups), len(items), prompts_per_step)
     found = 1
     for epoch in range(epochs):
-        for step in steps_of_epoch(len(tokens), steps, seed, epoch):
+        for step in steps_of_epoch(len(groups), steps, seed, epoch):
             while any(
                 len(one) > 1 and sum(tokens[index] for index in one) > token_budget
                 for one in deal(step, tokens, found * world)

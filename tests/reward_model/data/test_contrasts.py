@@ -260,10 +260,10 @@ def test_steps_of_so_many_prompts_keep_them_together_too(tmp_path):
     added = add_contrasts(written(tmp_path, records()), [example()], [], DIMENSIONS)
     items = encode_examples(added.train, encode)  # p, p~d, q
     total = items[0].shape.total + items[1].shape.total
-    passes = passes_per_step(items, 2, total, seed=0, epochs=3, world=1)
+    passes = passes_per_step(items, 3, total, seed=0, epochs=3, world=1)
     assert passes == 2
     for epoch in range(3):
-        order = StepOrder(items, 2, passes, seed=0)
+        order = StepOrder(items, 3, passes, seed=0)
         order.set_epoch(epoch)
         assert sorted(map(sorted, order)) == [[0, 1], [2]]
     assert passes_per_step(items, 1, total, seed=0, epochs=3, world=1) == 1
