@@ -91,14 +91,14 @@ def read_features(
         IndexError: the model has no such layer.
         UserError: the model cannot be exact.
     """
-    reader = _LayerReader(model, layers, POOLINGS[pooling])
+    reader = LayerReader(model, layers, POOLINGS[pooling])
     features: dict[int, Tensor] = {}
     with reader.attached():
         for group in token_batches(prompts, token_budget):
             read = torch.cat(
                 [
                     reader.read(forward, spans)
-                    for forward, spans in _passes(model, [prompts[i] for i in group], token_budget, shared)
+                    for forward, spans in passes(model, [prompts[i] for i in group], token_budget, shared)
                 ]
             )
             counts = [len(prompts[index].answers) for index in group]
@@ -112,7 +112,7 @@ Pass = tuple[Callable[[], Tensor], Sequence[Span]]
 """A forward pass, which returns final hidden states (T, H), and the token spans of its answers."""
 
 
-def _passes(
+def passes(
     model: nn.Module, prompts: Sequence[EncodedPrompt], token_budget: int, shared: bool
 ) -> Iterator[Pass]:
     """The passes that read all answers of the prompts, in order."""
@@ -129,7 +129,7 @@ def _passes(
         yield partial(shared_forward, model, input_ids, layout), layout.answer_spans
 
 
-class _LayerReader:
+class LayerReader:
     """Pools the answers' hidden states on their way through the model: what goes into layer i came out of i - 1."""
 
     def __init__(

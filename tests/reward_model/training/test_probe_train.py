@@ -148,10 +148,10 @@ def test_the_better_one_wins_by_pairs_in_order(tmp_path):
     outputs = {"a": {"readout": {"pairs": {"value": 0.7}}}, "reward": {"readout": {"pairs": {"value": 0.8}}}}
     probe = ProbeResult(None, torch.zeros(1, 1), {"held_out": {"outputs": outputs}})
     assert pair_score(probe.figures, "readout") == pytest.approx(0.75)
-    metrics = {"eval_a_pair_accuracy": 0.9, "eval_reward_pair_accuracy": 0.5, "eval_loss": 9.0}
+    metrics = {"eval_pair_accuracy": 0.7, "eval_loss": 9.0}
     assert trained_score(metrics) == pytest.approx(0.7)
     assert probe_wins(metrics, probe)
-    assert not probe_wins(metrics | {"eval_reward_pair_accuracy": 0.7}, probe)
+    assert not probe_wins(metrics | {"eval_pair_accuracy": 0.8}, probe)
     assert not probe_wins(metrics, ProbeResult(None, torch.zeros(1, 1), {"held_out": None}))
 
 
@@ -247,6 +247,16 @@ def test_outputs_that_move_together_are_said_to(tiny_base, label_run, tmp_path):
     figures = held_out_figures(items, documents, points, DIMENSIONS, torch.ones(4))
     assert not any("move together" in line or "rest on" in line for line in remarks(figures))
     assert scored_rows(items, apart)[0]["predictions"].shape == (5, 4)
+
+
+def test_where_weights_are_sharded_the_first_process_reads_a_copy(
+    label_run, tiny_base, tmp_path, monkeypatch
+):
+    run = label_run(count=20)
+    whole = train(settings(run, tiny_base, tmp_path / "whole"))
+    monkeypatch.setattr(probe_run, "weights_are_sharded", lambda: True)
+    out = train(settings(run, tiny_base, tmp_path / "out"))
+    assert (out / READOUT_FILE).read_bytes() == (whole / READOUT_FILE).read_bytes()
 
 
 def test_sharded_weights_are_not_read_by_zero(label_run, tiny_base, tmp_path, monkeypatch):
