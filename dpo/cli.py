@@ -5,59 +5,48 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from dpo.evaluate import evaluate
-from dpo.pairs import pairs, score_short
-from dpo.sample import sample
-from dpo.train import train_config
+from dpo.evaluate.evaluate_config import EvaluateConfig
+from dpo.pairs.pairs_config import PairsConfig
+from dpo.pairs.score_short import ScoreShortConfig
+from dpo.sample.sample_config import SampleConfig
+from dpo.train.train_config import TrainConfig
 from judge_pipeline.common.config import Command
 from judge_pipeline.common.config import main as run_main
-
-
-def _train(config: train_config.TrainConfig) -> int:
-    from dpo.train import train  # TRL takes seconds to import, which `dpo pairs --help` should not
-    from reward_model.training.guards import show_log
-    from reward_model.training.processes import leave_together
-
-    show_log()
-    status = train.run(config)
-    leave_together()
-    return status
-
 
 COMMANDS = (
     Command(
         "sample",
         "Draw several answers to every prompt from the model that will be trained.",
-        sample.SampleConfig,
-        sample.run,
+        SampleConfig,
+        "dpo.sample.sample:run",
         "dpo sample prompts.jsonl --model smollm2 --output answered.jsonl --n 10",
     ),
     Command(
         "pairs",
         "Turn scored answers into preference pairs, best against worst.",
-        pairs.PairsConfig,
-        pairs.run,
+        PairsConfig,
+        "dpo.pairs.pairs:run",
         "dpo pairs scored.jsonl --output pairs.jsonl --min-margin 0.5",
     ),
     Command(
         "train",
         "DPO with cross-entropy on the pairs, the prompt of each pair encoded once.",
-        train_config.TrainConfig,
-        _train,
+        TrainConfig,
+        "dpo.train.train:run",
         "dpo train pairs.jsonl --model smollm2 --output runs/dpo --method lora",
     ),
     Command(
         "evaluate",
         "Compare two models' answers to the same prompts: win, tie, loss, rewards, lengths, supported facts.",
-        evaluate.EvaluateConfig,
-        evaluate.run,
+        EvaluateConfig,
+        "dpo.evaluate.evaluate:run",
         "dpo evaluate after.jsonl before.jsonl --reward-model runs/rm --output runs/compare",
     ),
     Command(
         "score-short",
         "Score answers with a reward model that never sees the document (the paper's short-context arm).",
-        score_short.ScoreShortConfig,
-        score_short.run,
+        ScoreShortConfig,
+        "dpo.pairs.score_short:run",
         "dpo score-short answered.jsonl --reward-model short-rm --output scored-short.jsonl",
     ),
 )

@@ -17,15 +17,16 @@ from judge_pipeline import __version__
 from judge_pipeline import cli as judge_cli
 from judge_pipeline.common.config import Command, build_parser, leaves
 from reward_model import cli as reward_cli
+from scripts.structure import PACKAGES
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = {
     "judge-pipeline": (judge_cli.main, judge_cli.COMMANDS),
-    "reward-model": (reward_cli.main, reward_cli.commands()),
+    "reward-model": (reward_cli.main, reward_cli.COMMANDS),
     "dpo": (dpo_cli.main, dpo_cli.COMMANDS),
 }
 COMMANDS = [(prog, command) for prog, (_, commands) in PROGRAMS.items() for command in commands]
-READMES = [ROOT / "README.md", *sorted(ROOT.glob("*/README.md"))]
+READMES = [ROOT / "README.md", *(ROOT / package / "README.md" for package in PACKAGES)]
 IDS = [f"{prog} {command.name}" for prog, command in COMMANDS]
 
 

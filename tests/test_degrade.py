@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from judge_pipeline.common.records import DIMENSIONS, Prompt, Response
-from judge_pipeline.statistics.baselines import sentences, words
+from judge_pipeline.documents.words import sentences, words
 
 _SPEC = importlib.util.spec_from_file_location(
     "degrade", Path(__file__).resolve().parents[1] / "scripts" / "bench" / "degrade.py"

@@ -21,63 +21,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, model_validator
-
+from dpo.evaluate.evaluate_config import EvaluateConfig
 from dpo.evaluate.match import Match, match_files, take_labels, vote_by_reward
 from dpo.evaluate.page import evaluation_page, print_evaluation
 from dpo.evaluate.stats import evaluation
 from judge_pipeline.calls.call import Call
-from judge_pipeline.common.config import Config
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.progress import Progress
 from judge_pipeline.common.quiet import quiet_libraries
 from judge_pipeline.common.record_files import write_text
-from judge_pipeline.common.run_dir import EXISTING_HELP, Existing, prepare_run
+from judge_pipeline.common.run_dir import prepare_run
 from judge_pipeline.engines.judge_config import JudgeConfig
-
-HOW: dict[str, Any] = {"identity": False}
-
-
-class EvaluateConfig(Config):
-    """Settings of `dpo evaluate`."""
-
-    a: Path = Field(
-        description="answers of model A, e.g. the trained one", json_schema_extra={"positional": True}
-    )
-    b: Path = Field(
-        description="answers of model B, e.g. the one before", json_schema_extra={"positional": True}
-    )
-    output: Path = Field(description="directory of the evaluation")
-    existing: Existing = Field("refuse", description=EXISTING_HELP, json_schema_extra=HOW)
-    name_a: str = Field("A", description="what the report calls model A")
-    name_b: str = Field("B", description="what the report calls model B")
-    reward_model: Path | None = Field(
-        None, description="reward model that scores both; none takes the files' rewards"
-    )
-    labels_a: Path | None = Field(None, description="label run over A's answers; its rewards decide")
-    labels_b: Path | None = Field(None, description="label run over B's answers")
-    pairwise: bool = Field(False, description="ask the judge about each pair of answers, in both orders")
-    judge: JudgeConfig = Field(
-        default_factory=lambda: JudgeConfig.model_validate({}), description="who is asked with --pairwise"
-    )
-    tie_margin: float = Field(0.1, ge=0, description="points of reward within which two answers are as good")
-    bootstrap: int = Field(2000, ge=100, description="resamples of the documents for the intervals")
-    show: int = Field(
-        100, ge=0, description="prompts shown side by side in the report", json_schema_extra=HOW
-    )
-    seed: int = Field(0, description="of the resampling")
-
-    @model_validator(mode="after")
-    def _one_decides(self) -> EvaluateConfig:
-        if (self.labels_a is None) != (self.labels_b is None):
-            raise ValueError("--labels-a and --labels-b go together")
-        if sum((self.reward_model is not None, self.labels_a is not None)) > 1:
-            raise ValueError("--reward-model and --labels-a/-b: one of them gives the rewards")
-        if self.judge.batch_out or self.judge.batch_in:
-            raise ValueError(
-                "batch files serve `judge-pipeline label` only: name an endpoint or a local judge"
-            )
-        return self
 
 
 def score_with(model_dir: Path, matches: Sequence[Match]) -> None:
@@ -108,8 +62,8 @@ def score_with(model_dir: Path, matches: Sequence[Match]) -> None:
 
 async def _ask(judge: JudgeConfig, matches: Sequence[Match], store_path: Path) -> dict[str, Any]:
     from judge_pipeline.calls.store import CallStore
-    from judge_pipeline.engines.ask_all import ask_all
     from judge_pipeline.engines.open import open_engine
+    from judge_pipeline.engines.run_calls import run_calls
     from judge_pipeline.evaluation.pairwise import judge_pair, pair_calls, vote_summary
 
     store = CallStore(store_path)
@@ -122,7 +76,7 @@ async def _ask(judge: JudgeConfig, matches: Sequence[Match], store_path: Path) -
                     update={"responses": [match.answers[0][0], match.answers[1][0]]}
                 )
                 calls += pair_calls(pair, 0, 1, structured=engine.supports_schema)
-            replies = await ask_all(engine, store, calls, "pairwise")
+            replies = await run_calls(engine, store, calls, "pairwise")
         finally:
             await engine.close()
     finally:

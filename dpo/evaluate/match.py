@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from dpo.judged import as_judged, labels_by_answer
 from judge_pipeline.common.errors import DataError, UserError
-from judge_pipeline.common.record_files import read_labels, read_prompts
+from judge_pipeline.common.record_files import read_prompts
 from judge_pipeline.common.records import Label, Prompt, Response
 from judge_pipeline.replies.verdicts import VERDICT_POINTS
 
@@ -83,18 +84,14 @@ def match_files(first: Path, second: Path) -> tuple[list[Match], dict[str, int]]
 
 def take_labels(matches: Iterable[Match], runs: tuple[Path, Path]) -> None:
     """Give every answer the judge's scores and reward, and keep the labels for their evidence."""
-    found = [{(row.prompt_id, row.response_id): row for row in read_labels(path)} for path in runs]
+    found = [labels_by_answer(path) for path in runs]
     for match in matches:
-        for side in (0, 1):
-            for position, answer in enumerate(match.answers[side]):
-                label = found[side].get((match.prompt.id, answer.id))
-                update = {
-                    "scores": label.scores if label else None,
-                    "reward": label.reward if label else None,
-                }
-                match.answers[side][position] = answer.model_copy(update=update)
+        for answers, labels, kept in zip(match.answers, found, match.labels, strict=True):
+            for position, answer in enumerate(answers):
+                label = labels.get((match.prompt.id, answer.id))
+                answers[position] = as_judged(answer, label)
                 if label:
-                    match.labels[side][answer.id] = label
+                    kept[answer.id] = label
 
 
 def facts_of(label: Label) -> tuple[int, float] | None:

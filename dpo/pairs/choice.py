@@ -13,12 +13,10 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
+from dpo.pairs.pairs_config import Arm
+from dpo.pairs.score_short import SHORT_REWARD
 from judge_pipeline.common.records import Prompt, Response, Scores
 from judge_pipeline.common.weighting import weighted_reward
-
-Arm = Literal["best-worst", "contrast", "short-context-rm"]
-SHORT_REWARD = "short_context_reward"
-"""Field of a response that `dpo score-short` writes."""
 
 EXCLUDING_FLAGS = ("empty", "truncated", "refused", "duplicate")
 

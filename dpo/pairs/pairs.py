@@ -7,76 +7,28 @@ margins, the lengths of chosen against rejected, and how often each dimension de
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import Field, model_validator
 
 from dpo.chat import to_messages
-from dpo.pairs.choice import EXCLUDING_FLAGS, Arm, Choice, Rules, choose, weights_for
+from dpo.judged import as_judged, labels_by_answer
+from dpo.pairs.choice import EXCLUDING_FLAGS, Choice, Rules, choose, weights_for
+from dpo.pairs.pairs_config import Arm, PairsConfig
 from dpo.pairs.records import Pair, read_pairs
 from dpo.pairs.report import pair_report, print_report
-from judge_pipeline.common.config import Config
 from judge_pipeline.common.errors import UserError
-from judge_pipeline.common.record_files import read_labels, read_prompts, write_records, write_text
-from judge_pipeline.common.records import DIMENSIONS, Label, Prompt, Scores
+from judge_pipeline.common.record_files import read_prompts, write_records, write_text
+from judge_pipeline.common.records import DIMENSIONS, Prompt, Scores
 from judge_pipeline.common.run_dir import check_place, describe_run, write_run_yaml
-
-FlagName = Literal["empty", "truncated", "refused", "duplicate"]
-
-
-class PairsConfig(Config):
-    """Settings of `dpo pairs`."""
-
-    scored: Path = Field(description="prompts with scored responses", json_schema_extra={"positional": True})
-    output: Path = Field(description="file to write, .jsonl or .parquet")
-    labels: Path | None = Field(
-        None, description="label run whose rewards are used instead of the file's own"
-    )
-    arm: Arm = Field("best-worst", description="which baseline of the paper: best-worst is LongReward itself")
-    pairs: Literal["best-worst", "all"] = Field(
-        "best-worst", description="one pair a prompt, or all above the margin"
-    )
-    min_responses: int = Field(5, ge=2, description="scored answers a prompt must have")
-    min_margin: float = Field(
-        0.0, ge=0, description="least difference of rewards, in points; ties are always dropped"
-    )
-    keep_flagged: list[FlagName] = Field(
-        default_factory=list, description="flagged answers to use all the same, e.g. truncated"
-    )
-    weights: dict[str, float] = Field(
-        default_factory=dict,
-        description="dimension weights, faithfulness=2,…; others weigh 1; none takes the rewards as they stand",
-    )
-    task_weights: Path | None = Field(
-        None, description="YAML or JSON file: task → dimension → weight; others weigh 1"
-    )
-    reference: str | None = Field(None, description="contrast: id or source of the given reference answer")
-    contrast_rejected: Literal["random", "worst"] = Field(
-        "random", description="contrast: which sampled answer"
-    )
-    mix: Path | None = Field(None, description="short-context preference pairs to mix in")
-    mix_proportion: float = Field(0.0, ge=0, lt=1, description="their share of the output")
-    seed: int = Field(0, description="seed of random choices (contrast, mixing)")
-
-    @model_validator(mode="after")
-    def _belong_together(self) -> PairsConfig:
-        if (self.arm == "contrast") != (self.reference is not None):
-            raise ValueError("--arm contrast and --reference go together")
-        if self.arm == "short-context-rm" and (self.weights or self.task_weights):
-            raise ValueError(
-                "--arm short-context-rm has one reward: --weights and --task-weights do not apply"
-            )
-        if (self.mix is None) != (self.mix_proportion == 0):
-            raise ValueError("--mix and --mix-proportion go together")
-        if "duplicate" in self.keep_flagged or "empty" in self.keep_flagged:
-            raise ValueError("--keep-flagged: empty and doubled answers never make a pair")
-        return self
+from judge_pipeline.common.weighting import full_weights
 
 
 def read_task_weights(path: Path | None) -> dict[str, dict[str, float]] | None:
@@ -99,11 +51,6 @@ def read_task_weights(path: Path | None) -> dict[str, dict[str, float]] | None:
 
 def rules_of(config: PairsConfig) -> Rules:
     """The selection's rules from the settings."""
-    task_weights = read_task_weights(config.task_weights)
-    for flag, weights in (("--weights", config.weights), *_by_task(task_weights)):
-        for name, weight in weights.items():
-            if not 0 <= weight < float("inf"):
-                raise UserError(f"{flag}: {name}={weight:g} is not a weight", "weights are numbers from 0 up")
     return Rules(
         arm=config.arm,
         every_pair=config.pairs == "all",
@@ -111,19 +58,15 @@ def rules_of(config: PairsConfig) -> Rules:
         min_margin=config.min_margin,
         keep_flagged=frozenset(config.keep_flagged),
         weights=config.weights or None,
-        task_weights=task_weights,
+        task_weights=read_task_weights(config.task_weights),
         reference=config.reference,
         contrast_rejected=config.contrast_rejected,
         seed=config.seed,
     )
 
 
-def _by_task(task_weights: dict[str, dict[str, float]] | None) -> list[tuple[str, dict[str, float]]]:
-    return [(f"--task-weights, task '{task}'", row) for task, row in (task_weights or {}).items()]
-
-
 def check_weights_used(rules: Rules, dimensions: set[str], tasks: set[str]) -> None:
-    """Name weights that weigh nothing in the file.
+    """Refuse weights that weigh nothing in the file, and those that are none.
 
     Args:
         rules: with the weights.
@@ -131,13 +74,11 @@ def check_weights_used(rules: Rules, dimensions: set[str], tasks: set[str]) -> N
         tasks: that some prompt has.
 
     Raises:
-        UserError: a dimension has no score anywhere; a task that no prompt has is a warning.
+        UserError: see `full_weights`; a task that no prompt has is a warning.
     """
-    for flag, weights in (("--weights", rules.weights or {}), *_by_task(rules.task_weights)):
-        for name in weights:
-            if name not in dimensions:
-                known = ", ".join(sorted(dimensions)) or "none"
-                raise UserError(f"{flag}: no answer has a score of '{name}'", f"dimensions here: {known}")
+    by_task = {f"--task-weights, task '{task}'": row for task, row in (rules.task_weights or {}).items()}
+    for flag, weights in {"--weights": rules.weights or {}, **by_task}.items():
+        full_weights(weights, sorted(dimensions), "no answer has a score of '{name}'", flag)
     for task in sorted(set(rules.task_weights or {}) - tasks):
         print(f"warning: --task-weights: no prompt has the task '{task}'", file=sys.stderr)
 
@@ -147,15 +88,9 @@ def _with_labels(prompts: Iterator[Prompt], path: Path | None) -> Iterator[Promp
     if path is None:
         yield from prompts
         return
-    labels: dict[tuple[str, str], Label] = {
-        (row.prompt_id, row.response_id): row for row in read_labels(path)
-    }
+    labels = labels_by_answer(path)
     for prompt in prompts:
-        responses = []
-        for response in prompt.responses:
-            label = labels.get((prompt.id, response.id))
-            update = {"scores": label.scores if label else None, "reward": label.reward if label else None}
-            responses.append(response.model_copy(update=update))
+        responses = [as_judged(item, labels.get((prompt.id, item.id))) for item in prompt.responses]
         yield prompt.model_copy(update={"responses": responses})
 
 
@@ -222,15 +157,9 @@ def mixed_in(rows: list[dict[str, Any]], config: PairsConfig) -> list[dict[str, 
 
 def _known(pair: Pair) -> dict[str, Any]:
     """What a mixed pair brings of our own columns; documents of its own are told apart from ours."""
+    text = "\x1f".join(turn.content for turn in pair.prompt)
     row = pair.model_dump(include=set(Pair.model_fields) - {"chosen_scores", "rejected_scores"})
-    return {**row, "document_id": pair.document_id or f"mix:{hash_text(pair)}"}
-
-
-def hash_text(pair: Pair) -> str:
-    """A name for a prompt without an id."""
-    import hashlib
-
-    return hashlib.sha256("\x1f".join(turn.content for turn in pair.prompt).encode()).hexdigest()[:16]
+    return {**row, "document_id": pair.document_id or f"mix:{hashlib.sha256(text.encode()).hexdigest()[:16]}"}
 
 
 def run(config: PairsConfig) -> int:
@@ -267,12 +196,6 @@ def run(config: PairsConfig) -> int:
     write_records(config.output, rows)
     write_run_yaml(run_file, describe_run(config, "dpo pairs", inputs))
     report_path = Path(f"{config.output}.report.json")
-    write_text(report_path, _json(report))
+    write_text(report_path, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     print_report(report, config.output, report_path, sys.stdout)
     return 0
-
-
-def _json(report: dict[str, Any]) -> str:
-    import json
-
-    return json.dumps(report, indent=2, ensure_ascii=False) + "\n"

@@ -45,7 +45,7 @@ class Pair(BaseModel):
     rejected_scores: dict[str, float | None] | None = None
     task: str | None = None
     template: str | None = None
-    """Fingerprint of the chat template the answers were sampled with (see `prompting.template_id`)."""
+    """Fingerprint of the chat template the answers were sampled with (see `dpo.chat.template_id`)."""
     arm: str | None = None
 
     @field_validator("prompt", "chosen", "rejected", mode="before")
@@ -78,8 +78,3 @@ def read_pairs(path: Path | str) -> Iterator[Pair]:
     """
     numbers = itertools.count()
     return read_records(path, Pair, lambda _: next(numbers))  # pairs have no id of their own
-
-
-def answer_text(turns: list[Turn]) -> str:
-    """The answer's last turn."""
-    return turns[-1].content

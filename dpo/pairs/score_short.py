@@ -10,12 +10,14 @@ from pathlib import Path
 
 from pydantic import Field
 
-from dpo.pairs.choice import SHORT_REWARD
 from judge_pipeline.common.config import Config
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.quiet import quiet_libraries
 from judge_pipeline.common.record_files import read_prompts, write_records
 from judge_pipeline.common.run_dir import check_place, describe_run, write_run_yaml
+
+SHORT_REWARD = "short_context_reward"
+"""Field of a response that `dpo score-short` writes."""
 
 
 class ScoreShortConfig(Config):

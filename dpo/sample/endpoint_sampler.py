@@ -2,13 +2,13 @@
 
 All answers of a prompt are asked for in one call (`n`), so the prompt is paid for once; an endpoint that gives
 fewer, or does not know `n`, is asked again for the missing ones. The client retries 408, 409, 429, 5xx and broken
-connections with backoff and honours `Retry-After`.
+connections with backoff and honours `Retry-After`; the judge's engine retries by itself because its attempts share a
+limit that finds itself, and it asks for one reply a call.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,10 +16,8 @@ import openai
 
 from dpo.chat import ChatMessages
 from dpo.sample.base import Decoding, Draw, Failed, Finish, Request
-from judge_pipeline.common.errors import UserError
-
-NO_KEY = "none"
-"""Local servers ask for no key, and the client insists on one."""
+from judge_pipeline.engines.dialect import Dialect
+from judge_pipeline.engines.endpoint_errors import api_key, lasting_error, message_of, unanswered
 
 
 class EndpointSampler:
@@ -38,16 +36,18 @@ class EndpointSampler:
         timeout_s: float = 600.0,
         retries: int = 6,
     ) -> None:
-        self.model, self.base_url, self.key_variable = model, base_url, key_variable
+        self.model, self.base_url = model, base_url
+        self.key_hint = f"put the right key into {key_variable}, or name another variable: --api-key-variable"
         self.concurrency = concurrency
         self.at_a_time = concurrency * 8
         self.client = openai.OpenAI(
             base_url=base_url,
-            api_key=os.environ.get(key_variable) or NO_KEY,
+            api_key=api_key(key_variable),
             timeout=timeout_s,
             max_retries=retries,
         )
         self.knows_n = True
+        self.dialect = Dialect()
 
     def count_tokens(self, messages: ChatMessages) -> None:
         """Unknown: only the server has the tokenizer; it refuses what is too long, and that is reported."""
@@ -74,45 +74,36 @@ class EndpointSampler:
                 if not got:
                     return Failed("the endpoint returned no answer")
                 draws += got[:wanted]
-        except openai.AuthenticationError as error:
-            raise UserError(
-                f"{self.base_url} refuses the key: {error.message}",
-                f"put the right key into {self.key_variable}, or name another variable: --api-key-variable",
-            ) from error
-        except openai.PermissionDeniedError as error:
-            raise UserError(f"{self.base_url} denies access: {error.message}") from error
-        except openai.NotFoundError as error:
-            raise UserError(
-                f"{self.base_url} does not know the model '{self.model}': {error.message}",
-                f"see {self.base_url.rstrip('/')}/models",
-            ) from error
         except openai.APITimeoutError as error:
             return Failed(f"timeout: {error}")
         except openai.APIConnectionError as error:
-            raise UserError(
-                f"{self.base_url} does not answer: {error.__cause__ or error}",
-                "check the address and that the server runs; what is finished is kept",
-            ) from error
+            raise unanswered(self.base_url, error) from error
         except openai.APIStatusError as error:
+            lasting = lasting_error(error, self.base_url, self.model, self.key_hint)
+            if lasting is not None:
+                raise lasting from error
             return Failed(f"HTTP {error.status_code}: {error.message}")
         return draws
 
     def _call(self, request: Request, how: Decoding, count: int, seed: int) -> list[Draw]:
-        options: dict[str, Any] = {"n": count} if count > 1 else {}
+        body: dict[str, Any] = {
+            "model": self.model,
+            "messages": request.messages,
+            "temperature": how.temperature,
+            "top_p": how.top_p,
+            "max_tokens": how.max_new_tokens,
+            "seed": seed,
+        }
+        body = self.dialect.applied(body | ({"n": count} if count > 1 else {}))
         try:
-            reply = self.client.chat.completions.create(
-                model=self.model,
-                messages=request.messages,
-                temperature=how.temperature,
-                top_p=how.top_p,
-                max_tokens=how.max_new_tokens,
-                seed=seed,
-                **options,
-            )
+            reply = self.client.chat.completions.create(**body)
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
             if count > 1 and _is_about_n(error):
                 self.knows_n = False
                 return self._call(request, how, 1, seed)
+            # Nothing that shapes the answers is left out: they would not be the ones that were asked for.
+            if self.dialect.adapt(message_of(error), body, droppable=()):
+                return self._call(request, how, count, seed)
             raise
         choices = list(reply.choices or [])
         spent = reply.usage.completion_tokens if reply.usage and len(choices) == 1 else None

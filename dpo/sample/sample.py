@@ -8,91 +8,31 @@ The paper draws 10 answers at temperature 1.0; so do the defaults.
 
 from __future__ import annotations
 
-import importlib.util
+import itertools
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import Field, field_validator
+from typing import Any
 
 from dpo.chat import PROMPT_FORMAT, template_id, to_messages
 from dpo.sample.base import Decoding, Draw, Failed, Request, Sampler, prompt_seed
+from dpo.sample.sample_config import SampleConfig
 from judge_pipeline.common.bundled_models import resolve_model
-from judge_pipeline.common.config import Config, check_url
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.progress import Progress
 from judge_pipeline.common.quiet import quiet_libraries
 from judge_pipeline.common.record_files import JsonlAppender, read_prompts, write_records
 from judge_pipeline.common.records import Prompt, Response
 from judge_pipeline.common.run_dir import (
-    EXISTING_HELP,
-    Existing,
     prepare_run,
     read_run_yaml,
     write_run_yaml,
 )
+from judge_pipeline.common.window import over_window
+from judge_pipeline.engines.vllm_in_process import require_vllm, vllm_installed
 from judge_pipeline.prompts.fences import escape_control_tokens
-
-NO_IDENTITY: dict[str, Any] = {"identity": False}
-
-
-class SampleConfig(Config):
-    """Settings of `dpo sample`."""
-
-    prompts: Path = Field(
-        description="prompts file, .jsonl, .jsonl.gz or .parquet", json_schema_extra={"positional": True}
-    )
-    model: str = Field(
-        description="model that answers: a folder, a hub name, 'smollm2', or the endpoint's model name"
-    )
-    output: Path = Field(description="file to write, .jsonl")
-    n: int = Field(10, ge=1, description="answers a prompt")
-    temperature: float = Field(1.0, ge=0, description="sampling temperature; 0 is greedy")
-    top_p: float = Field(1.0, gt=0, le=1, description="nucleus mass; 1 is all")
-    max_new_tokens: int = Field(1024, ge=1, description="most tokens an answer may have")
-    seed: int = Field(0, description="seed of the run; every answer's own seed is derived and recorded")
-    engine: Literal["auto", "vllm", "transformers", "endpoint"] = Field(
-        "auto",
-        description="auto: the endpoint if --base-url is given, else vLLM if installed, else transformers",
-    )
-    base_url: str | None = Field(
-        None,
-        description="OpenAI-compatible endpoint, e.g. http://localhost:8000/v1",
-        json_schema_extra=NO_IDENTITY,
-    )
-    api_key_variable: str = Field(
-        "OPENAI_API_KEY",
-        description="environment variable that holds the endpoint's key",
-        json_schema_extra=NO_IDENTITY,
-    )
-    concurrency: int = Field(
-        8, ge=1, description="prompts at a time at an endpoint", json_schema_extra=NO_IDENTITY
-    )
-    device: str = Field(
-        "auto", description="transformers: cpu, cuda, cuda:1, …", json_schema_extra=NO_IDENTITY
-    )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="type of the weights"
-    )
-    engine_args: dict[str, Any] = Field(
-        default_factory=dict,
-        description="more arguments for vllm.LLM, name=value,…",
-        json_schema_extra=NO_IDENTITY,
-    )
-    overflow: Literal["error", "skip"] = Field(
-        "error",
-        description="a prompt over the model's window: stop before anything is sampled, or leave it out",
-    )
-    replace: bool = Field(False, description="drop answers that the input already has")
-    existing: Existing = Field("refuse", description=EXISTING_HELP, json_schema_extra=NO_IDENTITY)
-
-    @field_validator("base_url")
-    @classmethod
-    def _address(cls, value: str | None) -> str | None:
-        return check_url(value) if value is not None else None
 
 
 @dataclass
@@ -112,8 +52,7 @@ def open_sampler(config: SampleConfig) -> Sampler:
     quiet_libraries()
     engine = config.engine
     if engine == "auto":
-        has_vllm = importlib.util.find_spec("vllm") is not None
-        engine = "endpoint" if config.base_url else "vllm" if has_vllm else "transformers"
+        engine = "endpoint" if config.base_url else "vllm" if vllm_installed() else "transformers"
     if engine == "endpoint":
         if not config.base_url:
             raise UserError("--engine endpoint needs --base-url")
@@ -126,6 +65,7 @@ def open_sampler(config: SampleConfig) -> Sampler:
                 f"'{config.model}' is an adapter, and vLLM loads whole models",
                 "train it with `dpo train --merge`, or sample with --engine transformers",
             )
+        require_vllm("--engine vllm")
         from dpo.sample.vllm_sampler import VllmSampler
 
         return VllmSampler(config.model, config.dtype, config.engine_args)
@@ -134,30 +74,35 @@ def open_sampler(config: SampleConfig) -> Sampler:
     return TransformersSampler(config.model, config.device, config.dtype)
 
 
-def too_long(config: SampleConfig, sampler: Sampler) -> dict[str, int]:
-    """Prompts that leave no room for an answer: id → tokens needed. Never cut: an error, or left out and counted.
+def too_long(config: SampleConfig, sampler: Sampler) -> set[str]:
+    """Ids of prompts that leave no room for an answer. Never cut: an error, or left out and counted.
 
     Raises:
         UserError: there are some and the settings say `--overflow error`.
     """
     if sampler.window is None:
-        return {}
-    over: dict[str, int] = {}
-    for prompt in read_prompts(config.prompts):
-        try:
-            need = (sampler.count_tokens(to_messages(prompt)) or 0) + config.max_new_tokens
-        except UserError as error:
-            raise UserError(f"prompt '{prompt.id}': {error.message}", error.hint) from error
-        if need > sampler.window:
-            over[prompt.id] = need
-    if over and config.overflow == "error":
-        longest = max(over, key=lambda name: over[name])
-        raise UserError(
-            f"{len(over)} prompts do not fit the window of '{config.model}' ({sampler.window} tokens); the longest "
-            f"is '{longest}' with {over[longest]} tokens, {config.max_new_tokens} of them for the answer",
-            "--overflow skip leaves them out; fewer --max-new-tokens or a model with a longer window keeps them",
-        )
-    return over
+        return set()
+    names: list[str] = []
+
+    def lengths() -> Iterator[tuple[str, int]]:
+        for prompt in read_prompts(config.prompts):
+            try:
+                tokens = sampler.count_tokens(to_messages(prompt)) or 0
+            except UserError as error:
+                raise UserError(f"prompt '{prompt.id}': {error.message}", error.hint) from error
+            names.append(prompt.id)
+            yield prompt.id, tokens + config.max_new_tokens
+
+    over = over_window(
+        lengths(),
+        sampler.window,
+        config.overflow,
+        hint=f"{config.max_new_tokens} tokens of each are for the answer; --overflow skip leaves them out; fewer "
+        "--max-new-tokens or a model with a longer window keeps them",
+        may_be_all=True,
+        whose=f"the '{config.model}'",
+    )
+    return {names[position] for position in over}
 
 
 def warn_of_control_text(config: SampleConfig, sampler: Sampler) -> None:
@@ -208,29 +153,21 @@ def with_answers(prompt: Prompt, draws: list[Draw], source: str, template: str |
     return prompt.model_copy(update={"responses": kept})
 
 
-def _done_already(output: Path) -> set[str]:
-    if not output.is_file() or output.stat().st_size == 0:
-        return set()
-    return {prompt.id for prompt in read_prompts(output)}
+def _answered(output: Path) -> list[str]:
+    """Ids of the prompts that the output holds."""
+    there = output.is_file() and output.stat().st_size > 0
+    return [prompt.id for prompt in read_prompts(output)] if there else []
 
 
 def _groups(config: SampleConfig, skip: set[str], size: int) -> Iterator[list[Prompt]]:
-    group: list[Prompt] = []
-    for prompt in read_prompts(config.prompts):
-        if prompt.id in skip:
-            continue
-        if config.replace:
-            prompt = prompt.model_copy(update={"responses": [], "preferences": []})
-        group.append(prompt)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group
+    todo = (prompt for prompt in read_prompts(config.prompts) if prompt.id not in skip)
+    if config.replace:
+        todo = (prompt.model_copy(update={"responses": [], "preferences": []}) for prompt in todo)
+    return iter(lambda: list(itertools.islice(todo, size)), [])
 
 
 def _sample_all(
-    config: SampleConfig, sampler: Sampler, done: set[str], total: int, skipped: dict[str, int], tally: Tally
+    config: SampleConfig, sampler: Sampler, done: set[str], total: int, skipped: set[str], tally: Tally
 ) -> None:
     how = Decoding(config.temperature, config.top_p, config.max_new_tokens)
     template = template_id(sampler.template)
@@ -238,7 +175,7 @@ def _sample_all(
         JsonlAppender(config.output) as output,
         Progress(total - len(skipped), "sampling", "prompts", done=len(done)) as progress,
     ):
-        for group in _groups(config, done | set(skipped), sampler.at_a_time):
+        for group in _groups(config, done | skipped, sampler.at_a_time):
             prompts = {prompt.id: prompt for prompt in group}
             requests = [
                 Request(prompt.id, to_messages(prompt), config.n, prompt_seed(config.seed, prompt.id))
@@ -264,10 +201,8 @@ def _count(tally: Tally, answered: Prompt, draws: list[Draw]) -> None:
 
 def _restore_order(config: SampleConfig) -> None:
     """Answers may finish in any order; the file ends in the order of the input."""
-    if not config.output.is_file() or config.output.stat().st_size == 0:
-        return
+    found = _answered(config.output)
     rank = {prompt.id: position for position, prompt in enumerate(read_prompts(config.prompts))}
-    found = [prompt.id for prompt in read_prompts(config.output)]
     if found != sorted(found, key=lambda name: rank.get(name, len(rank))):
         answered = sorted(read_prompts(config.output), key=lambda prompt: rank.get(prompt.id, len(rank)))
         write_records(config.output, answered)
@@ -285,7 +220,7 @@ def run(config: SampleConfig) -> int:
     run_file = Path(f"{config.output}.run.yaml")
     prepare_run(config.output, config, "dpo sample", config.existing, [config.prompts], run_file=run_file)
     JsonlAppender(config.output).close()  # cuts off a line that a killed run left torn
-    done = _done_already(config.output)
+    done = set(_answered(config.output))
     tally = Tally()
     if len(done) < total:
         sampler = open_sampler(config)

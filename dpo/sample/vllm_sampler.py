@@ -7,11 +7,9 @@ from typing import Any
 
 from dpo.chat import ChatEncoder, ChatMessages
 from dpo.sample.base import Decoding, Draw, Failed, Finish, Request
-from dpo.sample.transformers_sampler import load_tokenizer
 from judge_pipeline.common.bundled_models import resolve_model
-from judge_pipeline.common.errors import UserError
-from judge_pipeline.common.optional_packages import INSTALL_LINES
-from judge_pipeline.engines.vllm_stop import stop_vllm
+from judge_pipeline.common.local_models import load_tokenizer
+from judge_pipeline.engines.vllm_in_process import stop_vllm
 
 
 class VllmSampler:
@@ -21,10 +19,8 @@ class VllmSampler:
     at_a_time = 64
 
     def __init__(self, model: str, dtype: str = "auto", engine_args: dict[str, Any] | None = None) -> None:
-        try:
-            import vllm
-        except ImportError as error:
-            raise UserError("vLLM is not installed", INSTALL_LINES["vllm"]) from error
+        import vllm
+
         path = resolve_model(model)
         self.tokenizer = load_tokenizer(path, model)
         self.encoder = ChatEncoder(self.tokenizer)
@@ -33,18 +29,18 @@ class VllmSampler:
         self._llm = vllm.LLM(model=path, dtype=dtype, enable_prefix_caching=True, **(engine_args or {}))
         self.window: int | None = int(self._llm.llm_engine.model_config.max_model_len)
 
-    def _ids(self, messages: ChatMessages) -> list[int]:
-        return self.encoder.ids(messages, add_generation_prompt=True)
-
     def count_tokens(self, messages: ChatMessages) -> int:
         """Tokens of the prompt with its chat template."""
-        return len(self._ids(messages))
+        return len(self.encoder.ids(messages, add_generation_prompt=True))
 
     def answer(
         self, requests: Sequence[Request], decoding: Decoding
     ) -> Iterator[tuple[Request, list[Draw] | Failed]]:
         """All requests at once; vLLM gives answer i of a request the seed `seed + i`, as we record it."""
-        prompts = [{"prompt_token_ids": self._ids(request.messages)} for request in requests]
+        prompts = [
+            {"prompt_token_ids": self.encoder.ids(request.messages, add_generation_prompt=True)}
+            for request in requests
+        ]
         params = [
             self._sampling(
                 n=request.count,

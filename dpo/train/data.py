@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,8 @@ from dpo.chat import ChatEncoder, template_id
 from dpo.pairs.records import Pair, read_pairs
 from judge_pipeline.common.errors import DataError, UserError
 from judge_pipeline.common.record_files import read_rows
-from reward_model.data.splits import hash_fraction
+from reward_model.data.splits import held_out_names
+from reward_model.training.guards import say
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,12 @@ class NumberedPair:
     @property
     def document(self) -> str:
         """What is never cut by a split; a pair without ids stands for itself."""
-        return (
-            self.pair.document_id or self.pair.prompt_id or "\x1f".join(t.content for t in self.pair.prompt)
-        )
+        return self.pair.document_id or self.pair.prompt_id or self.text
+
+    @property
+    def text(self) -> str:
+        """The prompt's turns as one text."""
+        return "\x1f".join(turn.content for turn in self.pair.prompt)
 
 
 def load_pairs(path: Path) -> list[NumberedPair]:
@@ -60,7 +63,7 @@ def check_template(
             continue
         message = f"the answers were sampled with another chat template than that of '{model}'"
         if allow:
-            print(f"warning: {path}, line {item.line}: {message}", file=sys.stderr)
+            say(f"warning: {path}, line {item.line}: {message}")
             return
         raise DataError(
             message,
@@ -74,22 +77,17 @@ def check_template(
 def split_pairs(
     pairs: Sequence[NumberedPair], fraction: float, seed: int
 ) -> tuple[list[NumberedPair], list[NumberedPair]]:
-    """(training, held out) by document; each side gets at least one where there are two."""
-    ranked = sorted({item.document for item in pairs}, key=lambda name: hash_fraction(name, seed))
-    held = {name for name in ranked if hash_fraction(name, seed) < fraction}
-    if fraction > 0 and len(ranked) > 1:
-        held = held or {ranked[0]}
-        if len(held) == len(ranked):
-            held.discard(ranked[-1])
+    """(training, held out) by document; see `held_out_names`."""
+    held = held_out_names({item.document for item in pairs}, fraction, seed)
     train = [item for item in pairs if item.document not in held]
     return train, [item for item in pairs if item.document in held]
 
 
 def refuse_leak(train: Sequence[NumberedPair], held_out: Sequence[NumberedPair], path: Path) -> None:
     """Raise DataError when a held-out pair's document is trained on."""
-    known = {item.document for item in train}
+    known = {item.document for item in train} | {item.text for item in train}
     for item in held_out:
-        if item.document in known:
+        if known & {item.document, item.text}:
             raise DataError(
                 "its document is among the training pairs",
                 path=path,
@@ -154,9 +152,7 @@ def make_check(
                 line=dataset[longest]["line"],
                 hint="--overflow skip leaves them out; a model with a longer window, or --max-length, keeps them",
             )
-        print(
-            f"{path}: {len(over)} of {len(dataset)} pairs left out, over {max_length} tokens", file=sys.stderr
-        )
+        say(f"{path}: {len(over)} of {len(dataset)} pairs left out, over {max_length} tokens")
         return dataset.select([position for position in range(len(dataset)) if position not in over])
 
     return check
@@ -181,11 +177,9 @@ def control_text_as_text(dataset: Dataset, encoder: ChatEncoder, path: Path) -> 
             raise DataError(error.message, path=path, line=row["line"], hint=error.hint) from error
     if not replaced:
         return dataset
-    if PartialState().is_main_process:
-        print(
-            f"{path}: {len(replaced)} of {len(dataset)} pairs spell a control token (first {first}); it is read as text",
-            file=sys.stderr,
-        )
+    say(
+        f"{path}: {len(replaced)} of {len(dataset)} pairs spell a control token (first {first}); it is read as text"
+    )
     with PartialState().main_process_first():
         return dataset.map(_with_ids, with_indices=True, fn_kwargs={"replaced": replaced})
 

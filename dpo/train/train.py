@@ -7,36 +7,46 @@ on from its last checkpoint when the same command is given again.
 
 from __future__ import annotations
 
-import importlib.util
+import contextlib
 import json
-import os
 import shutil
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from peft import LoraConfig, PeftModel
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
-from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint
+from accelerate import PartialState
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelForCausalLM
+from trl import DPOConfig
 
-from dpo.sample.transformers_sampler import load_tokenizer, window_of
-from dpo.train.data import datasets_for, make_check, on_disk
+from dpo.train.data import NumberedPair, datasets_for, make_check, on_disk
 from dpo.train.train_config import TrainConfig
 from dpo.train.trainer import SharedPromptDPOTrainer
 from dpo.train.trl_settings import trl_config
+from dpo.train.trl_version import check_trl
 from judge_pipeline.common.bundled_models import resolve_model
 from judge_pipeline.common.errors import UserError
-from judge_pipeline.common.optional_packages import INSTALL_LINES
-from judge_pipeline.common.quiet import quiet_libraries
+from judge_pipeline.common.local_models import load_tokenizer, window_of
 from judge_pipeline.common.record_files import write_text
-from judge_pipeline.common.run_dir import prepare_run
-from reward_model.training.callbacks import MetricsFile, ProgressLine, StopOnInterrupt, read_metrics
+from reward_model.training.adapters import compute_dtype, keep_gradients_on_cpu, lora_config, weight_options
+from reward_model.training.callbacks import StopOnInterrupt, read_metrics
+from reward_model.training.guards import explain_out_of_memory, show_log
+from reward_model.training.run import is_finished, leave_together, open_run, prepare_process, run_trainer
 
+COMMAND = "dpo train"
 SUMMARY = "summary.json"
+DATA = "data"
+KNOBS = (
+    "--per-device-train-batch-size 1, with more --gradient-accumulation-steps",
+    "--gradient-checkpointing",
+    "--method lora, or qlora for a 4-bit base model",
+    "--precision bf16",
+    "a smaller --tile: answer tokens through the LM head at a time",
+    "--max-length N --overflow skip, which leaves the longest pairs out",
+    "more devices: accelerate launch with a configuration of scripts/accelerate",
+)
 CE_RISE = 0.2
 """Nats a token; a fall of the chosen answers' probability by a fifth is no noise of a few batches."""
 MARGIN_LIMIT = 10.0
@@ -44,7 +54,7 @@ MARGIN_LIMIT = 10.0
 
 
 def load_policy(config: TrainConfig, path: str) -> Any:
-    """The model to train: fp32 weights for full training, bf16 ones under an adapter where bf16 is computed in.
+    """The model to train: fp32 weights for full training, those of the run's precision under an adapter.
 
     Raises:
         UserError: it does not load, is itself an adapter, or QLoRA lacks bitsandbytes.
@@ -53,40 +63,15 @@ def load_policy(config: TrainConfig, path: str) -> Any:
         raise UserError(
             f"'{config.model}' is an adapter, not a model", "train from its base, or merge it first (--merge)"
         )
-    options: dict[str, Any] = {}
-    low = config.resolved_bf16() and config.method != "full"
-    if config.method == "qlora":
-        if importlib.util.find_spec("bitsandbytes") is None:
-            raise UserError("--method qlora needs bitsandbytes", INSTALL_LINES["bitsandbytes"])
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-            bnb_4bit_quant_storage=torch.bfloat16,  # FSDP shards only what has the compute type
-        )
+    options = weight_options(config)
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.bfloat16 if low else torch.float32, **options
-        )
+        model = AutoModelForCausalLM.from_pretrained(path, **options)
     except (OSError, ValueError) as error:
         raise UserError(
             f"the model '{config.model}' does not load: {error}", "name a model folder or hub model"
         ) from error
-
-
-def adapter_config(config: TrainConfig) -> LoraConfig | None:
-    """LoRA's settings; None for full training."""
-    if config.method == "full":
-        return None
-    targets = config.lora.targets
-    return LoraConfig(
-        r=config.lora.rank,
-        lora_alpha=config.lora.alpha,
-        lora_dropout=config.lora.dropout,
-        target_modules=targets[0] if len(targets) == 1 else targets,
-        task_type="CAUSAL_LM",
-    )
+    keep_gradients_on_cpu(model)
+    return model
 
 
 def max_length_of(config: TrainConfig, path: str) -> int:
@@ -101,8 +86,23 @@ def max_length_of(config: TrainConfig, path: str) -> int:
     return config.max_length or int(window or 0)
 
 
-def build_trainer(config: TrainConfig) -> tuple[SharedPromptDPOTrainer, dict[str, Any]]:
-    """Everything up to the first step; also what the summary says about the data."""
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads, checked as far as that goes before its directory is touched."""
+
+    model: Any
+    tokenizer: Any
+    max_length: int
+    train: list[NumberedPair]
+    held_out: list[NumberedPair]
+
+
+def read_inputs(config: TrainConfig) -> Inputs:
+    """Pairs and model of a run.
+
+    Raises:
+        UserError, DataError: see `datasets_for`, `max_length_of` and `load_policy`.
+    """
     path = resolve_model(config.model)
     tokenizer = load_tokenizer(path, config.model)
     train, held_out = datasets_for(
@@ -112,23 +112,29 @@ def build_trainer(config: TrainConfig) -> tuple[SharedPromptDPOTrainer, dict[str
         config.seed,
         (tokenizer.chat_template, config.model, config.allow_other_template),
     )
-    args = trl_config(config, evaluates=bool(held_out))
+    return Inputs(load_policy(config, path), tokenizer, max_length_of(config, path), train, held_out)
+
+
+def build_trainer(
+    config: TrainConfig, args: DPOConfig, inputs: Inputs
+) -> tuple[SharedPromptDPOTrainer, dict[str, Any]]:
+    """The Trainer with its tokenized pairs; also what the summary says about the data."""
+    train, held_out = inputs.train, inputs.held_out
     skipped: dict[str, int] = {}
     paths = {"train": config.pairs, "eval": config.eval_pairs or config.pairs}
-    check = make_check(tokenizer, max_length_of(config, path), config.overflow, paths, skipped)
     with args.main_process_first(local=False):
-        train_set = on_disk(train, config.output / "data" / "train")
-        eval_set = on_disk(held_out, config.output / "data" / "held_out") if held_out else None
+        train_set = on_disk(train, config.output / DATA / "train")
+        eval_set = on_disk(held_out, config.output / DATA / "held_out") if held_out else None
     trainer = SharedPromptDPOTrainer(
-        model=load_policy(config, path),
+        model=inputs.model,
         args=args,
         train_dataset=train_set,
         eval_dataset=eval_set,
-        processing_class=tokenizer,
-        peft_config=adapter_config(config),
+        processing_class=inputs.tokenizer,
+        peft_config=None if config.method == "full" else lora_config(config.lora, "CAUSAL_LM"),
         share=config.shared_prefix == "on",
         tile=config.tile,
-        check=check,
+        check=make_check(inputs.tokenizer, inputs.max_length, config.overflow, paths, skipped),
     )
     about = {
         "pairs": len(trainer.train_dataset),
@@ -141,41 +147,52 @@ def build_trainer(config: TrainConfig) -> tuple[SharedPromptDPOTrainer, dict[str
 
 
 def run(config: TrainConfig) -> int:
-    """Train; 0 when finished, 130 when stopped by a signal (a checkpoint is kept)."""
-    main = int(os.environ.get("RANK", "0")) == 0
-    if main:
-        inputs = [path for path in (config.pairs, config.eval_pairs) if path]
-        prepare_run(config.output, config, "dpo train", config.existing, inputs)
-    if (config.output / SUMMARY).is_file():
-        print(f"{config.output}: this run is complete; --existing replace starts it anew")
+    """Train; 0 when finished.
+
+    Raises:
+        UserError: bad input, a loss that is not finite, out of memory; what was finished is kept.
+        KeyboardInterrupt: stopped by the user, after a checkpoint.
+    """
+    show_log()
+    check_trl()
+    prepare_process(config)
+    files = [path for path in (config.pairs, config.eval_pairs) if path]
+    if is_finished(config, COMMAND, files, SUMMARY):
+        if PartialState().is_main_process:
+            print(f"{config.output}: this run is complete; --existing replace starts it anew")
+        leave_together()
         return 0
-    quiet_libraries()
-    trainer, about = build_trainer(config)
-    trainer.remove_callback(PrinterCallback)  # metrics.jsonl and the progress line say it
-    started = time.monotonic()
-    interrupt = StopOnInterrupt()
-    for callback in (MetricsFile(config.output / "metrics.jsonl"), ProgressLine(), interrupt):
-        trainer.add_callback(callback)
-    with interrupt:
-        trainer.train(resume_from_checkpoint=_last_checkpoint(config.output))
-    if interrupt.interrupted:
-        print(
-            f"stopped at step {trainer.state.global_step}; run the same command again to go on",
-            file=sys.stderr,
-        )
-        return 130
-    save(trainer, config)
+    with explain_out_of_memory("training", KNOBS):
+        inputs = read_inputs(config)
+        args = trl_config(config, evaluates=bool(inputs.held_out))
+        with open_or_leave_nothing(config, files):
+            trainer, about = build_trainer(config, args, inputs)
+        started = time.monotonic()
+        with StopOnInterrupt() as stop:
+            run_trainer(trainer, config, stop)
+            export(trainer, config)
     if trainer.is_world_process_zero():
-        _finish(trainer, config, about, time.monotonic() - started)
+        summarise(trainer, config, about, time.monotonic() - started)
+    leave_together()
     return 0
 
 
-def _last_checkpoint(output: Path) -> str | None:
-    folder = output / "checkpoints"
-    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+@contextlib.contextmanager
+def open_or_leave_nothing(config: TrainConfig, files: Sequence[Path]) -> Iterator[None]:
+    """Open the run; pairs that are refused once they are tokenized leave a new one as if it had not been."""
+    new = not config.output.exists()
+    resuming = open_run(config, COMMAND, files)
+    try:
+        yield
+    except UserError:
+        if PartialState().is_main_process and not resuming:
+            shutil.rmtree(config.output / DATA, ignore_errors=True)
+            if new:
+                shutil.rmtree(config.output)
+        raise
 
 
-def save(trainer: SharedPromptDPOTrainer, config: TrainConfig) -> None:
+def export(trainer: SharedPromptDPOTrainer, config: TrainConfig) -> None:
     """Write the model or adapter and the tokenizer; merged when asked for."""
     merged = config.merge and config.method != "full"
     target = config.output / "adapter" if merged else config.output
@@ -185,14 +202,15 @@ def save(trainer: SharedPromptDPOTrainer, config: TrainConfig) -> None:
     trainer.processing_class.save_pretrained(str(target))
     if merged:
         # Merged into freshly loaded weights: those in memory may be quantized or sharded.
-        base = AutoModelForCausalLM.from_pretrained(resolve_model(config.model), dtype=trainer.model.dtype)
+        base = AutoModelForCausalLM.from_pretrained(resolve_model(config.model), dtype=compute_dtype(config))
         PeftModel.from_pretrained(base, str(target)).merge_and_unload().save_pretrained(str(config.output))
         trainer.processing_class.save_pretrained(str(config.output))
 
 
-def _finish(
+def summarise(
     trainer: SharedPromptDPOTrainer, config: TrainConfig, about: dict[str, Any], seconds: float
 ) -> None:
+    """Write the summary, the run's last file, and print it; the checkpoints go."""
     rows = read_metrics(config.output / "metrics.jsonl")
     steps = [row for row in rows if "loss" in row]
     evaluations = [row for row in rows if "eval_loss" in row]
@@ -211,7 +229,7 @@ def _finish(
         "warnings": warnings,
     }
     if not config.keep_checkpoints:
-        shutil.rmtree(config.output / "checkpoints", ignore_errors=True)
+        shutil.rmtree(config.checkpoints, ignore_errors=True)
     write_text(config.output / SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     _print_summary(summary, config)
 

@@ -7,33 +7,27 @@ section 4.1): β 0.15, λ 0.1 on the chosen answer's cross-entropy, learning rat
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import Field, model_validator
 
-from judge_pipeline.common.config import Config
-from judge_pipeline.common.run_dir import EXISTING_HELP, Existing
-
-HOW: dict[str, Any] = {"identity": False}
-LEARNING_RATE = {"full": 1e-6, "lora": 1e-5, "qlora": 1e-5}
+from reward_model.options import HOW, Method
+from reward_model.training import settings as training
 
 
-class LoraSettings(Config):
+class LoraSettings(training.LoraSettings):
     """Shape of the adapter."""
 
-    rank: int = Field(default=16, ge=1, description="rank of the LoRA matrices")
-    alpha: float = Field(default=32, gt=0, description="LoRA scale; the update is multiplied by alpha / rank")
     dropout: float = Field(
         default=0.0, ge=0, lt=1, description="dropout before the LoRA matrices (TRL turns it off)"
     )
-    targets: list[str] = Field(
-        default=["all-linear"], description="layers that get an adapter, as PEFT names them"
-    )
 
 
-class TrainConfig(Config):
+class TrainConfig(training.TrainingSettings):
     """Settings of `dpo train`."""
+
+    LEARNING_RATES: ClassVar = {"full": 1e-6, "lora": 1e-5, "qlora": 1e-5}
+    BF16_ON_CPU = True
 
     pairs: Path = Field(
         description="preference pairs, .jsonl or .parquet", json_schema_extra={"positional": True}
@@ -41,13 +35,10 @@ class TrainConfig(Config):
     model: str = Field(
         description="model to train: the one that was sampled; smollm2, a folder, or a hub name"
     )
-    output: Path = Field(description="directory of the trained model")
-    existing: Existing = Field("refuse", description=EXISTING_HELP, json_schema_extra=HOW)
 
     eval_pairs: Path | None = Field(None, description="held-out pairs, instead of a split by document")
-    eval_fraction: float = Field(0.1, ge=0, lt=1, description="share of documents held out; 0 holds out none")
 
-    method: Literal["full", "lora", "qlora"] = Field("lora", description="train all weights or an adapter")
+    method: Method = Field("lora", description="train all weights or an adapter")
     lora: LoraSettings = LoraSettings()
     merge: bool = Field(
         False, description="LoRA: write a plain merged model, and the adapter into OUTPUT/adapter"
@@ -70,8 +61,6 @@ class TrainConfig(Config):
     )
     lr_scheduler_type: str = Field("cosine", description="schedule, as transformers names it")
     warmup_steps: float = Field(0.1, ge=0, description="steps of warm-up; below 1 a share of all")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay")
-    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
     num_train_epochs: float = Field(1.0, gt=0, description="passes over the pairs")
     max_steps: int = Field(-1, description="stop after so many steps; -1 goes by epochs")
     per_device_train_batch_size: int = Field(1, ge=1, description="pairs in one packed sequence")
@@ -101,26 +90,12 @@ class TrainConfig(Config):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="arithmetic; auto: bf16 where the machine has it natively"
     )
-    device: Literal["auto", "cpu"] = Field(
-        "auto", description="cpu leaves a GPU unused", json_schema_extra=HOW
-    )
-    gradient_checkpointing: bool | None = Field(
-        None,
-        description="recompute activations to save memory; by default on a GPU only",
-        json_schema_extra=HOW,
-    )
     logging_steps: int = Field(
         1, ge=1, description="steps between lines of metrics.jsonl", json_schema_extra=HOW
-    )
-    eval_steps: int | None = Field(
-        None, ge=1, description="steps between evaluations; by default one an epoch"
     )
     save_steps: int = Field(50, ge=1, description="steps between checkpoints", json_schema_extra=HOW)
     keep_checkpoints: bool = Field(
         False, description="keep OUTPUT/checkpoints after the run", json_schema_extra=HOW
-    )
-    report_to: Literal["none", "tensorboard", "trackio"] = Field(
-        "none", description="tracker to write to, beside metrics.jsonl", json_schema_extra=HOW
     )
 
     @model_validator(mode="after")
@@ -133,20 +108,6 @@ class TrainConfig(Config):
             raise ValueError("merge goes with LoRA; full training writes a plain model anyway")
         return self
 
-    def resolved_bf16(self) -> bool:
-        """Whether to compute in bf16 on this machine."""
-        if self.precision != "auto":
-            return self.precision == "bf16"
-        if self.device == "auto" and torch.cuda.is_available():
-            return torch.cuda.is_bf16_supported()
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
     def resolved_precompute(self) -> bool:
         """Whether reference log-probabilities are computed before training."""
         return self.reference == "precompute" or (self.reference == "auto" and self.method == "full")
-
-    def resolved_checkpointing(self) -> bool:
-        """Whether to recompute activations."""
-        if self.gradient_checkpointing is None:
-            return self.device == "auto" and torch.cuda.is_available()
-        return self.gradient_checkpointing

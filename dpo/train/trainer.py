@@ -15,12 +15,12 @@ from torch import nn
 from trl import DPOTrainer
 
 from dpo.train.shared_forward import share_prompt
-from judge_pipeline.common.errors import UserError
+from reward_model.training.run import GuardedTrainer
 
 Check = Callable[[Dataset, str], Dataset]
 
 
-class SharedPromptDPOTrainer(DPOTrainer):
+class SharedPromptDPOTrainer(GuardedTrainer, DPOTrainer):
     """See TRL's `DPOTrainer` for the arguments it shares.
 
     Args:
@@ -32,7 +32,7 @@ class SharedPromptDPOTrainer(DPOTrainer):
         UserError: `share` with a model that a shared prefix is not exact for.
         ValueError: `max_length` is set; TRL would cut or drop examples, which `check` decides instead.
 
-    A loss that is not a number stops training with a UserError.
+    A loss or gradient that is not finite stops training with a UserError.
     """
 
     def __init__(
@@ -73,13 +73,7 @@ class SharedPromptDPOTrainer(DPOTrainer):
         recorder = _Recorder(model)
         result = super()._compute_loss(recorder, inputs, return_outputs)
         loss = result[0] if return_outputs else result
-        if not torch.isfinite(
-            loss.detach()
-        ).all():  # transformers would log the mean of earlier losses instead
-            raise UserError(
-                f"the loss is not a number at step {self.state.global_step + 1}",
-                "a lower --learning-rate, or --precision fp32; checkpoints are kept",
-            )
+        self.check_finite(loss, "loss")
         self._log_more(recorder.first, inputs)
         return result
 

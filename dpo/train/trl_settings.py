@@ -1,4 +1,4 @@
-"""Our settings as TRL's `DPOConfig`. Apart from `train_config`, because importing TRL takes seconds."""
+"""Our settings as TRL's `DPOConfig`; apart from `train_config`, because importing TRL takes seconds."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import dataclasses
 import difflib
 from typing import Any
 
-import torch
 import yaml
 from trl import DPOConfig
 
-from dpo.train.train_config import LEARNING_RATE, TrainConfig
+from dpo.train.train_config import TrainConfig
 from judge_pipeline.common.errors import UserError
 
 
@@ -20,38 +19,17 @@ def trl_config(config: TrainConfig, evaluates: bool) -> DPOConfig:
     Raises:
         UserError: `trainer_args` names a field that TRL does not have, or one that has a setting of its own.
     """
-    strategy = "no" if not evaluates else "steps" if config.eval_steps else "epoch"
+    known = {field.name for field in dataclasses.fields(DPOConfig) if field.init}
     ours: dict[str, Any] = {
-        "output_dir": str(config.output / "checkpoints"),
-        "beta": config.beta,
-        "loss_type": list(config.loss_type),
-        "loss_weights": list(config.loss_weights),
+        **{name: getattr(config, name) for name in TrainConfig.model_fields if name in known},
+        **config.trainer_arguments(has_held_out=evaluates),
         "precompute_ref_log_probs": config.resolved_precompute(),
         "max_length": None,
-        "learning_rate": config.learning_rate or LEARNING_RATE[config.method],
-        "lr_scheduler_type": config.lr_scheduler_type,
-        "warmup_steps": config.warmup_steps,
-        "weight_decay": config.weight_decay,
-        "max_grad_norm": config.max_grad_norm,
-        "num_train_epochs": config.num_train_epochs,
-        "max_steps": config.max_steps,
-        "per_device_train_batch_size": config.per_device_train_batch_size,
-        "per_device_eval_batch_size": config.per_device_eval_batch_size,
-        "gradient_accumulation_steps": config.gradient_accumulation_steps,
-        "seed": config.seed,
-        "bf16": config.resolved_bf16(),
-        "use_cpu": config.device == "cpu" or not torch.accelerator.is_available(),
         "gradient_checkpointing": config.resolved_checkpointing(),
-        "logging_steps": config.logging_steps,
-        "eval_strategy": strategy,
-        "eval_steps": config.eval_steps,
         "save_strategy": "steps",
-        "save_steps": config.save_steps,
-        "save_total_limit": 2,
-        "report_to": [] if config.report_to == "none" else [config.report_to],
-        "disable_tqdm": True,
     }
-    known = {field.name for field in dataclasses.fields(DPOConfig) if field.init}
+    free = {"run_name": ours.pop("run_name"), "logging_nan_inf_filter": ours.pop("logging_nan_inf_filter")}
+    free["project"] = "dpo"  # trackio's
     for name, value in config.trainer_args.items():
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
@@ -60,6 +38,6 @@ def trl_config(config: TrainConfig, evaluates: bool) -> DPOConfig:
             raise UserError(f"trainer_args: '{name}' has a setting of its own", "see dpo train --help")
         ours[name] = yaml.safe_load(value) if isinstance(value, str) else value
     try:
-        return DPOConfig(**ours)
+        return DPOConfig(**{**free, **ours})
     except (ValueError, TypeError) as error:
         raise UserError(f"TRL refuses these settings: {error}") from error

@@ -106,3 +106,25 @@ class Reply(BaseModel):
     detail: str = ""
     structured: bool = False
     """True when the engine held the answer to the call's JSON schema."""
+
+
+def typed(reply: Reply) -> Reply:
+    """The reply, as a typed failure where it is no whole answer: cut at its limit, or empty."""
+    if reply.finish_reason == "length":
+        detail = f"cut at its token limit after {reply.usage.output_tokens} tokens"
+        return reply.model_copy(update={"failure": "truncated", "detail": detail})
+    if not reply.text.strip():
+        return reply.model_copy(update={"failure": "empty_reply", "detail": "the judge said nothing"})
+    return reply
+
+
+def context_too_long(call: Call, prompt_tokens: int, window: int | None) -> Reply | None:
+    """A typed failure when prompt and answer do not fit the window together; nothing is ever cut."""
+    if window is None or prompt_tokens + call.sampling.max_tokens <= window:
+        return None
+    return Reply(
+        failure="context_too_long",
+        finish_reason="error",
+        detail=f"{prompt_tokens} tokens and up to {call.sampling.max_tokens} for the answer do not fit the "
+        f"judge's window of {window}",
+    )

@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 from judge_pipeline.calls.call import Call, CallUsage, Reply, TokenLogprob
-from judge_pipeline.calls.tables import SCHEMA_VERSION, TABLES
 from judge_pipeline.common.errors import UserError
 
 LASTING_FAILURES = frozenset({"truncated", "refused", "context_too_long"})
@@ -49,6 +48,33 @@ def holds_calls(path: Path) -> bool:
             return bool(db.execute(f"SELECT {query}").fetchone()[0])
     except sqlite3.Error:
         return True
+
+
+SCHEMA_VERSION = 1
+
+TABLES = """
+CREATE TABLE IF NOT EXISTS calls (
+    key TEXT PRIMARY KEY, model TEXT NOT NULL, template TEXT NOT NULL, request BLOB NOT NULL,
+    text TEXT NOT NULL, finish_reason TEXT NOT NULL, structured INTEGER NOT NULL,
+    input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL, cached_input_tokens INTEGER NOT NULL,
+    latency_s REAL NOT NULL, logprobs BLOB, endpoint TEXT NOT NULL, owner TEXT NOT NULL, finished REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS attempts (
+    id INTEGER PRIMARY KEY, key TEXT NOT NULL, model TEXT NOT NULL, template TEXT NOT NULL,
+    request BLOB NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL, text TEXT NOT NULL,
+    finish_reason TEXT NOT NULL, input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL,
+    cached_input_tokens INTEGER NOT NULL, latency_s REAL NOT NULL, endpoint TEXT NOT NULL, owner TEXT NOT NULL,
+    finished REAL NOT NULL);
+CREATE INDEX IF NOT EXISTS attempts_by_key ON attempts (key, id);
+CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS batched (
+    key TEXT PRIMARY KEY, file TEXT NOT NULL, owner TEXT NOT NULL, call BLOB NOT NULL);
+"""
+"""Answers, failed attempts, notes of a run, and calls that wait for a batch file."""
+
+ASKED = ("key", "model", "template", "request", "endpoint", "owner", "finished")
+REPLIED = ("text", "finish_reason", "input_tokens", "output_tokens", "cached_input_tokens", "latency_s")
+ANSWER, FAILURE = ("structured", "logprobs"), ("reason", "detail")
+"""Columns of both tables, and those of `calls` and of `attempts` alone."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +127,7 @@ class CallStore:
             self._db = self._connect()
             # Readers have a connection of their own: in WAL mode they need not wait for a commit's disk flush.
             self._reader = self._connect()
+            self._reader.row_factory = sqlite3.Row
         except (OSError, sqlite3.Error) as error:
             raise UserError(f"could not open the call store {self.path}: {error}") from error
         with self._errors_named():
@@ -152,6 +179,19 @@ class CallStore:
                 "if the file is damaged, move it away; a new one is started",
             ) from error
 
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction; committed, and on disk, when the block ends."""
+        with self._lock, self._errors_named():
+            self._db.execute("BEGIN IMMEDIATE")
+            yield self._db
+            self._db.execute("COMMIT")
+
+    def _first(self, sql: str, *values: str) -> Any:
+        """The first row that a query finds; None without any."""
+        with self._read_lock, self._errors_named():
+            return self._reader.execute(sql, values).fetchone()
+
     def get(self, key: str) -> Reply | None:
         """The stored answer; or the last failure if asking again would repeat it."""
         found = self.find(key)
@@ -159,44 +199,24 @@ class CallStore:
 
     def find(self, key: str, lasting: Collection[str] = LASTING_FAILURES) -> Stored | None:
         """`get`, and who asked. `lasting` names the failures that count as a reply."""
-        with self._read_lock, self._errors_named():
-            row = self._reader.execute(
-                "SELECT text, finish_reason, structured, input_tokens, output_tokens, cached_input_tokens,"
-                " latency_s, logprobs, owner FROM calls WHERE key = ?",
-                (key,),
-            ).fetchone()
+        row = self._first(f"SELECT owner, {', '.join(REPLIED + ANSWER)} FROM calls WHERE key = ?", key)
         if row is not None:
-            reply = Reply(
-                text=row[0],
-                finish_reason=row[1],
-                structured=bool(row[2]),
-                usage=CallUsage(input_tokens=row[3], output_tokens=row[4], cached_input_tokens=row[5]),
-                latency_s=row[6],
-                logprobs=[TokenLogprob(**item) for item in _unpack(row[7])] if row[7] else None,
+            logprobs = (
+                [TokenLogprob(**item) for item in _unpack(row["logprobs"])] if row["logprobs"] else None
             )
-            return Stored(reply, row[8])
+            return Stored(_reply(row, structured=bool(row["structured"]), logprobs=logprobs), row["owner"])
         failed = self.last_failure(key) if lasting else None
         return failed if failed is not None and failed.reply.failure in lasting else None
 
     def last_failure(self, key: str) -> Stored | None:
         """The last failed attempt at a call, whatever its reason."""
-        with self._read_lock, self._errors_named():
-            row = self._reader.execute(
-                "SELECT reason, detail, text, finish_reason, input_tokens, output_tokens, cached_input_tokens,"
-                " latency_s, owner FROM attempts WHERE key = ? ORDER BY id DESC LIMIT 1",
-                (key,),
-            ).fetchone()
+        columns = ", ".join(REPLIED + FAILURE)
+        row = self._first(
+            f"SELECT owner, {columns} FROM attempts WHERE key = ? ORDER BY id DESC LIMIT 1", key
+        )
         if row is None:
             return None
-        reply = Reply(
-            failure=row[0],
-            detail=row[1],
-            text=row[2],
-            finish_reason=row[3],
-            usage=CallUsage(input_tokens=row[4], output_tokens=row[5], cached_input_tokens=row[6]),
-            latency_s=row[7],
-        )
-        return Stored(reply, row[8])
+        return Stored(_reply(row, failure=row["reason"], detail=row["detail"]), row["owner"])
 
     def put(self, finished: Sequence[Finished], *, replace: bool = False) -> set[str]:
         """Store replies in one transaction; they are on disk when this returns.
@@ -206,60 +226,45 @@ class CallStore:
         """
         now = time.time()
         late: set[str] = set()
-        answers = [_answer_row(item, now) for item in finished if item.reply.failure is None]
-        failures = [_attempt_row(item, now) for item in finished if item.reply.failure is not None]
-        keep = "REPLACE" if replace else "IGNORE"
-        with self._lock, self._errors_named():
-            self._db.execute("BEGIN IMMEDIATE")
+        answers = [_row(item, now) for item in finished if item.reply.failure is None]
+        failures = [_row(item, now) for item in finished if item.reply.failure is not None]
+        with self._writing() as db:
             if not replace:
                 seen = "SELECT 1 FROM calls WHERE key = ?"
-                late = {row[0] for row in answers if self._db.execute(seen, row[:1]).fetchone()}
-            self._db.executemany(
-                f"INSERT OR {keep} INTO calls VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
-                answers,
-            )
-            self._db.executemany(
-                "INSERT INTO attempts (key, model, template, request, reason, detail, text, finish_reason,"
-                " input_tokens, output_tokens, cached_input_tokens, latency_s, endpoint, owner,"
-                " finished) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
-                failures,
-            )
-            self._db.execute("COMMIT")
+                late = {row["key"] for row in answers if db.execute(seen, (row["key"],)).fetchone()}
+            how = "INSERT OR REPLACE" if replace else "INSERT OR IGNORE"
+            db.executemany(_insert(how, "calls", ASKED + REPLIED + ANSWER), answers)
+            db.executemany(_insert("INSERT", "attempts", ASKED + REPLIED + FAILURE), failures)
         return late
 
     def request(self, key: str) -> dict[str, Any] | None:
         """What was asked: messages, sampling, schema, prompt version."""
-        with self._lock, self._errors_named():
-            row = self._db.execute("SELECT request FROM calls WHERE key = ?", (key,)).fetchone()
+        row = self._first("SELECT request FROM calls WHERE key = ?", key)
         return _unpack(row[0]) if row else None
 
     def totals(self) -> StoreTotals:
         """Counts and tokens over everything in the store."""
         sums = "COUNT(*), TOTAL(input_tokens), TOTAL(output_tokens), TOTAL(cached_input_tokens)"
-        with self._lock, self._errors_named():
-            answered = self._db.execute(f"SELECT {sums} FROM calls").fetchone()
-            failed = self._db.execute(f"SELECT {sums} FROM attempts").fetchone()
+        answered = self._first(f"SELECT {sums} FROM calls")
+        failed = self._first(f"SELECT {sums} FROM attempts")
         tokens = [int(a) + int(b) for a, b in zip(answered[1:], failed[1:], strict=True)]
         return StoreTotals(answered[0], failed[0], *tokens)
 
     def note(self, name: str) -> str | None:
         """A remembered fact about the run, e.g. what an endpoint can do."""
-        with self._lock, self._errors_named():
-            row = self._db.execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
+        row = self._first("SELECT value FROM notes WHERE name = ?", name)
         return row[0] if row else None
 
     def set_note(self, name: str, value: str) -> None:
         """Remember a fact."""
-        with self._lock, self._errors_named():
-            self._db.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
+        with self._writing() as db:
+            db.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
 
     def set_batched(self, calls: Iterable[tuple[str, Call, str]], file: str) -> None:
         """Remember which calls (key, call, owner) a batch file asks, so that its answers can be matched and missed."""
         rows = [(key, file, owner, _pack(call.model_dump(mode="json"))) for key, call, owner in calls]
-        with self._lock, self._errors_named():
-            self._db.execute("BEGIN IMMEDIATE")
-            self._db.executemany("INSERT OR REPLACE INTO batched VALUES (?, ?, ?, ?)", rows)
-            self._db.execute("COMMIT")
+        with self._writing() as db:
+            db.executemany("INSERT OR REPLACE INTO batched VALUES (?, ?, ?, ?)", rows)
 
     def batched(self) -> dict[str, tuple[Call, str]]:
         """Calls that were written to a batch file and have no answer yet, with their owners, by key."""
@@ -271,10 +276,8 @@ class CallStore:
 
     def clear_batched(self, keys: Iterable[str]) -> None:
         """Forget that calls were asked in a batch file: their rows have been taken in."""
-        with self._lock, self._errors_named():
-            self._db.execute("BEGIN IMMEDIATE")
-            self._db.executemany("DELETE FROM batched WHERE key = ?", [(key,) for key in keys])
-            self._db.execute("COMMIT")
+        with self._writing() as db:
+            db.executemany("DELETE FROM batched WHERE key = ?", [(key,) for key in keys])
 
     def close(self) -> None:
         """Close the file."""
@@ -283,57 +286,46 @@ class CallStore:
             self._db.close()
 
 
-def _request(call: Call) -> bytes:
-    return _pack(
-        {
-            "messages": [message.model_dump() for message in call.messages],
-            "sampling": call.sampling.model_dump(),
-            "schema": call.json_schema,
-            "prompt_version": call.prompt_version,
-        }
-    )
-
-
-def _answer_row(item: Finished, now: float) -> tuple[Any, ...]:
+def _row(item: Finished, now: float) -> dict[str, Any]:
+    """A finished call under the names of all columns of both tables."""
     call, reply = item.call, item.reply
-    logprobs = _pack([token.model_dump() for token in reply.logprobs]) if reply.logprobs else None
-    return (
-        call.key(item.model),
-        item.model,
-        call.template,
-        _request(call),
-        reply.text,
-        reply.finish_reason,
-        int(reply.structured),
-        reply.usage.input_tokens,
-        reply.usage.output_tokens,
-        reply.usage.cached_input_tokens,
-        reply.latency_s,
-        logprobs,
-        item.endpoint,
-        item.owner,
-        now,
-    )
+    request = {
+        "messages": [message.model_dump() for message in call.messages],
+        "sampling": call.sampling.model_dump(),
+        "schema": call.json_schema,
+        "prompt_version": call.prompt_version,
+    }
+    return {
+        "key": call.key(item.model),
+        "model": item.model,
+        "template": call.template,
+        "request": _pack(request),
+        "endpoint": item.endpoint,
+        "owner": item.owner,
+        "finished": now,
+        "text": reply.text,
+        "finish_reason": reply.finish_reason,
+        **reply.usage.model_dump(),
+        "latency_s": reply.latency_s,
+        "structured": int(reply.structured),
+        "logprobs": _pack([token.model_dump() for token in reply.logprobs]) if reply.logprobs else None,
+        "reason": reply.failure,
+        "detail": reply.detail,
+    }
 
 
-def _attempt_row(item: Finished, now: float) -> tuple[Any, ...]:
-    call, reply = item.call, item.reply
-    return (
-        call.key(item.model),
-        item.model,
-        call.template,
-        _request(call),
-        reply.failure,
-        reply.detail,
-        reply.text,
-        reply.finish_reason,
-        reply.usage.input_tokens,
-        reply.usage.output_tokens,
-        reply.usage.cached_input_tokens,
-        reply.latency_s,
-        item.endpoint,
-        item.owner,
-        now,
+def _insert(how: str, table: str, columns: Sequence[str]) -> str:
+    names, values = ", ".join(columns), ", ".join(f":{column}" for column in columns)
+    return f"{how} INTO {table} ({names}) VALUES ({values})"
+
+
+def _reply(row: sqlite3.Row, **more: Any) -> Reply:
+    return Reply(
+        text=row["text"],
+        finish_reason=row["finish_reason"],
+        usage=CallUsage(**{name: row[name] for name in CallUsage.model_fields}),
+        latency_s=row["latency_s"],
+        **more,
     )
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import importlib
 import sys
 import types
 import typing
@@ -44,9 +45,18 @@ class Command:
     name: str
     help: str
     config: type[Config]
-    run: Callable[[Any], int | None]
-    """Takes the resolved config; returns the exit code (None is 0)."""
+    run: Callable[[Any], int | None] | str
+    """Takes the resolved config; returns the exit code (None is 0). As "module:function" it is imported when it
+    runs, so that `--help` loads nothing that is slow to import."""
     example: str
+
+    def execute(self, config: Config) -> int:
+        """Run the command; returns its exit code."""
+        run = self.run
+        if isinstance(run, str):
+            module, _, name = run.partition(":")
+            run = getattr(importlib.import_module(module), name)
+        return run(config) or 0
 
 
 @dataclass(frozen=True)
@@ -283,7 +293,7 @@ def main(
     """Run the subcommand named in `argv`; returns its exit code: 0 done, 2 a user's error, 130 interrupted."""
     try:
         command, config = _parse(prog, description, commands, sys.argv[1:] if argv is None else argv)
-        return command.run(config) or 0
+        return command.execute(config)
     except UserError as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         return error.exit_code

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,19 +18,6 @@ class Weighting:
 
     weights: dict[str, float]
     missing: Missing = "null"
-
-
-def resolve_weighting(given: dict[str, float], names: Sequence[str], missing: Missing) -> Weighting:
-    """Every dimension weighs 1 unless told otherwise (LongReward, section 3.1)."""
-    for name, weight in given.items():
-        if name not in names:
-            raise UserError(f"--weights: '{name}' is not labelled", f"dimensions here: {', '.join(names)}")
-        if not 0 <= weight < float("inf"):
-            raise UserError(f"--weights: {name}={weight} is not a weight", "weights are numbers from 0 up")
-    weights = {name: float(given.get(name, 1.0)) for name in names}
-    if not any(weights.values()):
-        raise UserError("--weights: all weights are 0")
-    return Weighting(weights, missing)
 
 
 def weighted_reward(scores: Scores, weights: dict[str, float], missing: Missing = "null") -> float | None:
@@ -53,3 +40,34 @@ def weighted_reward(scores: Scores, weights: dict[str, float], missing: Missing 
         total += weight * value
         weight_sum += weight
     return total / weight_sum if weight_sum else None
+
+
+def full_weights(
+    given: Mapping[str, float], names: Collection[str], unknown: str, flag: str = "--weights"
+) -> dict[str, float]:
+    """A weight for each of `names`, 1 where none is given (LongReward, section 3.1).
+
+    Args:
+        given: weights by dimension.
+        names: of the dimensions there are.
+        unknown: what to say of a `{name}` that is not among them.
+        flag: where the weights come from, for messages.
+
+    Raises:
+        UserError: an unknown dimension, a weight below 0 or without end, or none above 0.
+    """
+    for name, weight in given.items():
+        if name not in names:
+            known = ", ".join(names) or "none"
+            raise UserError(f"{flag}: {unknown.format(name=name)}", f"dimensions here: {known}")
+        if not 0 <= weight < float("inf"):
+            raise UserError(f"{flag}: {name}={weight:g} is not a weight", "weights are numbers from 0 up")
+    weights = {name: float(given.get(name, 1.0)) for name in names}
+    if weights and not any(weights.values()):
+        raise UserError(f"{flag}: all weights are 0", "give at least one dimension a weight above 0")
+    return weights
+
+
+def resolve_weighting(given: dict[str, float], names: Sequence[str], missing: Missing) -> Weighting:
+    """The weights of a label run; see `full_weights`."""
+    return Weighting(full_weights(given, names, "'{name}' is not labelled"), missing)

@@ -2,7 +2,7 @@
 
 In: names and options. Out: `Dimension`s, in the order asked for. Adding one takes a file and a prompt:
 
-1. `judge_pipeline/prompts/en/brevity.rate.txt`: the parts that `prompt_files` describes; copy
+1. `judge_pipeline/prompts/en/brevity.rate.txt`: the parts that `prompts.templates` describes; copy
    `helpfulness.rate.txt` and change what it asks. (`prompts/zh/` too if you judge Chinese documents; without it
    the English one serves.)
 2. A class with a `name` and a `plan` (see `base.Dimension`). For a rating of the answer there is one already:

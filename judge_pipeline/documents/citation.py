@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from judge_pipeline.documents.retrieval import terms
+from judge_pipeline.documents.words import sentence_spans, terms
 
 LONGEST = 3
 """Sentences in a row that a key point may sum up."""
@@ -19,16 +19,6 @@ COST = 0.07
 """Share of the key point's weight that each further sentence must add."""
 ENOUGH = 0.5
 """Share of the key point's weight that must be found."""
-
-
-def sentence_spans(text: str) -> list[tuple[int, int]]:
-    """Offsets of the sentences of a text in any language, blank ones left out."""
-    import sentencex
-
-    # Its rules for English split 。 and ！ as well; they are only used to choose abbreviations.
-    bounds = sentencex.get_sentence_boundaries("en", text)
-    spans = [(bound["start_index"], bound["end_index"]) for bound in bounds]
-    return [(start, end) for start, end in spans if text[start:end].strip()]
 
 
 def locate(text: str, points: Sequence[str]) -> list[tuple[int, int] | None]:

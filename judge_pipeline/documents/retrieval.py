@@ -13,9 +13,9 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import regex
 
 from judge_pipeline.common.bundled_models import resolve_model
+from judge_pipeline.documents.words import terms
 
 Scores_Q_S = npt.NDArray[np.float64]
 """One row a query, one column a segment; higher is closer."""
@@ -47,16 +47,18 @@ class Index(Protocol):
 
 
 class SentenceEmbedder:
-    """A sentence-transformers model; loaded at first use, safe to call from several threads, counts its work."""
+    """A sentence-transformers model; loaded at first use, safe to call from several threads, counts its work.
 
-    def __init__(self, name: str = "minilm", *, device: str | None = None, batch_size: int = 64) -> None:
+    It reads as much of a text as the network can; with `widen` off, as much as the model's folder says.
+    """
+
+    def __init__(self, name: str = "minilm", *, device: str | None = None, widen: bool = True) -> None:
         self.name = name
         self.requests = 0
         """Calls of `embed` so far."""
         self.texts = 0
         """Texts embedded so far."""
-        self._device = device
-        self._batch_size = batch_size
+        self._device, self._widen = device, widen
         self._lock = threading.Lock()
         self._model: Any = None
 
@@ -68,7 +70,7 @@ class SentenceEmbedder:
             self.texts += len(texts)
             vectors = model.encode(
                 list(texts),
-                batch_size=self._batch_size,
+                batch_size=64,
                 normalize_embeddings=True,
                 convert_to_numpy=True,
                 show_progress_bar=False,
@@ -92,7 +94,7 @@ class SentenceEmbedder:
         model = SentenceTransformer(resolve_model(self.name), device=self._device)
         # Model folders often set a window shorter than the network's own; segments must not lose their ends.
         positions = getattr(model[0].auto_model.config, "max_position_embeddings", None)
-        if positions and (model.max_seq_length or 0) < positions:
+        if self._widen and positions and (model.max_seq_length or 0) < positions:
             model.max_seq_length = positions
         return model
 
@@ -112,24 +114,6 @@ class DenseIndex:
             self._known.update(zip(new, self._embedder.embed(new), strict=True))
         queries_Q_D = np.stack([self._known[query] for query in queries])
         return (queries_Q_D @ self._segments_S_D.T).astype(np.float64)
-
-
-_HAN_OR_KANA = r"\p{Han}\p{Hiragana}\p{Katakana}"
-_TERM = regex.compile(rf"[{_HAN_OR_KANA}]+|[\p{{L}}\p{{M}}\p{{N}}--[{_HAN_OR_KANA}]]+", regex.VERSION1)
-_UNSPACED = regex.compile(rf"[{_HAN_OR_KANA}]")
-
-
-def terms(text: str) -> list[str]:
-    """Search terms of any language: words, folded; in scripts without spaces, characters and their pairs."""
-    found: list[str] = []
-    for match in _TERM.finditer(text.casefold()):
-        run = match.group()
-        if _UNSPACED.match(run):
-            found.extend(run)
-            found.extend(run[i : i + 2] for i in range(len(run) - 1))
-        else:
-            found.append(run)
-    return found
 
 
 class Bm25Index:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from judge_pipeline.calls.call import Call, Reply
-from judge_pipeline.engines.concurrency import Order
+from judge_pipeline.engines.concurrency import Priority
 
 
 class StopCalls(Exception):
-    """Raised by `Place.admit`: no further call may begin (a limit is reached, or the user said stop)."""
+    """Raised by `Routing.admit`: no further call may begin (a limit is reached, or the user said stop)."""
 
 
 def always() -> None:
@@ -19,10 +19,10 @@ def always() -> None:
 
 
 @dataclass(frozen=True)
-class Place:
+class Routing:
     """Where a call stands among others; nothing in it changes the answer."""
 
-    order: Order = ()
+    priority: Priority = ()
     """Calls are issued smallest first: (template, document, prompt, answer), so that prefix caches find their prefix."""
     affinity: str = ""
     """Calls with equal affinity (one prompt's) go to the same endpoint."""
@@ -30,7 +30,7 @@ class Place:
     """Called when the call is about to go out for the first time; raises StopCalls to hold it back."""
 
 
-ANYWHERE = Place()
+DEFAULT_ROUTING = Routing()
 
 
 class Engine(Protocol):
@@ -42,25 +42,19 @@ class Engine(Protocol):
     """The judge as `Call.key` sees it: the name and whatever else in the engine shapes its answers."""
     supports_schema: bool
     """Answers can be held to a call's JSON schema."""
-    supports_logprobs: bool
-    """Log-probabilities come with the answer when a call asks for them."""
     context_window: int | None
     """Tokens a call and its answer may have together; None when the engine does not tell."""
 
-    async def answer(self, call: Call, place: Place = ANYWHERE) -> Reply:
+    async def answer(self, call: Call, routing: Routing = DEFAULT_ROUTING) -> Reply:
         """The reply, or a typed failure once the engine's patience has ended.
 
-        Raises StopCalls when `place.admit` does, and UserError when no call can succeed any more (the key is
+        Raises StopCalls when `routing.admit` does, and UserError when no call can succeed any more (the key is
         refused, the endpoint is gone).
         """
         ...
 
-    def where(self, place: Place) -> str:
+    def where(self, routing: Routing) -> str:
         """Where such a call is answered, for the record: a URL, or `local`."""
-        ...
-
-    def max_parallel(self) -> int:
-        """Calls the engine may want to look at together."""
         ...
 
     async def close(self) -> None:

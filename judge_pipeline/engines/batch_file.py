@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import IO, Any
 from judge_pipeline.calls.call import Call, Reply
 from judge_pipeline.calls.store import CallStore, Finished
 from judge_pipeline.common.errors import UserError, disk_error
-from judge_pipeline.engines.base import ANYWHERE, Place, StopCalls
+from judge_pipeline.engines.base import DEFAULT_ROUTING, Routing, StopCalls
 from judge_pipeline.engines.chat_protocol import (
     MalformedReply,
     error_reply,
@@ -25,11 +26,14 @@ from judge_pipeline.engines.chat_protocol import (
     reply_from_body,
     request_body,
 )
-from judge_pipeline.engines.concurrency import Order
+from judge_pipeline.engines.concurrency import Priority
+from judge_pipeline.engines.judge_config import JudgeConfig
 
 URL = "/v1/chat/completions"
 BUFFERED = 4096
 """Calls sorted at a time before they are written, so that rows with a common beginning follow each other."""
+BATCH_FAILURES = {"batch_error", "empty_reply"}
+"""Failures that count as replies when a run goes by batch files: only --retry-failed writes such calls again."""
 HOSTED_ROWS, HOSTED_BYTES = 50_000, 200_000_000
 """What the large hosted batch API takes in one file."""
 
@@ -37,7 +41,6 @@ HOSTED_ROWS, HOSTED_BYTES = 50_000, 200_000_000
 class BatchFileEngine:
     """Answers nothing: writes each call to the batch file, and holds it back."""
 
-    supports_logprobs = True
     context_window: int | None = None
 
     def __init__(
@@ -56,23 +59,19 @@ class BatchFileEngine:
         self.out = out
         self.rows = self.bytes = 0
         self._store = store
-        self._buffer: list[tuple[Order, str, Call, str]] = []
+        self._buffer: list[tuple[Priority, str, Call, str]] = []
         self._part = out.with_name(f".{out.name}.part") if out else None
         self._file: IO[str] | None = None
 
-    def where(self, place: Place) -> str:
+    def where(self, routing: Routing) -> str:
         """The file's name."""
         return str(self.out or "batch")
 
-    def max_parallel(self) -> int:
-        """No limit: nothing is asked."""
-        return BUFFERED
-
-    async def answer(self, call: Call, place: Place = ANYWHERE) -> Reply:
+    async def answer(self, call: Call, routing: Routing = DEFAULT_ROUTING) -> Reply:
         """Raises StopCalls: the answer comes with another run."""
-        place.admit()
+        routing.admit()
         self.rows += 1
-        self._buffer.append((place.order, call.key(self.identity), call, place.affinity))
+        self._buffer.append((routing.priority, call.key(self.identity), call, routing.affinity))
         if len(self._buffer) >= BUFFERED:
             self._flush()
         raise StopCalls(f"waits for the answers to {self.out}" if self.out else "waits for a batch file")
@@ -138,97 +137,68 @@ class BatchFileEngine:
 
 
 @dataclass
-class Intake:
-    """What the answer files held."""
+class BatchAnswers:
+    """What the answer files held. Nothing is stored before all are read: a later row may contradict an earlier one."""
 
-    answered: int = 0
-    failed: int = 0
+    store: CallStore
+    identity: str
+    replies: dict[str, Reply] = field(default_factory=dict)
+    """By the key of the call that was asked."""
     problems: list[str] = field(default_factory=list)
     """Rows that could not be used, each named by file and line; and calls without a row."""
 
-    def report(self) -> str:
-        """Counts, and the first problems by name."""
-        lines = [f"batch answers: {self.answered} taken in, {self.failed} failed"]
-        lines += [f"  {problem}" for problem in self.problems[:20]]
-        if len(self.problems) > 20:
-            lines.append(f"  and {len(self.problems) - 20} more")
-        return "\n".join(lines)
-
-
-@dataclass
-class _Row:
-    """The answer to one call, and where it stood."""
-
-    reply: Reply
-    where: str
-    row: Any
-
-
-class _Reader:
-    """Gathers rows of all files before anything is stored, because a later row may contradict an earlier one."""
-
-    def __init__(self, store: CallStore, identity: str) -> None:
-        self.store, self.identity = store, identity
-        self.asked = store.batched()
-        self.rows: dict[str, _Row] = {}
-        self.intake = Intake()
+    def __post_init__(self) -> None:
+        self._asked = self.store.batched()
+        self._rows: dict[str, tuple[str, Any]] = {}
 
     def line(self, where: str, line: str) -> None:
         """Take one line of a file."""
         try:
             row = json.loads(line)
         except ValueError:
-            self.intake.problems.append(f"{where}: is not JSON; its call counts as not answered")
+            self.problems.append(f"{where}: is not JSON; its call counts as not answered")
             return
         key = row.get("custom_id") if isinstance(row, dict) else None
         if not isinstance(key, str):
-            self.intake.problems.append(f"{where}: has no custom_id")
-        elif key in self.rows:
-            self._again(key, where, row)
-        elif key in self.asked:
-            reply = _reply(self.asked[key][0], row)
+            self.problems.append(f"{where}: has no custom_id")
+        elif key in self._rows:
+            first, earlier = self._rows[key]
+            if _substance(earlier) != _substance(row):
+                self._fail(key, f"two rows answer the same call differently: {first} and {where}")
+        elif key in self._asked:
+            self._rows[key] = (where, row)
+            self.replies[key] = reply = _reply(self._asked[key][0], row)
             if reply.failure == "batch_error":
-                self.intake.problems.append(f"{where}: {reply.detail}")
-            self.rows[key] = _Row(reply, where, row)
+                self.problems.append(f"{where}: {reply.detail}")
         elif self.store.get(key) is None:
-            self.intake.problems.append(f"{where}: custom_id '{key[:20]}' was not asked by this run")
+            self.problems.append(f"{where}: custom_id '{key[:20]}' was not asked by this run")
 
-    def _again(self, key: str, where: str, row: Any) -> None:
-        first = self.rows[key]
-        if _substance(first.row) == _substance(row):
-            return
-        detail = f"two rows answer the same call differently: {first.where} and {where}"
-        self.intake.problems.append(detail)
-        self.rows[key] = _Row(
-            Reply(failure="batch_error", detail=detail, finish_reason="error"), first.where, row
-        )
+    def _fail(self, key: str, detail: str) -> None:
+        self.problems.append(detail)
+        self.replies[key] = Reply(failure="batch_error", detail=detail, finish_reason="error")
 
-    def missing(self, files: str) -> None:
-        """Calls that were asked and have no row fail."""
-        for key, (call, _) in self.asked.items():
-            if key not in self.rows:
-                detail = f"no row in {files} answers this call ({call.template}, custom_id {key[:20]}…)"
-                self.intake.problems.append(detail)
-                reply = Reply(failure="batch_error", detail=detail, finish_reason="error")
-                self.rows[key] = _Row(reply, files, None)
-
-    def save(self) -> Intake:
-        """Everything into the call store."""
-        keys = list(self.rows)
+    def save(self, files: str) -> None:
+        """Everything into the call store; calls that were asked and have no row fail."""
+        for key in [key for key in self._asked if key not in self.replies]:
+            template = self._asked[key][0].template
+            self._fail(key, f"no row in {files} answers this call ({template}, custom_id {key[:20]}…)")
+        keys = list(self.replies)
         for start in range(0, len(keys), 500):
             part = keys[start : start + 500]
+            asked = ((self.replies[key], *self._asked[key]) for key in part)
             self.store.put(
-                [
-                    Finished(
-                        self.asked[key][0], self.identity, self.rows[key].reply, "batch", self.asked[key][1]
-                    )
-                    for key in part
-                ]
+                [Finished(call, self.identity, reply, "batch", owner) for reply, call, owner in asked]
             )
             self.store.clear_batched(part)
-        self.intake.failed = sum(row.reply.failure is not None for row in self.rows.values())
-        self.intake.answered = len(self.rows) - self.intake.failed
-        return self.intake
+
+    def report(self) -> str:
+        """Counts, and the first problems by name."""
+        failed = sum(reply.failure is not None for reply in self.replies.values())
+        lines = [f"batch answers: {len(self.replies) - failed} taken in, {failed} failed"]
+        lines += [f"  {problem}" for problem in self.problems[:20]]
+        if len(self.problems) > 20:
+            lines.append(f"  and {len(self.problems) - 20} more")
+        return "\n".join(lines)
 
 
 def _substance(row: Any) -> str:
@@ -259,16 +229,34 @@ def _reply(call: Call, row: dict[str, Any]) -> Reply:
     return error_reply(detail) or Reply(failure="batch_error", detail=detail, finish_reason="error")
 
 
-def take_in(paths: Sequence[Path], store: CallStore, identity: str) -> Intake:
+def take_in(paths: Sequence[Path], store: CallStore, identity: str) -> BatchAnswers:
     """Read answer files into the store. Raises UserError when a file is not there or nothing was asked."""
-    reader = _Reader(store, identity)
+    answers = BatchAnswers(store, identity)
     for path in paths:
         try:
             with path.open(encoding="utf-8", errors="replace") as file:
                 for number, line in enumerate(file, start=1):
                     if line.strip():
-                        reader.line(f"{path}, line {number}", line)
+                        answers.line(f"{path}, line {number}", line)
         except OSError as error:
             raise UserError(f"--judge.batch-in: cannot read {path}: {error.strerror}") from error
-    reader.missing(", ".join(path.name for path in paths))
-    return reader.save()
+    answers.save(", ".join(path.name for path in paths))
+    return answers
+
+
+def open_batch_file(judge: JudgeConfig, store: CallStore) -> BatchFileEngine | None:
+    """Take in answered batch files, and be ready to write the next one.
+
+    None when no batch file is named, and when an endpoint is there to ask what the files have left open.
+    """
+    if judge.model is None or not (judge.batch_in or judge.batch_out):
+        return None
+    if judge.batch_in:
+        answers = take_in(judge.batch_in, store, identity_of(judge.model, judge.extra_body))
+        print(answers.report(), file=sys.stderr)
+    if judge.base_url:
+        return None
+    structured = judge.structured != "off"
+    return BatchFileEngine(
+        judge.model, store, judge.batch_out, structured=structured, extra_body=judge.extra_body
+    )

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from judge_pipeline.calls.call import Call, CallUsage, Reply, TokenLogprob
+from judge_pipeline.calls.call import Call, CallUsage, Reply, TokenLogprob, typed
 
 SchemaMode = Literal["strict", "loose", "off"]
 """How a JSON schema is sent: as strict, without that word (some servers refuse it), or not at all."""
@@ -92,14 +92,7 @@ def reply_from_body(body: Any, *, structured: bool = False) -> Reply:
         return reply.model_copy(update={"failure": "refused", "detail": f"the judge refused: {refusal}"})
     if finish == "content_filter":
         return reply.model_copy(update={"failure": "refused", "detail": "stopped by a content filter"})
-    if finish == "length":
-        tokens = reply.usage.output_tokens
-        return reply.model_copy(
-            update={"failure": "truncated", "detail": f"cut at its token limit after {tokens} tokens"}
-        )
-    if not reply.text.strip():
-        return reply.model_copy(update={"failure": "empty_reply", "detail": "the judge said nothing"})
-    return reply
+    return typed(reply)
 
 
 def error_reply(message: str) -> Reply | None:

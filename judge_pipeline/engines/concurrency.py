@@ -8,7 +8,8 @@ stock vLLM ever shows, it goes back, down to the fewest calls that keep the serv
 Latency that rises by itself makes it shrink; refusals and timeouts halve it.
 
 `Gate` puts it to work for one endpoint: callers wait in a heap and enter in the order they ask for, which is the
-order an engine's prefix cache wants.
+order an engine's prefix cache wants. asyncio's semaphores and the rate limiters of PyPI keep a number that they are
+given, and let in whoever came first.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ SETTLING_TOKENS = 16
 
 
 @dataclass
-class Slot:
+class Permit:
     """Leave to make one call: taken at `started` seconds, when the limit was in its `era`-th state."""
 
     started: float
@@ -100,20 +101,20 @@ class AdaptiveLimit:
         """The limit as a number of calls."""
         return max(1, int(self.limit))
 
-    def on_reply(self, slot: Slot, now: float, in_flight: int) -> None:
+    def on_reply(self, permit: Permit, now: float, in_flight: int) -> None:
         """A call was answered; `in_flight` counts it too."""
-        if slot.era != self.era:
+        if permit.era != self.era:
             return
-        pace = max(now - slot.started, 1e-9) / (slot.output_tokens + SETTLING_TOKENS)
+        pace = max(now - permit.started, 1e-9) / (permit.output_tokens + SETTLING_TOKENS)
         self._busiest = max(self._busiest, in_flight)
-        self._paces.append((slot.kind or "", pace))
+        self._paces.append((permit.kind or "", pace))
         enough = self.whole if self._growing_fast else max(SMALLEST_ROUND, self.whole)
         if len(self._paces) >= enough:
             self._end_round()
 
-    def on_overload(self, slot: Slot) -> None:
+    def on_overload(self, permit: Permit) -> None:
         """A call was refused or not answered: halve, once for all calls that set out under the same limit."""
-        if slot.era == self.era:
+        if permit.era == self.era:
             self._growing_fast = False
             self._last = None
             self._proven = int(self.limit * CUT)
@@ -124,7 +125,7 @@ class AdaptiveLimit:
         used = self._busiest >= 0.8 * self.whole
         self._paces, self._busiest = [], 0
         if not used:
-            return  # with fewer calls in flight than allowed, nothing was learnt about the limit
+            return  # with fewer calls in flight than allowed, nothing was found out about the limit
         before, self._last = self._last, _Round(self.whole, stretch)
         self._calm = min(stretch, self._calm * FADING)
         if stretch <= RISING * self._calm:
@@ -191,7 +192,7 @@ class AdaptiveLimit:
             self._paces, self._busiest = [], 0
 
 
-Order = tuple[str | int, ...]
+Priority = tuple[str | int, ...]
 """Calls enter a gate smallest first: (template, document, prompt, answer)."""
 
 
@@ -202,13 +203,13 @@ class Gate:
         self.limit = limit
         self.in_flight = 0
         self._clock = clock
-        self._waiting: list[tuple[Order, int, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[Priority, int, asyncio.Future[None]]] = []
         self._count = itertools.count()
         self._paused_until = 0.0
 
     @asynccontextmanager
-    async def slot(self, order: Order = ()) -> AsyncIterator[Slot]:
-        """Wait for leave to call; say on the slot how the call went before leaving."""
+    async def permit(self, order: Priority = ()) -> AsyncIterator[Permit]:
+        """Wait for leave to call; say on the permit how the call went before leaving."""
         if self._waiting or not self._open():
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             heapq.heappush(self._waiting, (order, next(self._count), turn))
@@ -222,19 +223,19 @@ class Gate:
                 raise
         else:
             self.in_flight += 1
-        slot = Slot(self._clock(), self.limit.era)
+        permit = Permit(self._clock(), self.limit.era)
         try:
-            yield slot
+            yield permit
         finally:
-            self._leave(slot)
+            self._leave(permit)
 
-    def _leave(self, slot: Slot) -> None:
+    def _leave(self, permit: Permit) -> None:
         now = self._clock()
-        if slot.overloaded:
-            self.limit.on_overload(slot)
-            self._paused_until = max(self._paused_until, now + slot.retry_after_s)
-        elif slot.kind is not None:
-            self.limit.on_reply(slot, now, self.in_flight)
+        if permit.overloaded:
+            self.limit.on_overload(permit)
+            self._paused_until = max(self._paused_until, now + permit.retry_after_s)
+        elif permit.kind is not None:
+            self.limit.on_reply(permit, now, self.in_flight)
         self.in_flight -= 1
         self._let_in()
 

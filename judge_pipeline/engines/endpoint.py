@@ -1,7 +1,7 @@
 """Any OpenAI-compatible endpoint, or several: typed failures, retries, and a concurrency that finds itself.
 
-Each base URL is a lane with its own client and gate. A prompt's calls stay in one lane, chosen by a hash of the
-prompt's id, so that the lane's prefix cache keeps what it has read; only a lane that cannot be reached is left.
+Each base URL has a client and a gate of its own. A prompt's calls go to one endpoint, chosen by a hash of the
+prompt's id, so that its prefix cache keeps what it has read; only an endpoint that cannot be reached is left.
 """
 
 from __future__ import annotations
@@ -9,73 +9,41 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import openai
 
 from judge_pipeline.calls.call import Call, Reply
 from judge_pipeline.common.errors import UserError
-from judge_pipeline.engines.base import ANYWHERE, Place
+from judge_pipeline.engines.base import DEFAULT_ROUTING, Routing
 from judge_pipeline.engines.chat_protocol import (
     MalformedReply,
-    SchemaMode,
     error_reply,
     identity_of,
     parse_completion,
     request_body,
 )
-from judge_pipeline.engines.concurrency import AdaptiveLimit, Gate, Slot
+from judge_pipeline.engines.concurrency import AdaptiveLimit, Gate, Permit
+from judge_pipeline.engines.dialect import Dialect
+from judge_pipeline.engines.endpoint_errors import lasting_error, message_of
 from judge_pipeline.engines.retries import (
     OVERLOADED_STATUS,
     RETRIED_STATUS,
+    FailedAttempt,
     RetryPolicy,
-    Setback,
     retry_after,
 )
 
+KEY_HINT = "put the right key into the environment variable that --judge.api-key-env names"
 GONE_AFTER = 12
 """This many calls in a row that found no server at all, each after all its retries, end the run."""
 
 
 @dataclass
-class Dialect:
-    """What this server wants said differently; learnt from its refusals, once."""
-
-    schema: SchemaMode = "strict"
-    renamed: dict[str, str] = field(default_factory=dict)
-    dropped: set[str] = field(default_factory=set)
-
-    def speak(self, call: Call, model: str) -> dict[str, Any]:
-        """The request body as this server takes it."""
-        body = request_body(call, model, self.schema)
-        for name in self.dropped:
-            body.pop(name, None)
-        return {self.renamed.get(name, name): value for name, value in body.items()}
-
-    def learn(self, message: str, body: Mapping[str, Any]) -> bool:
-        """Change the way of speaking after a 400; False when there is nothing to learn from it."""
-        text = message.lower()
-        if "max_completion_tokens" in text and "max_tokens" in body:
-            self.renamed["max_tokens"] = "max_completion_tokens"
-            return True
-        if "response_format" in body and re.search(
-            r"response_format|json_schema|schema|guided|structured", text
-        ):
-            self.schema = "loose" if self.schema == "strict" else "off"
-            return True
-        for name in ("temperature", "top_p", "seed", "logprobs", "top_logprobs"):
-            if name in body and name in text:
-                self.dropped |= {"logprobs", "top_logprobs"} if "logprobs" in name else {name}
-                return True
-        return False
-
-
-@dataclass
-class Lane:
+class Endpoint:
     """One base URL."""
 
     url: str
@@ -105,14 +73,13 @@ class EndpointEngine:
         self.extra_body = dict(extra_body or {})
         self.identity = identity_of(model, self.extra_body)
         self.supports_schema = structured
-        self.supports_logprobs = True
         self.context_window: int | None = None
         self.timeout_s = timeout_s
         self.policy = policy or RetryPolicy()
         self.max_concurrency = max_concurrency
-        self._dice = random.Random(0)  # only spreads retries in time
-        self.lanes = [
-            Lane(
+        self._rng = random.Random(0)  # only spreads retries in time
+        self.endpoints = [
+            Endpoint(
                 url.rstrip("/"),
                 openai.AsyncOpenAI(base_url=url, api_key=api_key, max_retries=0, timeout=timeout_s),
                 Gate(AdaptiveLimit(max_concurrency)),
@@ -124,117 +91,113 @@ class EndpointEngine:
     def set_structured(self, able: bool) -> None:
         """Say whether the endpoint holds answers to a JSON schema; found out by `preflight.probe_schema`."""
         self.supports_schema = able
-        for lane in self.lanes:
+        for endpoint in self.endpoints:
             if not able:
-                lane.dialect.schema = "off"
+                endpoint.dialect.schema = "off"
 
-    def _lane_number(self, place: Place) -> int:
-        digest = hashlib.sha256(place.affinity.encode()).digest()
-        return int.from_bytes(digest[:8], "big") % len(self.lanes)
+    def _home(self, routing: Routing) -> int:
+        digest = hashlib.sha256(routing.affinity.encode()).digest()
+        return int.from_bytes(digest[:8], "big") % len(self.endpoints)
 
-    def where(self, place: Place) -> str:
+    def where(self, routing: Routing) -> str:
         """The base URL that such a call goes to."""
-        return self.lanes[self._lane_number(place)].url
+        return self.endpoints[self._home(routing)].url
 
-    def max_parallel(self) -> int:
-        """All lanes at their ceilings."""
-        return self.max_concurrency * len(self.lanes)
-
-    async def answer(self, call: Call, place: Place = ANYWHERE) -> Reply:
+    async def answer(self, call: Call, routing: Routing = DEFAULT_ROUTING) -> Reply:
         """Ask until there is an answer or the retries are used up; see `Engine.answer`."""
-        home = self._lane_number(place)
+        home = self._home(routing)
         admitted = False
-        setback = Setback("http", "not tried")
+        failed = FailedAttempt("http", "not tried")
         for attempt in range(self.policy.retries + 1):
-            # The first retries stay home; a lane that is really gone is worth losing its cache for.
-            away = attempt // 2 if setback.unreachable else 0
-            lane = self.lanes[(home + away) % len(self.lanes)]
-            order = place.order if not admitted else ()  # whoever waits to try again goes first
-            async with lane.gate.slot(order) as slot:
+            # The first retries stay home; an endpoint that is really gone is worth losing its cache for.
+            away = attempt // 2 if failed.unreachable else 0
+            endpoint = self.endpoints[(home + away) % len(self.endpoints)]
+            order = routing.priority if not admitted else ()  # whoever waits to try again goes first
+            async with endpoint.gate.permit(order) as permit:
                 if not admitted:
-                    place.admit()
+                    routing.admit()
                     admitted = True
-                result = await self._attempt(lane, call, slot)
+                result = await self._attempt(endpoint, call, permit)
             if isinstance(result, Reply):
-                lane.unreached = 0
+                endpoint.unreached = 0
                 return result
-            setback = result
+            failed = result
             if attempt < self.policy.retries:
-                await asyncio.sleep(self.policy.delay(attempt, setback.retry_after_s, self._dice))
-        self._note_unreached(lane, setback)
-        detail = f"{setback.detail} (after {self.policy.retries + 1} attempts)"
-        return (setback.reply or Reply()).model_copy(update={"failure": setback.reason, "detail": detail})
+                await asyncio.sleep(self.policy.delay(attempt, failed.retry_after_s, self._rng))
+        self._note_unreached(endpoint, failed)
+        detail = f"{failed.detail} (after {self.policy.retries + 1} attempts)"
+        return (failed.reply or Reply()).model_copy(update={"failure": failed.reason, "detail": detail})
 
-    def _note_unreached(self, lane: Lane, setback: Setback) -> None:
-        lane.unreached = lane.unreached + 1 if setback.unreachable else 0
-        if all(lane.unreached >= GONE_AFTER for lane in self.lanes):
+    def _note_unreached(self, endpoint: Endpoint, failed: FailedAttempt) -> None:
+        endpoint.unreached = endpoint.unreached + 1 if failed.unreachable else 0
+        if all(endpoint.unreached >= GONE_AFTER for endpoint in self.endpoints):
             raise UserError(
-                f"the endpoint {lane.url} is gone: {setback.detail}",
+                f"the endpoint {endpoint.url} is gone: {failed.detail}",
                 "everything finished is kept; start the endpoint and run the same command again",
             )
 
-    async def _attempt(self, lane: Lane, call: Call, slot: Slot) -> Reply | Setback:
+    async def _attempt(self, endpoint: Endpoint, call: Call, permit: Permit) -> Reply | FailedAttempt:
         """One request (two if the server wants it put differently)."""
-        result = await self._post(lane, call)
-        if isinstance(result, Setback):
+        result = await self._post(endpoint, call)
+        if isinstance(result, FailedAttempt):
             if result.overloaded or result.reason == "timeout":
-                slot.overload(result.retry_after_s)
+                permit.overload(result.retry_after_s)
             return result
-        slot.succeeded(call.template, result.usage.output_tokens)
+        permit.succeeded(call.template, result.usage.output_tokens)
         if result.failure == "empty_reply":
-            return Setback("empty_reply", result.detail, reply=result)
+            return FailedAttempt("empty_reply", result.detail, reply=result)
         return result
 
-    async def _post(self, lane: Lane, call: Call) -> Reply | Setback:
+    async def _post(self, endpoint: Endpoint, call: Call) -> Reply | FailedAttempt:
         started = time.perf_counter()
         while True:
-            body = lane.dialect.speak(call, self.model)
+            body = endpoint.dialect.applied(request_body(call, self.model, endpoint.dialect.schema))
             try:
-                text = await self._send(lane, body)
+                text = await self._send(endpoint, body)
                 reply = parse_completion(text, structured="response_format" in body)
                 return reply.model_copy(update={"latency_s": time.perf_counter() - started})
             except MalformedReply as error:
-                return Setback("http", str(error))
+                return FailedAttempt("http", str(error))
             except openai.APIStatusError as error:
-                message = _message(error)
+                message = message_of(error)
                 about_call = error_reply(message) is not None
-                if error.status_code in (400, 422) and not about_call and lane.dialect.learn(message, body):
-                    continue  # each lesson changes the body, and there are only so many
-                return self._refusal(lane, error)
+                if (
+                    error.status_code in (400, 422)
+                    and not about_call
+                    and endpoint.dialect.adapt(message, body)
+                ):
+                    continue  # each change makes the body another one, and there are only so many
+                return self._refusal(endpoint, error)
             except (openai.APITimeoutError, TimeoutError):
-                return Setback("timeout", f"no answer within {self.timeout_s:g} s")
+                return FailedAttempt("timeout", f"no answer within {self.timeout_s:g} s")
             except openai.APIConnectionError as error:
                 cause = error.__cause__ or error
-                return Setback(
+                return FailedAttempt(
                     "http", f"connection failed: {cause!r}", unreachable=_refused_connection(cause)
                 )
 
-    async def _send(self, lane: Lane, body: dict[str, Any]) -> str:
+    async def _send(self, endpoint: Endpoint, body: dict[str, Any]) -> str:
         """POST as raw text: what comes back is judged by us, not by the client's models.
 
         The client's typed method would walk through every message twice (10 ms a call, measured); `post` does not.
         """
         # The client's timeout restarts with every byte; this one bounds the whole exchange.
         async with asyncio.timeout(self.timeout_s):
-            text: str = await lane.client.post(
+            text: str = await endpoint.client.post(
                 "/chat/completions", body={**body, **self.extra_body}, cast_to=str
             )
             return text
 
-    def _refusal(self, lane: Lane, error: openai.APIStatusError) -> Reply | Setback:
-        status, message = error.status_code, _message(error)
+    def _refusal(self, endpoint: Endpoint, error: openai.APIStatusError) -> Reply | FailedAttempt:
+        status, message = error.status_code, message_of(error)
         detail = f"HTTP {status}: {message[:300]}"
-        if status in (401, 403):
-            raise UserError(f"{lane.url} refuses the key: {message[:300]}", "check --judge.api-key-env")
-        if status == 404:
-            raise UserError(f"{lane.url} has no model '{self.model}' (HTTP 404: {message[:300]})")
-        if status == 429 and "insufficient_quota" in message:
-            raise UserError(
-                f"{lane.url}: the account's quota is spent: {message[:300]}",
-                "everything finished is kept; run the same command again when there is quota",
-            )
+        lasting = lasting_error(error, endpoint.url, self.model, KEY_HINT)
+        if lasting is not None:
+            raise lasting
         if status in RETRIED_STATUS:
-            return Setback("http", detail, status in OVERLOADED_STATUS, retry_after(error.response.headers))
+            return FailedAttempt(
+                "http", detail, status in OVERLOADED_STATUS, retry_after(error.response.headers)
+            )
         known = error_reply(detail) if status in (400, 413, 422) else None
         if known is not None:
             return known
@@ -242,15 +205,8 @@ class EndpointEngine:
 
     async def close(self) -> None:
         """Close all connections."""
-        for lane in self.lanes:
-            await lane.client.close()
-
-
-def _message(error: openai.APIStatusError) -> str:
-    try:
-        return error.response.text or str(error)
-    except RuntimeError:  # the body was never read: only the status is known
-        return str(error)
+        for endpoint in self.endpoints:
+            await endpoint.client.close()
 
 
 def _refused_connection(cause: BaseException) -> bool:

@@ -3,42 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-from judge_pipeline.calls.call import Call, Reply
-from judge_pipeline.engines.base import ANYWHERE, Place, StopCalls
+from judge_pipeline.calls.call import Call, Reply, context_too_long
+from judge_pipeline.engines.base import DEFAULT_ROUTING, Routing, StopCalls
+
+if TYPE_CHECKING:
+    from judge_pipeline.engines.local_generation import TransformersJudge
 
 GATHER_S = 0.02
 """How long to wait for more calls when there is work for less than a full batch."""
 
 
-class BatchJudge(Protocol):
-    """What the front drives: tokens of a call, whether they fit, and answers to a batch."""
-
-    name: str
-    context_window: int | None
-
-    def encode(self, call: Call) -> list[int]:
-        """The prompt's tokens."""
-        ...
-
-    def too_long(self, call: Call, prompt: Sequence[int]) -> Reply | None:
-        """A typed failure when the call does not fit the window."""
-        ...
-
-    def answer(self, calls: Sequence[Call], prompts: Sequence[list[int]]) -> list[Reply]:
-        """Replies, in order."""
-        ...
-
-
 @dataclass(order=True)
 class _Waiting:
-    place_order: tuple[str | int, ...]
+    priority: tuple[str | int, ...]
     call: Call = field(compare=False)
-    place: Place = field(compare=False)
+    routing: Routing = field(compare=False)
     reply: asyncio.Future[Reply] = field(compare=False)
 
 
@@ -46,28 +29,24 @@ class LocalEngine:
     """Answers calls with a model in this process."""
 
     supports_schema: bool = True
-    supports_logprobs: bool = True
 
-    def __init__(self, judge: BatchJudge, *, batch_size: int = 8, batch_tokens: int = 32768) -> None:
+    def __init__(self, judge: TransformersJudge, *, batch_size: int = 8, batch_tokens: int = 32768) -> None:
         self.judge = judge
         self.model = self.identity = judge.name
+        self.encode = judge.encode
         self.context_window = judge.context_window
         self.batch_size, self.batch_tokens = batch_size, batch_tokens
         self._waiting: list[_Waiting] = []
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="judge")
         self._worker: asyncio.Task[None] | None = None
 
-    def where(self, place: Place) -> str:
+    def where(self, routing: Routing) -> str:
         """In this process."""
         return "local"
 
-    def max_parallel(self) -> int:
-        """Enough to choose well-matched batches from."""
-        return 8 * self.batch_size
-
-    async def answer(self, call: Call, place: Place = ANYWHERE) -> Reply:
+    async def answer(self, call: Call, routing: Routing = DEFAULT_ROUTING) -> Reply:
         """Wait for the call's batch; see `Engine.answer`."""
-        item = _Waiting(place.order, call, place, asyncio.get_running_loop().create_future())
+        item = _Waiting(routing.priority, call, routing, asyncio.get_running_loop().create_future())
         self._waiting.append(item)
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
@@ -115,7 +94,7 @@ class LocalEngine:
                 rest.append(item)
                 continue
             try:
-                item.place.admit()
+                item.routing.admit()
             except StopCalls as stop:
                 item.reply.set_exception(stop)
             else:
@@ -126,28 +105,23 @@ class LocalEngine:
     def _answer(self, calls: list[Call]) -> list[Reply]:
         """In the worker thread: check lengths, split by memory, answer."""
         prompts = [self.judge.encode(call) for call in calls]
-        replies: list[Reply | None] = [
-            self.judge.too_long(call, prompt) for call, prompt in zip(calls, prompts, strict=True)
-        ]
-        group: list[int] = []
+        replies: dict[int, Reply] = {}
+        groups: list[list[int]] = []
         tokens = 0
-        for index in [index for index, reply in enumerate(replies) if reply is None]:
-            need = len(prompts[index]) + calls[index].sampling.max_tokens
-            if group and tokens + need > self.batch_tokens:
-                self._answer_group(group, calls, prompts, replies)
-                group, tokens = [], 0
-            group.append(index)
+        for index, (call, prompt) in enumerate(zip(calls, prompts, strict=True)):
+            if (failed := context_too_long(call, len(prompt), self.context_window)) is not None:
+                replies[index] = failed
+                continue
+            need = len(prompt) + call.sampling.max_tokens
+            if not groups or tokens + need > self.batch_tokens:
+                groups.append([])
+                tokens = 0
+            groups[-1].append(index)
             tokens += need
-        if group:
-            self._answer_group(group, calls, prompts, replies)
-        return [reply for reply in replies if reply is not None]
-
-    def _answer_group(
-        self, group: list[int], calls: list[Call], prompts: list[list[int]], replies: list[Reply | None]
-    ) -> None:
-        answers = self.judge.answer([calls[i] for i in group], [prompts[i] for i in group])
-        for index, reply in zip(group, answers, strict=True):
-            replies[index] = reply
+        for group in groups:
+            answers = self.judge.answer([calls[i] for i in group], [prompts[i] for i in group])
+            replies.update(zip(group, answers, strict=True))
+        return [replies[index] for index in range(len(calls))]
 
     async def close(self) -> None:
         """Wait for the batch at work, then let the thread go."""

@@ -10,18 +10,17 @@ import json
 import time
 from typing import Any
 
-from judge_pipeline.calls.call import Call, CallUsage, Reply, TokenLogprob
+from judge_pipeline.calls.call import Call, CallUsage, Reply, TokenLogprob, context_too_long, typed
 from judge_pipeline.common.bundled_models import resolve_model
 from judge_pipeline.common.errors import UserError
-from judge_pipeline.engines.base import ANYWHERE, Place
+from judge_pipeline.common.local_models import chat_ids
+from judge_pipeline.engines.base import DEFAULT_ROUTING, Routing
 from judge_pipeline.engines.concurrency import AdaptiveLimit, Gate
-from judge_pipeline.engines.vllm_stop import stop_vllm
+from judge_pipeline.engines.vllm_in_process import stop_vllm
 
 
 class VllmEngine:
     """Answers calls with `vllm.v1.engine.async_llm.AsyncLLM`."""
-
-    supports_logprobs = True
 
     def __init__(
         self, name: str, *, structured: bool = True, max_parallel: int = 256, **engine_args: Any
@@ -42,33 +41,21 @@ class VllmEngine:
         self._gate = Gate(AdaptiveLimit(max_parallel, limit=float(max_parallel)))
         self._numbers = itertools.count()
 
-    def where(self, place: Place) -> str:
+    def where(self, routing: Routing) -> str:
         """In this process."""
         return "local"
 
-    def max_parallel(self) -> int:
-        """Calls that vLLM is handed at a time."""
-        return self._gate.limit.ceiling
-
     def encode(self, call: Call) -> list[int]:
         """The prompt's tokens, with the model's own chat template."""
-        messages = [message.model_dump() for message in call.messages]
-        text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        return chat_ids(self._tokenizer, [message.model_dump() for message in call.messages])
 
-    async def answer(self, call: Call, place: Place = ANYWHERE) -> Reply:
+    async def answer(self, call: Call, routing: Routing = DEFAULT_ROUTING) -> Reply:
         """See `Engine.answer`."""
         prompt = self.encode(call)
-        needed = len(prompt) + call.sampling.max_tokens
-        if self.context_window is not None and needed > self.context_window:
-            return Reply(
-                failure="context_too_long",
-                finish_reason="error",
-                detail=f"{len(prompt)} tokens and up to {call.sampling.max_tokens} for the answer do not fit the "
-                f"judge's window of {self.context_window}",
-            )
-        async with self._gate.slot(place.order):
-            place.admit()
+        if (failed := context_too_long(call, len(prompt), self.context_window)) is not None:
+            return failed
+        async with self._gate.permit(routing.priority):
+            routing.admit()
             started = time.perf_counter()
             final: Any = None
             request = str(next(self._numbers))
@@ -110,16 +97,11 @@ class VllmEngine:
             logprobs=_logprobs(output) if call.sampling.logprobs else None,
             structured=call.json_schema is not None and self.supports_schema,
         )
-        if reply.finish_reason == "length":
-            detail = f"cut at its token limit after {reply.usage.output_tokens} tokens"
-            return reply.model_copy(update={"failure": "truncated", "detail": detail})
         if reply.finish_reason not in ("stop", "length"):
             return reply.model_copy(
                 update={"failure": "http", "detail": f"vLLM ended with {reply.finish_reason}"}
             )
-        if not reply.text.strip():
-            return reply.model_copy(update={"failure": "empty_reply", "detail": "the judge said nothing"})
-        return reply
+        return typed(reply)
 
     async def close(self) -> None:
         """Stop vLLM's processes."""

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-
 from judge_pipeline.calls.store import CallStore
 from judge_pipeline.common.errors import UserError
-from judge_pipeline.common.optional_packages import INSTALL_LINES
 from judge_pipeline.engines.base import Engine
 from judge_pipeline.engines.judge_config import JudgeConfig
+from judge_pipeline.engines.vllm_in_process import require_vllm, vllm_installed
 
 LOCAL_DEFAULT = "smollm2"
 
 
-async def open_engine(
-    config: JudgeConfig, store: CallStore | None = None, *, max_model_len: int | None = None
-) -> Engine:
+async def open_engine(config: JudgeConfig, store: CallStore | None = None) -> Engine:
     """The engine that `config` describes, ready to answer. Raises UserError when it cannot.
 
     `store` remembers what was found out about an endpoint, so that a second run need not ask.
@@ -28,10 +23,11 @@ async def open_engine(
 
 async def _endpoint(config: JudgeConfig, store: CallStore | None) -> Engine:
     from judge_pipeline.engines.endpoint import EndpointEngine
+    from judge_pipeline.engines.endpoint_errors import api_key
     from judge_pipeline.engines.preflight import check_endpoint, probe_schema, single_model
     from judge_pipeline.engines.retries import RetryPolicy
 
-    key = os.environ.get(config.api_key_env) or "none"  # local servers want some key, and take any
+    key = api_key(config.api_key_env)
     engine = EndpointEngine(
         config.base_url,
         config.model or await single_model(config.base_url[0], key),
@@ -64,13 +60,9 @@ def _local(config: JudgeConfig) -> Engine:
             "name an endpoint with --judge.base-url, or leave it out",
         )
     name = config.model or LOCAL_DEFAULT
-    has_vllm = importlib.util.find_spec("vllm") is not None
-    if config.backend == "vllm" and not has_vllm:
-        raise UserError(
-            "--judge.backend vllm: vLLM is not installed",
-            f"{INSTALL_LINES['vllm']}, or leave the setting out",
-        )
-    if config.backend != "transformers" and has_vllm:
+    if config.backend == "vllm":
+        require_vllm("--judge.backend vllm")
+    if config.backend != "transformers" and vllm_installed():
         from judge_pipeline.engines.local_vllm import VllmEngine
 
         return VllmEngine(name, structured=config.structured != "off")

@@ -13,7 +13,8 @@ import openai
 
 from judge_pipeline.calls.call import Call, Message, Sampling
 from judge_pipeline.common.errors import UserError
-from judge_pipeline.engines.endpoint import EndpointEngine, Lane
+from judge_pipeline.engines.endpoint import KEY_HINT, EndpointEngine
+from judge_pipeline.engines.endpoint_errors import lasting_error, unanswered
 
 PROBE = Call(
     template="probe",
@@ -28,42 +29,47 @@ PROBE = Call(
 )
 """One tiny call that shows whether an endpoint holds answers to a JSON schema."""
 
-IS_IT_RUNNING = "is the server running, and is --judge.base-url right (it usually ends in /v1)?"
-
 
 async def check_endpoint(engine: EndpointEngine, *, attempts: int = 3) -> None:
-    """Check every lane and take its context window. Raises UserError with the way out."""
-    windows = await asyncio.gather(*(_check_lane(lane, engine.model, attempts) for lane in engine.lanes))
-    known = [window for window in windows if window is not None]
-    engine.context_window = min(known) if known else None
+    """Check every endpoint and take its context window. Raises UserError with the way out."""
+    listed = await asyncio.gather(
+        *(_models(one.client, one.url, engine.model, attempts) for one in engine.endpoints)
+    )
+    windows = [
+        _window(one.url, engine.model, models) for one, models in zip(engine.endpoints, listed, strict=True)
+    ]
+    engine.context_window = min((window for window in windows if window is not None), default=None)
 
 
-async def _check_lane(lane: Lane, model: str, attempts: int) -> int | None:
+async def single_model(base_url: str, api_key: str) -> str:
+    """The model to use when none was named: the only one an endpoint serves."""
+    async with openai.AsyncOpenAI(base_url=base_url, api_key=api_key, max_retries=0) as client:
+        names = sorted(await _models(client, base_url, "", attempts=2))
+    if len(names) != 1:
+        raise UserError("--judge.model is not given", f"{base_url} knows: {', '.join(names) or 'none'}")
+    return names[0]
+
+
+async def _models(client: openai.AsyncOpenAI, url: str, model: str, attempts: int) -> dict[str, Any]:
+    """What an endpoint says of each model it serves; nothing where it has no such list."""
     for attempt in range(attempts):
         try:
-            response = await lane.client.models.with_raw_response.list(timeout=20.0)
-            return _window(lane.url, model, response.http_response.text)
+            response = await client.models.with_raw_response.list(timeout=20.0)
+            return _entries(url, response.http_response.text)
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            raise _refused_key(lane.url, error) from error
+            raise lasting_error(error, url, model, KEY_HINT) or error from error
         except openai.APIConnectionError as error:
-            problem = f"the endpoint {lane.url} does not answer: {error.__cause__ or error!r}"
+            problem = unanswered(url, error)
         except openai.APIStatusError as error:
             if error.status_code < 500 and error.status_code != 429:
-                return None  # a server without a list of models; the first call will tell
-            problem = f"the endpoint {lane.url} is in trouble: HTTP {error.status_code}"
+                return {}  # the first call will tell
+            problem = UserError(f"the endpoint {url} is in trouble: HTTP {error.status_code}")
         if attempt + 1 < attempts:
             await asyncio.sleep(0.5 * 2**attempt)
-    raise UserError(problem, IS_IT_RUNNING)
+    raise problem
 
 
-def _refused_key(url: str, error: openai.APIStatusError) -> UserError:
-    return UserError(
-        f"the endpoint {url} refuses the key (HTTP {error.status_code})",
-        "put the right key into the environment variable that --judge.api-key-env names",
-    )
-
-
-def _window(url: str, model: str, text: str) -> int | None:
+def _entries(url: str, text: str) -> dict[str, Any]:
     try:
         body = json.loads(text)
     except ValueError as error:
@@ -73,40 +79,17 @@ def _window(url: str, model: str, text: str) -> int | None:
         ) from error
     entries = body.get("data") if isinstance(body, dict) else None
     if not isinstance(entries, list):
-        return None
-    models: dict[str, dict[str, Any]] = {
-        str(entry.get("id")): entry for entry in entries if isinstance(entry, dict)
-    }
+        return {}
+    return {str(entry.get("id")): entry for entry in entries if isinstance(entry, dict)}
+
+
+def _window(url: str, model: str, models: dict[str, Any]) -> int | None:
     if models and model not in models:
         names = sorted(models)
         listed = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
         raise UserError(f"{url} does not know the model '{model}'", f"it knows: {listed}")
     window = models.get(model, {}).get("max_model_len")
     return window if isinstance(window, int) and window > 0 else None
-
-
-async def single_model(base_url: str, api_key: str) -> str:
-    """The model to use when none was named: the only one an endpoint serves."""
-    client = openai.AsyncOpenAI(base_url=base_url, api_key=api_key, max_retries=1, timeout=20.0)
-    try:
-        names = [model.id async for model in client.models.list()]
-    except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-        raise _refused_key(base_url, error) from error
-    except openai.APIConnectionError as error:
-        raise UserError(
-            f"the endpoint {base_url} does not answer: {error.__cause__ or error!r}", IS_IT_RUNNING
-        ) from error
-    except openai.OpenAIError as error:
-        raise UserError(
-            f"--judge.model is not given, and {base_url} does not list its models: {error}"
-        ) from error
-    finally:
-        await client.close()
-    if len(names) != 1:
-        raise UserError(
-            "--judge.model is not given", f"{base_url} knows: {', '.join(sorted(names)) or 'none'}"
-        )
-    return names[0]
 
 
 async def probe_schema(engine: EndpointEngine) -> bool:

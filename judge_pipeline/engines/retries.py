@@ -1,4 +1,8 @@
-"""When and how soon to ask again: exponential backoff with full jitter, and the server's own word if it gives one."""
+"""When and how soon to ask again: exponential backoff with full jitter, and the server's own word if it gives one.
+
+tenacity and stamina repeat a function; here each attempt takes its turn at a gate anew and may go to another endpoint,
+a reply can be the failure, and every attempt's outcome moves the limit. What they would replace is `delay`, two lines.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ LONGEST_RETRY_AFTER_S = 600.0
 
 
 @dataclass(frozen=True)
-class Setback:
+class FailedAttempt:
     """One attempt failed in a way that may pass."""
 
     reason: FailureReason
@@ -37,10 +41,10 @@ class RetryPolicy:
     base_s: float = 0.5
     longest_s: float = 30.0
 
-    def delay(self, attempt: int, retry_after_s: float, dice: random.Random) -> float:
+    def delay(self, attempt: int, retry_after_s: float, rng: random.Random) -> float:
         """Seconds before attempt number `attempt` + 1 (from 0): full jitter, never sooner than the server asks."""
-        spread = min(self.longest_s, self.base_s * 2**attempt)
-        return retry_after_s + dice.uniform(0, spread)
+        longest = min(self.longest_s, self.base_s * 2**attempt)
+        return retry_after_s + rng.uniform(0, longest)
 
 
 def retry_after(headers: Mapping[str, str], now: float | None = None) -> float:

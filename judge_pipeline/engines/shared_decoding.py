@@ -1,12 +1,14 @@
-"""Decoding a batch of prompts that begin alike: the common beginning is read once and kept once.
+"""Decoding over a shared prompt: the common beginning is read once, kept once, and attended to by every row.
 
-Judge prompts of one template share their instructions and examples, and often a document. `SharedPrefixDecoder`
-reads the shared tokens once, each row's own tokens once, and decodes all rows together; the shared keys and
-values are one tensor that every row's query attends to, never copied per row. It works through transformers'
-attention interface, for every model with plain causal attention; `PlainDecoder` serves the others, row by row,
-with the model's own cache. Which one is right for a model is found out with numbers when it is loaded.
+Used by the local judge (prompts that begin alike) and by `dpo sample` (many answers to one prompt).
+`SharedPrefixDecoder` serves models with plain causal attention through transformers' attention interface;
+`PlainDecoder` serves the others with the model's own cache. `make_decoder` tries out which one is right.
 
-Shapes: B rows, H query heads, K key heads, P prefix tokens, M room for own tokens, D head size.
+transformers' continuous batching shares prefixes too, but has one random stream for all requests, processors without
+a state per request (a JSON schema needs one) and no top log-probabilities; vLLM on CPU has them, but starts in tens
+of seconds and is no dependency that installs everywhere. So this stays.
+
+Shapes: B rows, H query heads, K key heads, P prefix tokens, M room for own tokens, D head size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,6 +24,10 @@ from transformers import AttentionInterface, DynamicCache
 from judge_pipeline.common.kv_cache import cache_argument
 
 ATTENTION = "judge_shared_prefix"
+PREFILL_CHUNK = 16384
+"""Prompts are read in pieces of this many tokens: activations stay small at 128k."""
+ROOM = 256
+"""Own tokens that room is made for at a time."""
 LayerKV = tuple[torch.Tensor, torch.Tensor]
 """Keys and values of one layer, [1, K, tokens, D] each."""
 
@@ -29,21 +35,23 @@ LayerKV = tuple[torch.Tensor, torch.Tensor]
 class Decoder(Protocol):
     """Reads prompts, then steps all rows a token at a time."""
 
-    def start(self, rows: Sequence[Sequence[int]], new_tokens: int) -> torch.Tensor:
-        """Read the prompts; logits of each row's next token, [B, vocabulary]."""
+    reused: list[int]
+    """Tokens of each row's prompt that did not have to be read again."""
+
+    def start(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Read the prompts; logits of each row's next token, [B, V]."""
+        ...
+
+    def start_copies(self, prompt: Sequence[int], count: int) -> torch.Tensor:
+        """Read one prompt that `count` rows go on from; logits of their next token, [count, V], all the same."""
         ...
 
     def step(self, tokens: Sequence[int]) -> torch.Tensor:
-        """Append one token to each row; logits of the next, [B, vocabulary]."""
+        """Append one token to each row; logits of the next, [B, V]."""
         ...
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only (positions in the present batch)."""
-        ...
-
-    @property
-    def reused(self) -> list[int]:
-        """Tokens of each row's prompt that did not have to be read again."""
         ...
 
 
@@ -63,6 +71,23 @@ class _Stepping:
     own: list[LayerKV]
     """[B, K, M, D] each; row b holds `lengths[b]` tokens."""
     lengths: torch.Tensor
+    used: int = 0
+    """Own tokens of the longest row, this step's included."""
+    hidden: torch.Tensor | None = None
+    """[B, 1, 1, used]: positions behind each row's last token; None when all rows are of one length."""
+
+    def next_token(self) -> None:
+        """Make room for one more token in every row."""
+        self.used = int(self.lengths.max()) + 1
+        extra = self.used - self.own[0][0].shape[2]
+        if extra > 0:
+            extra = max(extra, ROOM)
+            self.own = [
+                (F.pad(keys, (0, 0, 0, extra)), F.pad(values, (0, 0, 0, extra))) for keys, values in self.own
+            ]
+        positions = torch.arange(self.used, device=self.lengths.device)
+        hidden = positions > self.lengths[:, None]
+        self.hidden = hidden[:, None, None] if bool(hidden.any()) else None
 
 
 def _attend(
@@ -111,11 +136,11 @@ def _step_attention(
     own_values[rows, :, state.lengths] = value[:, :, 0]
     kv_heads = own_keys.shape[1]
     groups = heads // kv_heads
-    used = int(state.lengths.max()) + 1
+    used = state.used
     grouped = query.reshape(batch, kv_heads, groups, size)
     own_scores = grouped @ own_keys[:, :, :used].transpose(-1, -2)
-    hidden = torch.arange(used, device=query.device) > state.lengths[:, None]
-    own_scores = own_scores.masked_fill(hidden[:, None, None], float("-inf"))
+    if state.hidden is not None:
+        own_scores = own_scores.masked_fill(state.hidden, float("-inf"))
     prefix_keys, prefix_values = state.prefix[layer]
     # All rows' queries against one copy of the prefix: a single product a head.
     flat = grouped.transpose(0, 1).reshape(kv_heads, batch * groups, size)
@@ -179,15 +204,9 @@ class SharedPrefixDecoder:
         self.model, self.memory = model, memory
         self.device = model.device
         self._state = _Stepping([], [], torch.zeros(0, dtype=torch.long))
-        self._prefix_len = 0
-        self._reused: list[int] = []
+        self.reused: list[int] = []
 
-    @property
-    def reused(self) -> list[int]:
-        """Tokens of each row's prompt that did not have to be read again."""
-        return self._reused
-
-    def start(self, rows: Sequence[Sequence[int]], new_tokens: int) -> torch.Tensor:
+    def start(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
         """Read the shared beginning, then each row's own tokens."""
         # Every row must keep one token of its own: its logits are what we are after.
         shared = min(common_prefix(rows), min(len(row) for row in rows) - 1)
@@ -198,39 +217,27 @@ class SharedPrefixDecoder:
             layers = _joined(layers, fresh)
             self.memory.put(head, layers)
         readings = [self._read(row[shared:], shared, layers) for row in rows]
-        self._state = _Stepping(
-            layers, self._own(rows, readings, shared, new_tokens), self._lengths(rows, shared)
-        )
-        self._prefix_len = shared
-        self._reused = [known] + [shared] * (len(rows) - 1)
+        own = [fresh for _, fresh in readings]
+        lengths = torch.tensor([len(row) - shared for row in rows], device=self.device)
+        self._state = _Stepping(layers, _padded(own, int(lengths.max()) + ROOM), lengths)
+        self.reused = [known] + [shared] * (len(rows) - 1)
         return torch.cat([logits for logits, _ in readings])
 
-    def _lengths(self, rows: Sequence[Sequence[int]], shared: int) -> torch.Tensor:
-        return torch.tensor([len(row) - shared for row in rows], device=self.device)
-
-    def _own(
-        self,
-        rows: Sequence[Sequence[int]],
-        readings: Sequence[tuple[torch.Tensor, list[LayerKV]]],
-        shared: int,
-        new_tokens: int,
-    ) -> list[LayerKV]:
-        room = max(len(row) for row in rows) - shared + new_tokens
-        own: list[LayerKV] = []
-        for layer in range(len(readings[0][1])):
-            like = readings[0][1][layer][0]
-            shape = (len(rows), like.shape[1], room, like.shape[3])
-            keys, values = like.new_zeros(shape), like.new_zeros(shape)
-            for row, (_, layers) in enumerate(readings):
-                length = layers[layer][0].shape[2]
-                keys[row, :, :length], values[row, :, :length] = layers[layer][0][0], layers[layer][1][0]
-            own.append((keys, values))
-        return own
+    def start_copies(self, prompt: Sequence[int], count: int) -> torch.Tensor:
+        """Read the prompt in pieces; nothing of it is remembered for other prompts."""
+        layers: list[LayerKV] = []
+        for start in range(0, len(prompt), PREFILL_CHUNK):
+            logits, fresh = self._read(prompt[start : start + PREFILL_CHUNK], start, layers)
+            layers = _joined(layers, fresh)
+        own = [tuple(kv.new_zeros(count, kv.shape[1], ROOM, kv.shape[3]) for kv in layer) for layer in layers]
+        self._state = _Stepping(layers, own, torch.zeros(count, dtype=torch.long, device=self.device))  # type: ignore[arg-type]
+        self.reused = [0] + [len(prompt)] * (count - 1)
+        return logits.expand(count, -1)
 
     def _read(
         self, tokens: Sequence[int], start: int, past: list[LayerKV]
     ) -> tuple[torch.Tensor, list[LayerKV]]:
-        """Keys and values of `tokens` at positions `start`…, and the logits after the last of them."""
+        """Keys and values of `tokens` at positions `start`…, and the logits after the last of them, [1, V]."""
         reading = _Reading(past)
         ids = torch.tensor([list(tokens)], device=self.device)
         positions = torch.arange(start, start + len(tokens), device=self.device)[None]
@@ -242,7 +249,8 @@ class SharedPrefixDecoder:
     def step(self, tokens: Sequence[int]) -> torch.Tensor:
         """One token further in every row."""
         ids = torch.tensor(list(tokens), device=self.device)[:, None]
-        positions = (self._prefix_len + self._state.lengths)[:, None]
+        self._state.next_token()
+        positions = (self._state.prefix[0][0].shape[2] + self._state.lengths)[:, None]
         logits: torch.Tensor = self.model(
             input_ids=ids, position_ids=positions, use_cache=False, shared=self._state
         ).logits[:, -1]
@@ -257,48 +265,103 @@ class SharedPrefixDecoder:
 
 
 def _joined(past: list[LayerKV], fresh: list[LayerKV]) -> list[LayerKV]:
+    """Both, one behind the other; in place, layer by layer, so that memory never holds all of it twice."""
     if not past:
         return fresh
-    return [
-        (torch.cat((old[0], new[0]), dim=2), torch.cat((old[1], new[1]), dim=2))
-        for old, new in zip(past, fresh, strict=True)
-    ]
+    for index, new in enumerate(fresh):
+        old = past[index]
+        past[index] = (torch.cat((old[0], new[0]), dim=2), torch.cat((old[1], new[1]), dim=2))
+    return past
+
+
+def _padded(rows: Sequence[list[LayerKV]], room: int) -> list[LayerKV]:
+    """Rows of keys and values with different lengths, [1, K, t, D] each, as [B, K, room, D] a layer."""
+
+    def stack(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        return torch.cat([F.pad(part, (0, 0, 0, room - part.shape[2])) for part in parts])
+
+    layers = range(len(rows[0]))
+    return [(stack([row[n][0] for row in rows]), stack([row[n][1] for row in rows])) for n in layers]
 
 
 class PlainDecoder:
-    """Row by row with the model's own cache and attention: for models with windows, sinks or recurrence."""
+    """The model's own cache and attention: for models with windows, sinks or recurrence.
+
+    Prompts are read and gone on with row by row; copies of one prompt share a cache that is repeated for them.
+    """
 
     def __init__(self, model: Any) -> None:
         self.model = model
         self._caches: list[DynamicCache] = []
-        self._reused: list[int] = []
+        self._copies = 1
+        self.reused: list[int] = []
 
-    @property
-    def reused(self) -> list[int]:
-        """Nothing is reused."""
-        return self._reused
-
-    def start(self, rows: Sequence[Sequence[int]], new_tokens: int) -> torch.Tensor:
+    def start(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
         """Read each prompt."""
         self._caches = [DynamicCache(config=self.model.config) for _ in rows]
-        self._reused = [0] * len(rows)
-        return torch.cat([self._forward(row, cache) for row, cache in zip(rows, self._caches, strict=True)])
+        self._copies, self.reused = 1, [0] * len(rows)
+        return torch.cat([self._forward([row], cache) for row, cache in zip(rows, self._caches, strict=True)])
 
-    def _forward(self, tokens: Sequence[int], cache: DynamicCache) -> torch.Tensor:
-        ids = torch.tensor([list(tokens)], device=self.model.device)
+    def start_copies(self, prompt: Sequence[int], count: int) -> torch.Tensor:
+        """Read the prompt in pieces, then repeat its cache."""
+        cache = DynamicCache(config=self.model.config)
+        for start in range(0, len(prompt), PREFILL_CHUNK):
+            logits = self._forward([prompt[start : start + PREFILL_CHUNK]], cache)
+        cache.batch_repeat_interleave(count)
+        self._caches, self._copies = [cache], count
+        self.reused = [0] + [len(prompt)] * (count - 1)
+        return logits.expand(count, -1)
+
+    def _forward(self, rows: Sequence[Sequence[int]], cache: DynamicCache) -> torch.Tensor:
         logits: torch.Tensor = self.model(
-            input_ids=ids, use_cache=True, logits_to_keep=1, **cache_argument(cache)
+            input_ids=torch.tensor([list(row) for row in rows], device=self.model.device),
+            use_cache=True,
+            logits_to_keep=1,
+            **cache_argument(cache),
         ).logits[:, -1]
         return logits
 
     def step(self, tokens: Sequence[int]) -> torch.Tensor:
         """One token further in every row."""
-        pairs = zip(tokens, self._caches, strict=True)
-        return torch.cat([self._forward([token], cache) for token, cache in pairs])
+        groups = [tokens[at : at + self._copies] for at in range(0, len(tokens), self._copies)]
+        return torch.cat(
+            [
+                self._forward([[token] for token in group], cache)
+                for group, cache in zip(groups, self._caches, strict=True)
+            ]
+        )
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with fewer rows."""
-        self._caches = [self._caches[row] for row in rows]
+        if self._copies == 1:
+            self._caches = [self._caches[row] for row in rows]
+        else:
+            self._caches[0].batch_select_indices(torch.tensor(list(rows), device=self.model.device))
+            self._copies = len(rows)
+
+
+def make_decoder(model: Any, memory_tokens: int = 0) -> Decoder:
+    """The decoder that is right for `model`; `memory_tokens` of prompt beginnings are kept between batches."""
+    with torch.inference_mode():
+        exact = shares_exactly(model)
+    return SharedPrefixDecoder(model, PrefixMemory(memory_tokens)) if exact else PlainDecoder(model)
+
+
+def draw_tokens(
+    logits: torch.Tensor, temperature: float, top_p: float, streams: Sequence[torch.Generator]
+) -> torch.Tensor:
+    """One token a row, [B] from [B, V]: softmax at the temperature, cut to the top-p nucleus, each from its own stream."""
+    probabilities = torch.softmax(logits / temperature, dim=-1)
+    if top_p < 1:
+        ordered, order = probabilities.sort(dim=-1, descending=True)
+        # A token stays when the mass before it is below top_p, so the first always does.
+        ordered = ordered * ((ordered.cumsum(dim=-1) - ordered) < top_p)
+        probabilities = torch.zeros_like(probabilities).scatter(-1, order, ordered)
+    # The smallest of exponential clocks with these rates rings first: what torch.multinomial does, a stream a row.
+    noise = torch.empty_like(probabilities)
+    for row, stream in zip(noise, streams, strict=True):
+        row.exponential_(generator=stream)
+    return (probabilities / noise).argmax(dim=-1)
 
 
 def shares_exactly(model: Any) -> bool:
@@ -318,7 +381,7 @@ def shares_exactly(model: Any) -> bool:
     try:
         model.set_attn_implementation(ATTENTION)
         decoder = SharedPrefixDecoder(model, PrefixMemory(0))
-        decoder.start(rows, 2)
+        decoder.start(rows)
         ours = decoder.step(follow)
     except (TypeError, ValueError, RuntimeError, AttributeError):
         model.set_attn_implementation(before)

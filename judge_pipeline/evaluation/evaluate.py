@@ -11,18 +11,10 @@ from __future__ import annotations
 from judge_pipeline.common.config import Command
 from judge_pipeline.evaluation.evaluate_config import EvaluateConfig
 
-
-def run(config: EvaluateConfig) -> int:
-    """Evaluate and write the files."""
-    from judge_pipeline.evaluation.run import run_evaluation  # scipy and scikit-learn: slow, needed here only
-
-    return run_evaluation(config)
-
-
 COMMAND = Command(
     name="evaluate",
     help="compare scores with people's judgements, beside baselines",
     config=EvaluateConfig,
-    run=run,
+    run="judge_pipeline.evaluation.run:run_evaluation",
     example="judge-pipeline evaluate runs/labels --prompts judged-by-people.jsonl --output runs/agreement",
 )

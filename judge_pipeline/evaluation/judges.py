@@ -18,10 +18,10 @@ import numpy as np
 
 from judge_pipeline.calls.call import Call, Reply
 from judge_pipeline.calls.store import CallStore
-from judge_pipeline.engines.ask_all import ask_all
 from judge_pipeline.engines.base import Engine
 from judge_pipeline.engines.judge_config import JudgeConfig
 from judge_pipeline.engines.open import open_engine
+from judge_pipeline.engines.run_calls import run_calls
 from judge_pipeline.evaluation.holistic import holistic_call, read_holistic
 from judge_pipeline.evaluation.pairwise import judge_pair, pair_calls, vote_summary
 from judge_pipeline.replies.marks import Problem
@@ -81,7 +81,7 @@ async def _pairwise(
         calls += pair_calls(
             table.prompts[pair.prompt], first - start, second - start, structured=engine.supports_schema
         )
-    replies = await ask_all(engine, store, calls, "pairwise")
+    replies = await run_calls(engine, store, calls, "pairwise")
     votes = [judge_pair(replies[2 * i], replies[2 * i + 1]) for i in range(len(sides))]
     known = {side: vote.vote for side, vote in zip(sides, votes, strict=True) if vote.vote is not None}
     found.predictors.append(Predictor("pairwise judge, both orders", "baseline", pairs=known))
@@ -94,7 +94,7 @@ async def _holistic(found: JudgeBaselines, engine: Engine, store: CallStore, tab
         for prompt in table.prompts
         for position in range(len(prompt.responses))
     ]
-    replies = await ask_all(engine, store, calls, "holistic")
+    replies = await run_calls(engine, store, calls, "holistic")
     ratings = [read_holistic(reply) for reply in replies]
     column = np.array([np.nan if isinstance(one, Problem) else one.points for one in ratings], dtype=float)
     found.predictors.append(Predictor("holistic judge", "baseline", any_target=column, in_points=True))

@@ -17,15 +17,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sentencex import segment
-
 from judge_pipeline.calls.call import Call, CallUsage, Reply
 from judge_pipeline.common.records import Prompt
 from judge_pipeline.dimensions.base import Dimension, Plan
-from judge_pipeline.dimensions.registry import build_dimensions
 from judge_pipeline.documents.chunking import Span
 from judge_pipeline.documents.indexed import DocumentIndexer, IndexedDocument
-from judge_pipeline.labelling.label_config import LabelConfig
+from judge_pipeline.engines.run_calls import Prices
 
 KEY_POINTS = 5
 """Key points assumed in a chunk of the document."""
@@ -110,6 +107,8 @@ class PlanDriver:
     def _items(self, call: Call, answers: tuple[int, ...], prompt: Prompt) -> list[str]:
         """What a list in the reply would hold: an answer's sentences, or key points."""
         if "statement" in json.dumps(call.json_schema) and len(answers) == 1:
+            from sentencex import segment  # a tenth of a second, which `--help` need not wait for
+
             sentences = segment("en", prompt.responses[answers[0]].text)
             return [sentence.strip() for sentence in sentences if sentence.strip()]
         return [f"key point {number}" for number in range(1, KEY_POINTS + 1)]
@@ -139,10 +138,10 @@ class Unsearched:
         return [self._first for _ in statements]
 
 
-def forecast_run(config: LabelConfig, prompts: Iterable[Prompt], builder: DocumentIndexer) -> Forecast:
+def forecast_run(
+    prompts: Iterable[Prompt], dimensions: Sequence[Dimension], builder: DocumentIndexer
+) -> Forecast:
     """Count the calls and tokens of labelling `prompts`."""
-    options = config.judge_options(structured=True)
-    dimensions: list[Dimension] = build_dimensions(config.dimensions, options)
     forecast = Forecast()
     driver = PlanDriver(builder, forecast)
     for prompt in prompts:
@@ -168,7 +167,7 @@ def histogram(values: Sequence[int], rows: int = 10) -> list[str]:
     ]
 
 
-def render_forecast(config: LabelConfig, forecast: Forecast) -> str:
+def render_forecast(forecast: Forecast, prices: Prices) -> str:
     """The text that `--dry-run` prints."""
     lines: list[str] = []
     for template, call in sorted(forecast.examples.items()):
@@ -186,7 +185,7 @@ def render_forecast(config: LabelConfig, forecast: Forecast) -> str:
     total = sum(forecast.calls.values())
     lines.append(f"{'all':<32}{total:>10,}{usage.input_tokens:>16,}{usage.output_tokens:>16,}")
     lines.append(f"for {forecast.answers:,} answers to {forecast.prompts:,} prompts; nothing was asked")
-    cost = config.prices.cost(usage)
+    cost = prices.cost(usage)
     if cost is None:
         lines.append("give --price-input and --price-output (per million tokens) to see the money")
     else:
@@ -194,11 +193,10 @@ def render_forecast(config: LabelConfig, forecast: Forecast) -> str:
     return "\n".join(lines)
 
 
-def run_dry(config: LabelConfig) -> int:
+def dry_run(
+    prompts: Iterable[Prompt], dimensions: Sequence[Dimension], builder: DocumentIndexer, prices: Prices
+) -> int:
     """Print the forecast."""
-    from judge_pipeline.labelling.label import document_indexer, prompts_of
-
     print("reading documents, driving plans; no judge is asked", file=sys.stderr)
-    forecast = forecast_run(config, prompts_of(config), document_indexer(config))
-    print(render_forecast(config, forecast))
+    print(render_forecast(forecast_run(prompts, dimensions, builder), prices))
     return 0

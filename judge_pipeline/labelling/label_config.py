@@ -14,7 +14,7 @@ from judge_pipeline.common.weighting import Missing
 from judge_pipeline.dimensions.options import JudgeOptions
 from judge_pipeline.documents.retrieval import Retrieval
 from judge_pipeline.engines.judge_config import FREE, JudgeConfig
-from judge_pipeline.labelling.runner import Prices
+from judge_pipeline.engines.run_calls import Prices
 
 
 class LabelConfig(JudgeOptions, Config):

@@ -8,7 +8,7 @@ end, so that a killed run leaves the old rows as they were.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -69,8 +69,8 @@ def _groups(path: Path) -> Iterator[tuple[str, list[Label]]]:
 class LabelFile:
     """Writes rows in order; knows which prompts an earlier run has finished."""
 
-    def __init__(self, path: Path, rule: KeepRule, prompts: Iterable[PromptKey], tally: Tally) -> None:
-        self.path, self.rule, self.tally = path, rule, tally
+    def __init__(self, path: Path, rule: KeepRule, prompts: Sequence[PromptKey], tally: Tally) -> None:
+        self.path, self.rule, self.prompts, self.tally = path, rule, prompts, tally
         self.kept: set[str] = set()
         self.changed = False
         """Rows were written that an earlier run had not left as they are."""
@@ -84,7 +84,7 @@ class LabelFile:
         if path.is_file():
             JsonlAppender(path).close()  # cuts off what a killed run left of its last row
         there = path.is_file() and path.stat().st_size > 0
-        goes_on = self._survey(prompts) if there else True
+        goes_on = self._survey() if there else True
         if there:
             self._old = _groups(path)
         try:
@@ -95,12 +95,12 @@ class LabelFile:
         except OSError as error:
             raise disk_error(error, path) from error
 
-    def _survey(self, prompts: Iterable[PromptKey]) -> bool:
+    def _survey(self) -> bool:
         """Find the prompts whose rows stay; True when the old file can simply be gone on with."""
         groups = _groups(self.path)
         group = next(groups, None)
         goes_on = True
-        for prompt in prompts:
+        for prompt in self.prompts:
             if group is None:
                 break
             if group[0] != prompt.id:
@@ -114,15 +114,32 @@ class LabelFile:
             group = next(groups, None)
         return goes_on and group is None
 
-    def keep(self, position: int, prompt: Prompt) -> int:
-        """Take over the rows of an earlier run (see `kept`); returns how many new answers were written now."""
-        return self._put(position, prompt.id)
+    @property
+    def complete(self) -> bool:
+        """All rows are there already."""
+        return len(self.kept) == len(self.prompts)
 
-    def put(self, position: int, rows: list[Label]) -> int:
-        """Hand in a prompt's rows; returns how many new answers were written because of it."""
-        return self._put(position, rows)
+    @property
+    def answers(self) -> int:
+        """Answers in all."""
+        return sum(len(prompt.response_ids) for prompt in self.prompts)
 
-    def _put(self, position: int, rows: list[Label] | str) -> int:
+    @property
+    def answers_kept(self) -> int:
+        """Answers whose rows an earlier run has left."""
+        return sum(len(prompt.response_ids) for prompt in self.prompts if prompt.id in self.kept)
+
+    def keep_all(self) -> None:
+        """Take over every row of an earlier run, when the file is `complete`."""
+        for position, prompt in enumerate(self.prompts):
+            self.put(position, prompt.id)
+        self.finish()
+
+    def put(self, position: int, rows: list[Label] | str) -> int:
+        """Hand in a prompt's rows, or its id to take over those of an earlier run (see `kept`).
+
+        Returns how many new answers were written because of it.
+        """
         self._waiting[position] = rows
         written = 0
         while self.next_position in self._waiting:

@@ -13,12 +13,11 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 from judge_pipeline.calls.call import CallUsage, FailureReason, Reply
-from judge_pipeline.calls.store import Stored
 from judge_pipeline.common.records import Failure, Label, Prompt, Usage
 from judge_pipeline.common.weighting import Weighting, weighted_reward
 from judge_pipeline.dimensions.base import Dimension, Document, Outcome, Plan, Request
-from judge_pipeline.engines.base import Place
-from judge_pipeline.labelling.runner import CallRunner
+from judge_pipeline.engines.base import Routing
+from judge_pipeline.engines.run_calls import CallRunner, together
 
 RETRIED_WITH_PLAN = frozenset({"unparsable", "out_of_range", "missing_verdict", "empty_reply"})
 """Failures of replies that arrived: `--retry-failed` asks those calls anew."""
@@ -30,6 +29,10 @@ class Round:
 
     keys: list[str]
     answers: list[tuple[int, ...]]
+
+
+def _no_usage() -> Usage:
+    return Usage(calls=0, input_tokens=0, output_tokens=0, cached_input_tokens=0)
 
 
 @dataclass
@@ -46,9 +49,7 @@ class Ledger:
 
     def split(self, answers: int) -> list[Usage]:
         """The cost of each answer: calls, and tokens as they were counted by the engine."""
-        totals = [
-            Usage(calls=0, input_tokens=0, output_tokens=0, cached_input_tokens=0) for _ in range(answers)
-        ]
+        totals = [_no_usage() for _ in range(answers)]
         for key, usage in self.usage.items():
             share = 1 / len(self.served[key])
             for answer in self.served[key]:
@@ -103,11 +104,11 @@ class PromptPlanner:
         plan = dimension.plan(prompt, document)
         return (await self._drive(plan, prompt, position, ledger, again))[0]
 
-    def _place(self, request: Request, prompt: Prompt, position: int) -> Place:
+    def _routing(self, request: Request, prompt: Prompt, position: int) -> Routing:
         """Template first, then document, prompt and answer: calls with a common beginning follow each other."""
         document = self._documents.setdefault(prompt.document_id, position)
         order = (request.call.template, document, position, min(request.answers, default=0))
-        return Place(order, prompt.id)
+        return Routing(order, prompt.id)
 
     async def _drive(
         self, plan: Plan, prompt: Prompt, position: int, ledger: Ledger, again: Collection[str]
@@ -121,9 +122,9 @@ class PromptPlanner:
             if isinstance(step, _Finished):
                 return step.outcomes, rounds
             keys = [request.call.key(self.runner.engine.identity) for request in step]
-            found = await _together(
+            found = await together(
                 [
-                    self.runner.ask(request.call, self._place(request, prompt, position), again)
+                    self.runner.reply(request.call, self._routing(request, prompt, position), again)
                     for request in step
                 ]
             )
@@ -132,17 +133,6 @@ class PromptPlanner:
                     ledger.enter(key, request, stored.reply)
             rounds.append(Round(keys, [request.answers for request in step]))
             replies = [stored.reply for stored in found]
-
-
-async def _together(asks: Sequence[object]) -> list[Stored]:
-    """All results; on an error the others are let go at once instead of being left behind."""
-    tasks = [asyncio.ensure_future(ask) for ask in asks]  # type: ignore[call-overload]
-    try:
-        return list(await asyncio.gather(*tasks))
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        raise
 
 
 @dataclass
@@ -201,12 +191,5 @@ def unlabelled(
     """Rows for a prompt that was not begun."""
     failed = {name: Outcome.failed(reason, detail) for name in names}
     return [
-        make_label(
-            prompt,
-            answer,
-            failed,
-            Usage(calls=0, input_tokens=0, output_tokens=0, cached_input_tokens=0),
-            weighting,
-        )
-        for answer in range(len(prompt.responses))
+        make_label(prompt, answer, failed, _no_usage(), weighting) for answer in range(len(prompt.responses))
     ]

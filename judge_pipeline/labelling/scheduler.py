@@ -11,23 +11,14 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
 
 from judge_pipeline.common.progress import Progress
 from judge_pipeline.common.records import Label, Prompt
-from judge_pipeline.dimensions.base import Document
+from judge_pipeline.documents.indexed import DocumentIndexer
 from judge_pipeline.labelling.label_file import LabelFile
 from judge_pipeline.labelling.planning import PromptPlanner, unlabelled
 
 TICK_S = 2.0
-
-
-class BuildsDocuments(Protocol):
-    """What the scheduler needs of a document indexer."""
-
-    def build(self, text: str) -> Document:
-        """The document, indexed; the same text gives the same object back."""
-        ...
 
 
 class Scheduler:
@@ -36,7 +27,7 @@ class Scheduler:
     def __init__(
         self,
         planner: PromptPlanner,
-        builder: BuildsDocuments,
+        builder: DocumentIndexer,
         labels: LabelFile,
         *,
         window: int = 64,
@@ -76,7 +67,7 @@ class Scheduler:
     async def _take(self, position: int, prompt: Prompt, tasks: set[asyncio.Task[None]]) -> None:
         """Start on one prompt, once the window has room."""
         if prompt.id in self.labels.kept:
-            await self._written(self.labels.keep(position, prompt))
+            await self._written(self.labels.put(position, prompt.id))
             return
         if self.planner.runner.budget.stopped is not None:
             await self._hand_in(position, prompt, self._not_begun(prompt))

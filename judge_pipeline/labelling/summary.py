@@ -19,7 +19,7 @@ from judge_pipeline.calls.call import CallUsage
 from judge_pipeline.calls.store import StoreTotals
 from judge_pipeline.common.record_files import write_text
 from judge_pipeline.common.records import Label
-from judge_pipeline.labelling.runner import Prices, Spent
+from judge_pipeline.engines.run_calls import Budget, Prices
 
 NOTED = ("fallback", "failed_votes", "statement_cap", "key_point_cap", "copied_from_example")
 """Keys of a dimension's evidence that say something went otherwise than asked; so does a `rule`, by its value."""
@@ -98,10 +98,9 @@ class Tally:
         return sum(self.statuses.values())
 
 
-def summarize(
-    tally: Tally, spent: Spent, prices: Prices, totals: StoreTotals, seconds: float, stopped: str | None
-) -> dict[str, Any]:
+def summarize(tally: Tally, budget: Budget, totals: StoreTotals, seconds: float) -> dict[str, Any]:
     """The content of `summary.json`."""
+    spent, prices = budget.spent, budget.prices
     ever = CallUsage(
         input_tokens=totals.input_tokens,
         output_tokens=totals.output_tokens,
@@ -119,7 +118,7 @@ def summarize(
         "tokens": _tokens(spent.usage),
         "cost": _cost(prices, spent.usage),
         "seconds": round(seconds, 1),
-        "stopped": stopped,
+        "stopped": budget.stopped,
         "store": {
             "calls": totals.calls,
             "failed_attempts": totals.attempts_failed,
@@ -171,8 +170,8 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
     for name, stats in summary["scores"].items():
         if stats["n"]:
             ties = "" if stats["ties"] is None else f", {100 * stats['ties']:.0f}% of pairs tied"
-            spread = "" if stats["std"] is None else f" ± {stats['std']:.2f}"
-            lines.append(f"{name}: {stats['mean']:.2f}{spread} over {stats['n']}{ties}")
+            deviation = "" if stats["std"] is None else f" ± {stats['std']:.2f}"
+            lines.append(f"{name}: {stats['mean']:.2f}{deviation} over {stats['n']}{ties}")
     for name, reasons in summary["failures"].items():
         lines.append(
             f"no {name}: " + ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))

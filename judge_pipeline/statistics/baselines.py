@@ -8,17 +8,15 @@ answers copy from the document.
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
 
 from judge_pipeline.common.progress import Progress
+from judge_pipeline.documents.retrieval import SentenceEmbedder
+from judge_pipeline.documents.words import sentences, words
 from judge_pipeline.statistics.table import AnswerTable, Floats
 
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_]+(?:['’][^\W_]+)?")
-"""A word; in scripts without spaces, a character."""
 PIECE_CHARACTERS = 500
 """Document pieces for embedding: about 128 tokens, well inside MiniLM's window of 256."""
 
@@ -26,14 +24,8 @@ Embed = Callable[[Sequence[str]], Floats]
 """Texts → unit vectors (n, dimension)."""
 
 
-def words(text: str) -> list[str]:
-    """Lower-cased words of a text; Chinese, Japanese and Korean characters one by one."""
-    return _WORD.findall(text.lower())
-
-
 def _bigrams(text: str) -> list[tuple[str, str]]:
-    found = words(text)
-    return list(itertools.pairwise(found))
+    return list(itertools.pairwise(words(text)))
 
 
 def answer_length(table: AnswerTable) -> Floats:
@@ -59,14 +51,6 @@ def chance(table: AnswerTable, seed: int = 0) -> Floats:
     return np.random.default_rng(seed).random(table.rows)
 
 
-def sentences(text: str) -> list[str]:
-    """Non-empty sentences of a text, English or Chinese by its characters."""
-    from sentencex import segment
-
-    chinese = len(re.findall(r"[\u3400-\u9fff]", text)) > 0.2 * max(1, len(text))
-    return [part.strip() for part in segment("zh" if chinese else "en", text) if words(part)]
-
-
 def pieces(text: str, size: int = PIECE_CHARACTERS) -> list[str]:
     """The text in pieces of whole sentences, at most `size` characters each (longer sentences are cut)."""
     found: list[str] = []
@@ -81,25 +65,10 @@ def pieces(text: str, size: int = PIECE_CHARACTERS) -> list[str]:
     return [*found, current] if current else found
 
 
-class _Encoder(Protocol):
-    def encode(self, sentences: list[str], **options: object) -> object: ...
-
-
 def minilm_embed(model: str = "minilm") -> Embed:
     """An `Embed` from a sentence-transformers model; `minilm` is the one that comes as a package."""
-    from sentence_transformers import SentenceTransformer
-
-    from judge_pipeline.common.bundled_models import resolve_model
-
-    encoder: _Encoder = SentenceTransformer(resolve_model(model), device="cpu")
-
-    def embed(texts: Sequence[str]) -> Floats:
-        vectors = encoder.encode(
-            list(texts), batch_size=64, normalize_embeddings=True, show_progress_bar=False
-        )
-        return np.asarray(vectors, dtype=float)
-
-    return embed
+    embedder = SentenceEmbedder(model, device="cpu", widen=False)
+    return lambda texts: embedder.embed(texts).astype(float)
 
 
 def embedding_similarity(table: AnswerTable, embed: Embed) -> dict[str, Floats]:

@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from reward_model.active.propose_config import HEADS
 from reward_model.modeling.ridge import LinearProbe, fit_probe
 
 Floats = npt.NDArray[np.float64]
-HEADS = 16
 STRENGTH = 100.0
 """Of the ridge, on standardised features: with a few hundred answers and as many features, heads must be damped."""
 

@@ -8,60 +8,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from pydantic import Field
 
-from judge_pipeline.common.config import Command, Config
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.progress import Progress
 from judge_pipeline.common.record_files import read_prompts, write_records, write_text
 from judge_pipeline.common.records import Prompt
-from judge_pipeline.common.run_dir import EXISTING_HELP, Existing, prepare_run
-from reward_model.active.choice import HEADS, Floats, Labelled, choose, rank_prompts
+from judge_pipeline.common.run_dir import prepare_run
+from judge_pipeline.common.window import over_window
+from reward_model.active.choice import Floats, Labelled, choose, rank_prompts
+from reward_model.active.propose_config import ProposeConfig
 from reward_model.data.examples import Example, load_examples, usable
-from reward_model.data.window import Overflow, over_window
-from reward_model.scoring.scorer import TOKEN_BUDGET, RewardModel, SharedPrefix
+from reward_model.options import Overflow
+from reward_model.scoring.scorer import RewardModel
 from reward_model.shared_prefix.layout import EncodedPrompt
 from reward_model.training.guards import SCORING_KNOBS, explain_out_of_memory
-
-
-class ProposeConfig(Config):
-    """Settings of `reward-model propose`."""
-
-    model: Path = Field(description="a trained reward model", json_schema_extra={"positional": True})
-    labels: Path = Field(
-        description="the labels there are: a label run, or prompts with human scores",
-        json_schema_extra={"positional": True},
-    )
-    pool: Path = Field(
-        description="prompts with answers to choose from", json_schema_extra={"positional": True}
-    )
-    output: Path = Field(description="file for the chosen prompts (.jsonl)")
-    prompts: Path | None = Field(None, description="the labelled prompts; default: those the label run read")
-    count: int = Field(50, ge=1, description="prompts to choose")
-    per_document: int | None = Field(
-        None, ge=1, description="most prompts over one document; default: spread as evenly as the pool allows"
-    )
-    heads: int = Field(HEADS, ge=2, description="heads in the ensemble")
-    overflow: Overflow = Field(
-        "error",
-        description="prompts over the window: error, or skip and count them",
-        json_schema_extra={"identity": False},
-    )
-    shared_prefix: SharedPrefix = Field(
-        "on",
-        description="read a document once for all answers, or off for models that cannot",
-        json_schema_extra={"identity": False},
-    )
-    token_budget: int = Field(
-        TOKEN_BUDGET, ge=1, description="tokens read at once", json_schema_extra={"identity": False}
-    )
-    seed: int = Field(0, description="of the resamples")
-    existing: Existing = Field("refuse", description=EXISTING_HELP, json_schema_extra={"identity": False})
-
 
 Item = TypeVar("Item", Example, Prompt)
 
@@ -155,12 +118,3 @@ def run(config: ProposeConfig) -> int:
     )
     print(f"next: judge-pipeline label {config.output} --output DIR")
     return 0
-
-
-PROPOSE = Command(
-    name="propose",
-    help="choose the unlabelled prompts from which the model would learn most",
-    config=ProposeConfig,
-    run=run,
-    example="reward-model propose runs/rm runs/labels unlabelled.jsonl --output next.jsonl --count 100",
-)

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from judge_pipeline.common.window import over_window
 from reward_model.data.examples import Example, Floats
-from reward_model.data.window import Overflow, over_window
+from reward_model.options import Overflow
 from reward_model.shared_prefix.layout import EncodedPrompt, join_ids, pack
 
 Encode = Callable[[str, str, Sequence[str]], EncodedPrompt]
@@ -39,15 +40,17 @@ class EncodedExample(EncodedPrompt):
 
 def encode_examples(items: Sequence[Example], encode: Encode) -> list[EncodedExample]:
     """Tokenise every example."""
+    pairs = [(item, encode(item.context, item.query, item.responses)) for item in items]
     return [
         EncodedExample(
-            *encode(item.context, item.query, item.responses).ids,
+            *encoded.ids,
             item.prompt_id,
             item.targets_N_D,
             item.confidence_N_D,
             item.preferences,
+            bare=encoded.bare,
         )
-        for item in items
+        for item, encoded in pairs
     ]
 
 

@@ -15,7 +15,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +23,9 @@ from judge_pipeline.common.errors import DataError, UserError
 from judge_pipeline.common.record_files import read_labels, read_prompts, read_rows
 from judge_pipeline.common.records import DIMENSIONS, Label, Prompt, Scores
 from judge_pipeline.common.run_dir import read_run_yaml
+from reward_model.options import Targets
 
 Floats = NDArray[np.float32]
-Targets = Literal["auto", "judge", "human", "preferences"]
 
 PREFERENCE_DIMENSION = "overall"
 """The one output of a model that is trained on people's choices alone: no dimension can be told apart in them."""

@@ -7,7 +7,7 @@ Documents count as the same when their ids or their texts (white space aside) ag
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from judge_pipeline.common.errors import UserError
 from reward_model.data.examples import Example
@@ -40,20 +40,26 @@ def hash_fraction(name: str, seed: int) -> float:
     return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8]) / 2**64
 
 
-def split_by_document(
-    items: Sequence[Example], fraction: float, seed: int
-) -> tuple[list[Example], list[Example]]:
-    """(training, held out): documents whose hash falls below `fraction` are held out.
+def held_out_names(names: Collection[str], fraction: float, seed: int) -> set[str]:
+    """The documents whose hash falls below `fraction`.
 
-    With two or more documents and a fraction above 0, each side gets at least one.
+    With two or more documents and a fraction above 0, each side gets at least one; a single one is for training.
     """
-    groups = document_groups(items)
-    ranked = sorted(set(groups), key=lambda name: hash_fraction(name, seed))
+    ranked = sorted(set(names), key=lambda name: hash_fraction(name, seed))
     held = {name for name in ranked if hash_fraction(name, seed) < fraction}
     if fraction > 0 and len(ranked) > 1:
         held = held or {ranked[0]}
     if len(held) == len(ranked):
-        held.discard(ranked[-1])  # also where there is one document only: it is for training
+        held.discard(ranked[-1])
+    return held
+
+
+def split_by_document(
+    items: Sequence[Example], fraction: float, seed: int
+) -> tuple[list[Example], list[Example]]:
+    """(training, held out), by `held_out_names`."""
+    groups = document_groups(items)
+    held = held_out_names(groups, fraction, seed)
     train = [item for item, name in zip(items, groups, strict=True) if name not in held]
     return train, [item for item, name in zip(items, groups, strict=True) if name in held]
 

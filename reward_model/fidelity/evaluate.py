@@ -10,19 +10,15 @@ import json
 from pathlib import Path
 
 import numpy as np
-from pydantic import Field
 
-from judge_pipeline.common.config import Command, Config
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.record_files import write_records, write_text
-from judge_pipeline.common.run_dir import EXISTING_HELP, Existing, prepare_run
+from judge_pipeline.common.run_dir import prepare_run
 from judge_pipeline.statistics.baselines import all_baselines, minilm_embed
 from judge_pipeline.statistics.table import REWARD, AnswerTable, Floats
-from reward_model.active.propose import PROPOSE
+from reward_model.fidelity.evaluate_config import EvaluateConfig
 from reward_model.fidelity.fidelity import evaluate_scores
 from reward_model.fidelity.inputs import (
-    Documents,
-    Overflow,
     Reference,
     drop_training_documents,
     fit_window,
@@ -31,51 +27,10 @@ from reward_model.fidelity.inputs import (
     scored_columns,
     second_columns,
 )
-from reward_model.fidelity.learning_curve import LEARNING_CURVE
 from reward_model.fidelity.report import fidelity_page, markdown_report, terminal_report
 from reward_model.modeling.fidelity_card import update_card
-from reward_model.scoring.scorer import TOKEN_BUDGET, RewardModel, SharedPrefix
+from reward_model.scoring.scorer import RewardModel
 from reward_model.training.guards import SCORING_KNOBS, explain_out_of_memory
-
-
-class EvaluateConfig(Config):
-    """Settings of `reward-model evaluate`."""
-
-    model: Path = Field(description="a trained reward model", json_schema_extra={"positional": True})
-    labels: Path = Field(
-        description="a label run (the judge), or prompts with `human` or `preferences` (people)",
-        json_schema_extra={"positional": True},
-    )
-    output: Path = Field(description="directory for fidelity.json, fidelity.md, scored.jsonl and report.html")
-    prompts: list[Path] = Field([], description="the labelled prompts; default: those the label run read")
-    scores: Path | None = Field(
-        None, description="a file `reward-model score` wrote with this model; saves scoring again"
-    )
-    second_labels: Path | None = Field(
-        None, description="a second label run over the same answers: the judge's own ceiling"
-    )
-    documents: Documents = Field(
-        "auto",
-        description="auto: only documents the model was not trained on, when it learnt from these labels; all",
-    )
-    overflow: Overflow = Field("error", description="prompts over the window: error, or skip and count them")
-    shared_prefix: SharedPrefix = Field(
-        "on",
-        description="read a document once for all answers, or off for models that cannot",
-        json_schema_extra={"identity": False},
-    )
-    embedding_model: str = Field("minilm", description="model of the similarity baselines, or `none`")
-    card: bool = Field(
-        True,
-        description="put the tables into the model's README.md as well",
-        json_schema_extra={"identity": False},
-    )
-    token_budget: int = Field(
-        TOKEN_BUDGET, ge=1, description="tokens read at once", json_schema_extra={"identity": False}
-    )
-    bootstrap: int = Field(1000, ge=10, description="resamples of the documents for the 95% intervals")
-    seed: int = Field(0, description="of the resamples and of the random baseline")
-    existing: Existing = Field("refuse", description=EXISTING_HELP, json_schema_extra={"identity": False})
 
 
 def _score(config: EvaluateConfig, reference: Reference) -> tuple[AnswerTable, dict[str, Floats]]:
@@ -148,14 +103,3 @@ def run(config: EvaluateConfig) -> int:
         f"\nwritten: {config.output / 'fidelity.json'}, fidelity.md, scored.jsonl and report.html beside it"
     )
     return 0
-
-
-EVALUATE = Command(
-    name="evaluate",
-    help="compare a reward model's scores with the judge's or with people's, beside baselines",
-    config=EvaluateConfig,
-    run=run,
-    example="reward-model evaluate runs/rm runs/labels --output runs/fidelity",
-)
-
-COMMANDS = (EVALUATE, LEARNING_CURVE, PROPOSE)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from judge_pipeline.common.progress import Progress
 from judge_pipeline.common.record_files import read_labels, read_prompts
 from judge_pipeline.common.records import Label, Prompt
 from judge_pipeline.common.run_dir import file_digest, read_run_yaml
+from judge_pipeline.common.window import over_window
 from judge_pipeline.evaluation.inputs import holds_labels, labelled_prompts, read_table
 from judge_pipeline.statistics.table import (
     REWARD,
@@ -29,10 +30,8 @@ from judge_pipeline.statistics.table import (
 )
 from reward_model.data.examples import load_examples, usable
 from reward_model.data.splits import split_by_document
-from reward_model.data.window import Overflow, over_window
+from reward_model.options import Documents, Overflow
 from reward_model.scoring.scorer import RewardModel
-
-Documents = Literal["auto", "all"]
 
 
 @dataclass

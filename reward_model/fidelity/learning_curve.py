@@ -13,9 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, field_validator
-
-from judge_pipeline.common.config import Command
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.record_files import write_records, write_text
 from judge_pipeline.common.run_dir import prepare_run
@@ -26,39 +23,12 @@ from reward_model.data.splits import hash_fraction, split_by_document
 from reward_model.fidelity.curve_report import curve_page, summarise, terminal_curve
 from reward_model.fidelity.fidelity import evaluate_scores
 from reward_model.fidelity.inputs import Reference, fit_window, model_columns, read_reference
+from reward_model.fidelity.learning_curve_config import LearningCurveConfig
 from reward_model.modeling.model import MANIFEST
-from reward_model.scoring.scorer import TOKEN_BUDGET, RewardModel, SharedPrefix
+from reward_model.options import TOKEN_BUDGET
+from reward_model.scoring.scorer import RewardModel
+from reward_model.training.train import train
 from reward_model.training.train_config import TrainConfig
-
-
-class LearningCurveConfig(TrainConfig):
-    """Settings of `reward-model learning-curve`: those of training, the same at every size, and its own."""
-
-    output: Path = Field(description="directory for the models, curve.json and report.html")
-    eval_fraction: float = Field(
-        0.25, gt=0, lt=1, description="share of documents held out, the same for all"
-    )
-    shared_prefix: SharedPrefix = Field(
-        "on", description="as in train", json_schema_extra={"identity": False}
-    )
-    sizes: list[int] = Field([25, 50, 100, 200], min_length=1, description="numbers of prompts to train on")
-    keep_models: bool = Field(
-        False, description="keep every size's weights", json_schema_extra={"identity": False}
-    )
-    bootstrap: int = Field(1000, ge=10, description="resamples of the documents for the 95% intervals")
-
-    @field_validator("eval_labels", "eval_prompts")
-    @classmethod
-    def _own_split(cls, value: Path | None) -> None:
-        if value is not None:
-            raise ValueError("the curve holds out documents of the labels: --eval-fraction")
-
-    @field_validator("sizes")
-    @classmethod
-    def _ascending(cls, sizes: list[int]) -> list[int]:
-        if min(sizes) < 1:
-            raise ValueError("a size below 1")
-        return sorted(set(sizes))
 
 
 def nested_subsets(prompt_ids: Sequence[str], sizes: Sequence[int], seed: int) -> dict[int, list[str]]:
@@ -94,10 +64,6 @@ def train_size(config: LearningCurveConfig, reference: Reference, ids: Sequence[
         }
     )
     if not (settings.output / MANIFEST).is_file():
-        from reward_model.training.train import (
-            train,  # the Trainer takes seconds to import, which `--help` should not
-        )
-
         train(settings)
     return settings.output
 
@@ -178,12 +144,3 @@ def _step(
         if not config.keep_models:
             shutil.rmtree(model_dir)
     return {"size": len(ids), "fidelity": json.loads(done.read_text(encoding="utf-8"))}
-
-
-LEARNING_CURVE = Command(
-    name="learning-curve",
-    help="train on growing sets of labels and show what more labels bring",
-    config=LearningCurveConfig,
-    run=run,
-    example="reward-model learning-curve runs/labels --base-model smollm2 --output runs/curve --sizes 50 100 200",
-)

@@ -22,7 +22,7 @@ from reward_model.shared_prefix.interface import forward_alone, shared_forward, 
 from reward_model.shared_prefix.layout import EncodedPrompt, Span, join_ids
 
 Tensor = torch.Tensor
-Pooling = Literal["last", "mean"]
+Pooling = Literal["mean", "last", "mean+last"]
 LAST_LAYER = (-1,)
 """What the score head sees: the final hidden state, after the last norm."""
 
@@ -37,7 +37,17 @@ def mean_token(hidden_T_H: Tensor, spans_N: Sequence[Span]) -> Tensor:
     return torch.stack([hidden_T_H[start:stop].float().mean(0) for start, stop in spans_N])
 
 
-POOLINGS: dict[Pooling, Callable[[Tensor, Sequence[Span]], Tensor]] = {"last": last_token, "mean": mean_token}
+def mean_and_last(hidden_T_H: Tensor, spans_N: Sequence[Span]) -> Tensor:
+    """Both side by side (N, 2 H)."""
+    both = mean_token(hidden_T_H, spans_N), last_token(hidden_T_H, spans_N).float()
+    return torch.cat(both, dim=1)
+
+
+POOLINGS: dict[Pooling, Callable[[Tensor, Sequence[Span]], Tensor]] = {
+    "mean": mean_token,
+    "last": last_token,
+    "mean+last": mean_and_last,
+}
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
@@ -65,7 +75,7 @@ def read_features(
     pooling: Pooling = "last",
     progress: Progress | None = None,
 ) -> Tensor:
-    """Features (A, L, H), fp32 on CPU, of the answers of all prompts in their order.
+    """Features (A, L, H), fp32 on CPU, of the answers of all prompts in their order; (A, L, 2 H) for "mean+last".
 
     Args:
         model: in evaluation mode; prepared by ``enable_shared_prefix`` when `shared`.
@@ -74,7 +84,7 @@ def read_features(
         shared: read a prompt once for all its answers; False reads each answer alone.
         layers: counted as transformers' ``hidden_states``: 0 the embeddings, i the output of layer i, the last one
             after the final norm; negative from the end.
-        pooling: an answer's last token, or the mean over its tokens.
+        pooling: an answer's last token, the mean over its tokens, or both side by side, mean first.
         progress: counts the prompts that are read.
 
     Raises:

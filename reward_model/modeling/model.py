@@ -30,6 +30,7 @@ from judge_pipeline.common.errors import UserError, disk_error
 from judge_pipeline.common.records import DIMENSIONS
 from reward_model.modeling.head import score_layer
 from reward_model.modeling.prompt_format import PromptFormat, PromptRenderer
+from reward_model.modeling.readout import READOUT_FILE, Readout, ReadoutSpec
 from reward_model.shared_prefix.interface import unwrap
 
 MANIFEST = "reward_model.json"
@@ -51,6 +52,8 @@ class Manifest(BaseModel):
     adapter: bool = False
     """The directory holds a LoRA adapter and its head; the base model is loaded beside it."""
     rope_parameters: dict[str, Any] | None = None
+    readout: ReadoutSpec | None = None
+    """Where a better readout than the plain head looks; its weights are in ``readout.safetensors``."""
     outputs: str = "points 0-10, no bias, no scaling to undo"
     training_mean: dict[str, float] = Field(default_factory=dict)
     training_std: dict[str, float] = Field(default_factory=dict)
@@ -69,6 +72,8 @@ class Backbone:
     model: nn.Module
     tokenizer: Any
     manifest: Manifest
+    readout: Readout | None = None
+    """Beside the plain head, where the directory has one."""
 
     @property
     def renderer(self) -> PromptRenderer:
@@ -201,8 +206,14 @@ def scale_rope(config: Any, changes: dict[str, Any]) -> None:
     text.rope_parameters = parameters
 
 
-def save_reward_model(model: nn.Module, tokenizer: Any, directory: str | Path, manifest: Manifest) -> None:
-    """Write model (or adapter with head), tokenizer and, last, the manifest.
+def save_reward_model(
+    model: nn.Module,
+    tokenizer: Any,
+    directory: str | Path,
+    manifest: Manifest,
+    readout: Readout | None = None,
+) -> None:
+    """Write model (or adapter with head), tokenizer, readout where there is one and, last, the manifest.
 
     A full model needs none of our code to load. An adapter is completed by ``load_reward_model`` (base model,
     labels, pad token); give other programs the merged model (``merge_adapter``).
@@ -216,6 +227,7 @@ def save_reward_model(model: nn.Module, tokenizer: Any, directory: str | Path, m
     manifest = manifest.model_copy(
         update={
             "adapter": hasattr(model, "peft_config"),
+            "readout": readout.spec if readout else None,
             "versions": {name: version(name) for name in packages},
         }
     )
@@ -224,6 +236,9 @@ def save_reward_model(model: nn.Module, tokenizer: Any, directory: str | Path, m
         path.unlink(missing_ok=True)
         model.save_pretrained(target)  # type: ignore[operator]
         tokenizer.save_pretrained(target)
+        (target / READOUT_FILE).unlink(missing_ok=True)
+        if readout:
+            readout.save(target)
         text = json.dumps(manifest.model_dump(), ensure_ascii=False, indent=2)
         temporary = path.with_suffix(".tmp")
         temporary.write_text(text + "\n", encoding="utf-8")
@@ -253,7 +268,11 @@ def read_manifest(directory: str | Path) -> Manifest:
 
 
 def load_reward_model(
-    directory: str | Path, dtype: torch.dtype | str = "auto", trainable: bool = False, **load_kwargs: Any
+    directory: str | Path,
+    dtype: torch.dtype | str = "auto",
+    trainable: bool = False,
+    with_readout: bool = True,
+    **load_kwargs: Any,
 ) -> Backbone:
     """Load a saved reward model, full or adapter.
 
@@ -261,6 +280,7 @@ def load_reward_model(
         directory: what ``save_reward_model`` wrote.
         dtype: of the weights.
         trainable: load an adapter for further training.
+        with_readout: load the readout too, where the directory has one.
         load_kwargs: for ``from_pretrained``.
 
     Raises:
@@ -273,10 +293,11 @@ def load_reward_model(
         raise UserError(
             f"could not load the tokenizer in {directory}: {error}", "train the model again"
         ) from error
+    readout = Readout.load(directory, manifest.readout) if manifest.readout and with_readout else None
     if not manifest.adapter:
         config = AutoConfig.from_pretrained(directory)
         model = _load_classifier(directory, str(directory), config, dtype, load_kwargs, fresh_head=False)
-        return Backbone(model, tokenizer, manifest)
+        return Backbone(model, tokenizer, manifest, readout)
     from peft import PeftModel
 
     base = load_backbone_for_rm(
@@ -289,7 +310,7 @@ def load_reward_model(
         **load_kwargs,
     )
     model = PeftModel.from_pretrained(base.model, directory, is_trainable=trainable)
-    return Backbone(model, tokenizer, manifest)
+    return Backbone(model, tokenizer, manifest, readout)
 
 
 def merge_adapter(model: nn.Module) -> nn.Module:

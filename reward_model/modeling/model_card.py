@@ -30,6 +30,8 @@ class CardFacts:
     held_out_documents: int
     settings: Mapping[str, Any]
     notes: Sequence[str] = field(default_factory=tuple)
+    readouts: str = ""
+    """Figures of the readout beside those of the plain head, Markdown; empty where there is the plain head alone."""
 
 
 def _cell(value: float | None) -> str:
@@ -59,7 +61,8 @@ def _fidelity(facts: CardFacts) -> str:
         return f"{head}\n\nPeople's choices predicted: {accuracy:.1%} (chance: 50%)."
     small = facts.held_out_documents < 20
     warning = "\n\nSo few documents make these figures uncertain." if small else ""
-    return f"{head}\n\n{metrics_table(facts)}{warning}\n\nConfidence intervals and baselines: `reward-model evaluate`."
+    readouts = f"\n\n{facts.readouts}" if facts.readouts else ""
+    return f"{head}\n\n{metrics_table(facts)}{warning}{readouts}\n\nConfidence intervals and baselines: `reward-model evaluate`."
 
 
 def render_card(facts: CardFacts) -> str:

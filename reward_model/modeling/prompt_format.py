@@ -127,7 +127,9 @@ class PromptRenderer:
 
     def encode(self, context: str, query: str, responses: Sequence[str]) -> EncodedPrompt:
         """Tokenize a prompt and its answers; never cuts. Compare ``shape.longest`` with the model's window."""
-        return EncodedPrompt.of(self.prefix_ids(context, query), map(self.answer_ids, responses))
+        return EncodedPrompt.of(
+            self.prefix_ids(context, query), map(self.answer_ids, responses), self.prefix_ids("", query)
+        )
 
     def render_text(self, context: str, query: str, response: str) -> str:
         """The whole sequence as text, for programs that tokenize themselves (without adding special tokens).

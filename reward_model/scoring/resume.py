@@ -13,7 +13,7 @@ from pathlib import Path
 from judge_pipeline.common.errors import disk_error
 from judge_pipeline.common.record_files import JsonlAppender, read_prompts, write_records
 from judge_pipeline.common.records import Prompt, Response
-from reward_model.scoring.settings import ScoreConfig
+from reward_model.scoring.engine import ScoreConfig
 
 OVER_WINDOW = "over_window"
 

@@ -23,9 +23,10 @@ from judge_pipeline.common.record_files import JsonlAppender, read_prompts, writ
 from judge_pipeline.common.records import SCORE_RANGE, Prompt
 from judge_pipeline.common.run_dir import prepare_run
 from judge_pipeline.common.weighting import weighted_reward
-from reward_model.data.window import over_window
+from judge_pipeline.common.window import over_window
 from reward_model.modeling.model import MANIFEST, Manifest, read_manifest
 from reward_model.modeling.prompt_format import PromptRenderer
+from reward_model.scoring.engine import Array, Engine, make_engine, reward_weights
 from reward_model.scoring.resume import (
     OVER_WINDOW,
     Summary,
@@ -37,7 +38,7 @@ from reward_model.scoring.resume import (
     scorable,
     summary_file,
 )
-from reward_model.scoring.settings import Array, Engine, ScoreConfig, make_engine, reward_weights
+from reward_model.scoring.score_config import ScoreConfig
 from reward_model.shared_prefix.layout import EncodedPrompt
 from reward_model.training.guards import SCORING_KNOBS, explain_out_of_memory
 

@@ -1,6 +1,8 @@
 """Score answers with a saved reward model: N answers for one reading of the document.
 
-In: document, question, answers. Out: points 0–10, one row an answer, one column a dimension. Prompts that fit
+In: document, question, answers. Out: points 0–10, one row an answer, one column a dimension. Where the directory holds
+a readout beside the plain head, it is what scores: the model is cut at its layer, and answers are read a second time
+behind the bare question where it looks at what the document changes. Prompts that fit
 the token budget together share a forward pass; a longer one is read in chunks of the budget, answers on top.
 Scores do not depend on what they are batched with, up to rounding: 1e-4 points in fp32; in bf16 by no more than
 bf16 itself is off (0.07 points on average and up to 0.3 with SmolLM2, whichever way it is run).
@@ -11,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,18 +21,18 @@ from torch import nn
 
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.progress import Progress
-from reward_model.modeling.features import LAST_LAYER, Pooling, read_features
+from reward_model.modeling.cut import cut_above
+from reward_model.modeling.features import LAST_LAYER, Pooling, decoder_layers, read_features
 from reward_model.modeling.head import apply_head
 from reward_model.modeling.model import Backbone, Manifest, load_reward_model
+from reward_model.modeling.readout import Readout
+from reward_model.options import TOKEN_BUDGET, ReadoutChoice, SharedPrefix
 from reward_model.shared_prefix.chunked import chunked_hidden
 from reward_model.shared_prefix.exactness import prepare_shared_prefix
 from reward_model.shared_prefix.interface import hidden_one_by_one, shared_forward, unwrap
-from reward_model.shared_prefix.layout import EncodedPrompt, join_ids
+from reward_model.shared_prefix.layout import EncodedPrompt, PromptShape, join_ids
 
 logger = logging.getLogger(__name__)
-
-SharedPrefix = Literal["on", "off"]
-TOKEN_BUDGET = 16_384
 
 
 class RewardModel:
@@ -40,6 +42,8 @@ class RewardModel:
         dimensions: names of the columns.
         max_length: longest sequence in tokens.
         tokens_read: tokens that went through the model so far; tokens_one_by_one: what separate passes would read.
+        readout: what scores in place of the plain head, if anything.
+        layers: layers of the model that run; depth: layers it has.
     """
 
     def __init__(
@@ -49,6 +53,14 @@ class RewardModel:
         self.tokenizer: Any = backbone.tokenizer
         self.manifest: Manifest = backbone.manifest
         self.renderer = backbone.renderer
+        self.readout = backbone.readout
+        self.depth = self.layers = len(decoder_layers(self.model))
+        self._layer = -1
+        if self.readout and self.readout.spec.layer < self.depth:
+            if cut_above(self.model, self.readout.spec.layer):
+                self.layers = self.readout.spec.layer
+            else:
+                self._layer = self.readout.spec.layer
         self.shared: SharedPrefix = shared
         self.tokens_read = 0
         self.tokens_one_by_one = 0
@@ -63,6 +75,7 @@ class RewardModel:
         dtype: torch.dtype | str | None = None,
         attn_backend: str | None = None,
         shared_prefix: SharedPrefix = "on",
+        readout: ReadoutChoice = "best",
     ) -> RewardModel:
         """Load what ``reward-model train`` wrote.
 
@@ -72,11 +85,12 @@ class RewardModel:
             dtype: the saved one when None.
             attn_backend: ``flash_attn``, ``torch_varlen``, ``cpu_flash`` or ``sdpa``; None chooses.
             shared_prefix: ``"off"`` runs answers one by one, for models that cannot share.
+            readout: ``"best"`` scores with the directory's readout where it has one, ``"plain"`` with the plain head.
 
         Raises:
             UserError: the directory is not a reward model, or the model cannot share a prefix exactly.
         """
-        backbone = load_reward_model(path, dtype or "auto")
+        backbone = load_reward_model(path, dtype or "auto", with_readout=readout == "best")
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         backbone.model.to(device)
@@ -148,7 +162,7 @@ class RewardModel:
         group: list[EncodedPrompt] = []
         room = token_budget
         for prompt in prompts:
-            need = prompt.shape.total
+            need = sum(shape.total for shape in self.readings(prompt))
             if group and (need > room or self.shared == "off"):
                 yield from self._score_group(group, token_budget)
                 group, room = [], token_budget
@@ -166,7 +180,8 @@ class RewardModel:
         pooling: Pooling = "last",
         progress: Progress | None = None,
     ) -> torch.Tensor:
-        """Frozen features ``(A, L, H)`` of all answers; see ``read_features``.
+        """Frozen features ``(A, L, H)`` of all answers; see ``read_features``. Of a model that is cut at its readout's
+        layer, that one is the last.
 
         Raises:
             UserError: a prompt is longer than the window.
@@ -183,6 +198,11 @@ class RewardModel:
             progress=progress,
         )
 
+    def readings(self, prompt: EncodedPrompt) -> list[PromptShape]:
+        """Token counts of what is read to score a prompt: itself, and its bare question where the readout wants it."""
+        twice = self.readout is not None and self.readout.spec.needs_withheld
+        return [prompt.shape, prompt.withheld().shape] if twice else [prompt.shape]
+
     def reward(self, scores_N_D: np.ndarray) -> np.ndarray:
         """Weighted mean of the dimensions, ``(N,)``, with the weights the model was saved with."""
         weights = np.asarray(self.manifest.weight_list())
@@ -197,8 +217,13 @@ class RewardModel:
             )
 
     def _score_group(self, group: Sequence[EncodedPrompt], token_budget: int) -> Iterator[np.ndarray]:
-        shapes = [prompt.shape for prompt in group]
-        self.tokens_one_by_one += sum(shape.total_one_by_one for shape in shapes)
+        shapes = [shape for prompt in group for shape in self.readings(prompt)]
+        alone = sum(shape.total_one_by_one for shape in shapes)
+        self.tokens_one_by_one += alone
+        if self.readout is not None:
+            self.tokens_read += alone if self.shared == "off" else sum(shape.total for shape in shapes)
+            yield from self._read_out(self.readout, group, token_budget)
+            return
         if self.shared == "off":
             yield from (self._one_by_one(prompt) for prompt in group)
             return
@@ -211,6 +236,22 @@ class RewardModel:
         hidden = shared_forward(self.model, input_ids, layout)[layout.score_index(self.device)]
         for piece in layout.split(apply_head(self.model, hidden).cpu().numpy()):
             yield np.asarray(piece)
+
+    def _read_out(
+        self, readout: Readout, group: Sequence[EncodedPrompt], token_budget: int
+    ) -> Iterator[np.ndarray]:
+        twice = readout.spec.needs_withheld
+        states = read_features(
+            self.model,
+            [*group, *(prompt.withheld() for prompt in group)] if twice else group,
+            token_budget=token_budget,
+            shared=self.shared == "on",
+            layers=[self._layer],
+            pooling=readout.spec.pooling,
+        )[:, 0]
+        points = readout.apply(*states.chunk(2)) if twice else readout.apply(states)
+        for piece in points.split([len(prompt.answers) for prompt in group]):
+            yield piece.numpy()
 
     def _one_by_one(self, prompt: EncodedPrompt) -> np.ndarray:
         self.tokens_read += prompt.shape.total_one_by_one

@@ -20,7 +20,8 @@ from typing import Any, Literal
 
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.weighting import weighted_reward
-from reward_model.scoring.scorer import TOKEN_BUDGET, RewardModel, SharedPrefix
+from reward_model.options import TOKEN_BUDGET, SharedPrefix
+from reward_model.scoring.scorer import RewardModel
 from reward_model.shared_prefix.layout import EncodedPrompt
 
 Message = dict[str, Any]

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.optional_packages import INSTALL_LINES
-from judge_pipeline.engines.vllm_stop import stop_vllm
+from judge_pipeline.engines.vllm_in_process import stop_vllm
 from reward_model.modeling.model import read_manifest
 from reward_model.modeling.prompt_format import PromptRenderer
 from reward_model.shared_prefix.layout import EncodedPrompt, Ids

@@ -13,7 +13,7 @@ for p + N·r instead of N·(p + r) tokens.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -70,11 +70,29 @@ class EncodedPrompt:
 
     prefix: Ids
     answers: tuple[Ids, ...]
+    bare: Ids | None = field(default=None, kw_only=True)
+    """The prefix without its document: the question alone."""
 
     @classmethod
-    def of(cls, prefix: Sequence[int], answers: Iterable[Sequence[int]]) -> EncodedPrompt:
+    def of(
+        cls, prefix: Sequence[int], answers: Iterable[Sequence[int]], bare: Sequence[int] | None = None
+    ) -> EncodedPrompt:
         """From lists of ids."""
-        return cls(np.asarray(prefix, np.int32), tuple(np.asarray(answer, np.int32) for answer in answers))
+        return cls(
+            np.asarray(prefix, np.int32),
+            tuple(np.asarray(answer, np.int32) for answer in answers),
+            bare=None if bare is None else np.asarray(bare, np.int32),
+        )
+
+    def withheld(self) -> EncodedPrompt:
+        """The same answers behind the question alone, the document withheld.
+
+        Raises:
+            ValueError: it was encoded without that.
+        """
+        if self.bare is None:
+            raise ValueError("this prompt was encoded without its bare question")
+        return EncodedPrompt(self.bare, self.answers)
 
     @property
     def shape(self) -> PromptShape:
@@ -93,7 +111,7 @@ class EncodedPrompt:
     def keep(self, wanted: Iterable[bool]) -> EncodedPrompt | None:
         """The prompt with some of its answers; None without any."""
         kept = tuple(answer for answer, keep in zip(self.answers, wanted, strict=True) if keep)
-        return EncodedPrompt(self.prefix, kept) if kept else None
+        return EncodedPrompt(self.prefix, kept, bare=self.bare) if kept else None
 
 
 @dataclass(frozen=True, slots=True)

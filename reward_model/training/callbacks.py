@@ -14,13 +14,11 @@ import types
 from pathlib import Path
 from typing import Any
 
-from transformers import (
-    EarlyStoppingCallback,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import TrainerControl as Control
+from transformers import TrainerState as State
+from transformers import TrainingArguments as Args
+from transformers.integrations import TensorBoardCallback
 
 from judge_pipeline.common.progress import Progress
 from judge_pipeline.common.record_files import JsonlAppender, write_records
@@ -36,9 +34,7 @@ class MetricsFile(TrainerCallback):
         self.path = path
         self._file: JsonlAppender | None = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Open the file, without the lines of a run that this one does not go on from."""
         if not state.is_world_process_zero:
             return
@@ -48,16 +44,12 @@ class MetricsFile(TrainerCallback):
         write_records(self.path, kept)
         self._file = JsonlAppender(self.path)
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_log(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Write one line."""
         if self._file is not None:
             self._file.append({"step": state.global_step, **kwargs.get("logs", {})})
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Close the file."""
         if self._file is not None:
             self._file.close()
@@ -72,6 +64,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.strip()]
 
 
+def tensorboard(folder: Path) -> TrainerCallback:
+    """TensorBoard's files in a folder that stays; the Trainer would put them among the checkpoints."""
+    callback = TensorBoardCallback()
+    callback.logging_dir = str(folder)
+    return callback
+
+
 class EarlyStop(EarlyStoppingCallback):
     """Stops after `patience` evaluations without a better one; a resumed run counts those before its checkpoint.
 
@@ -83,23 +82,17 @@ class EarlyStop(EarlyStoppingCallback):
         super().__init__(patience)
         self._over = False
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Count what the checkpoint's log tells."""
         super().on_train_begin(args, state, control, **kwargs)
         best = math.inf
         self.early_stopping_patience_counter = 0
         for loss in (row["eval_loss"] for row in state.log_history if "eval_loss" in row):
-            self.early_stopping_patience_counter = (
-                0 if loss < best else self.early_stopping_patience_counter + 1
-            )
-            best = min(best, loss)
+            worse = self.early_stopping_patience_counter + 1
+            self.early_stopping_patience_counter, best = (0, loss) if loss < best else (worse, best)
         self._over = self.early_stopping_patience_counter >= self.early_stopping_patience
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """End a run that was over."""
         if self._over:
             control.should_training_stop = True
@@ -115,31 +108,23 @@ class ProgressLine(TrainerCallback):
         self._progress: Progress | None = None
         self._info: dict[str, str] = {}
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Start counting where the run starts."""
         if state.is_world_process_zero:
             self._progress = Progress(state.max_steps, "training", "steps", done=state.global_step)
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_log(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Remember the latest losses."""
         logs = kwargs.get("logs", {})
         shown = {"loss": "loss", "eval_loss": "held-out", "eval_reward_spearman": "ρ"}
         self._info |= {short: f"{logs[name]:.3f}" for name, short in shown.items() if name in logs}
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Count a step."""
         if self._progress is not None:
             self._progress.update(1, **self._info)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Say how long it took."""
         if self._progress is not None:
             self._progress.close()
@@ -170,18 +155,14 @@ class StopOnInterrupt(TrainerCallback):
             raise KeyboardInterrupt
         self.interrupted = True
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Save and stop when a signal came."""
         if self.interrupted:
             control.should_save = True
             control.should_training_stop = True
             control.should_evaluate = False
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """The Trainer takes a stop for the end of an epoch: in the middle of one, nothing is measured or saved
         again, so that the run that goes on finds the random numbers as they were."""
         if self.interrupted and not float(state.epoch or 0.0).is_integer():

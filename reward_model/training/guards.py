@@ -1,6 +1,6 @@
 """Turning the machine's refusals into advice: out of memory names the settings that help, in order of effect.
 
-Also here: what our own log says goes to the terminal.
+Also here: what goes to the terminal, which is our own log and lines of the first process.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-
-import torch
 
 from judge_pipeline.common.errors import UserError
 
@@ -32,6 +30,8 @@ SCORING_KNOBS = (
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that an allocation failed, on a GPU or on the CPU."""
+    import torch  # not at the start: what shows `--help` must not load it
+
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     text = str(error)
@@ -65,3 +65,9 @@ def show_log() -> None:
     log.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
     # bitsandbytes warns at import, 4-bit or not, that a faster CPU kernel could be downloaded from a hub.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def say(*parts: object) -> None:
+    """A line for the user on stderr, from the first process of a run only."""
+    if os.environ.get("RANK", "0") == "0":
+        print(*parts, file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
 """Numbers that say how well held-out answers are scored: the few that training watches and the model card shows.
 
 In: predictions and targets in points, prompt by prompt. Out: a flat dictionary. `fidelity` has the full set with
-confidence intervals and baselines; this room is for what is computed many times a run.
+confidence intervals and baselines; here is what is computed many times a run.
 """
 
 from __future__ import annotations
@@ -13,7 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from judge_pipeline.statistics.agreement import mean_distance, mean_spearman, share_of_pairs
+from judge_pipeline.statistics.agreement import (
+    mean_distance,
+    mean_spearman,
+    share_of_pairs,
+)
 from reward_model.training.losses import weighted_mean
 from reward_model.training.objective import Objective
 

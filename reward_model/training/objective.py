@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from reward_model.options import LossName
 from reward_model.training.losses import (
     Metrics,
     RegressionKind,
@@ -31,7 +32,6 @@ from reward_model.training.losses import (
     weighted_mean,
 )
 
-LossName = Literal["regression", "pairwise", "regression+pairwise", "sequence", "preference"]
 PARTS = ("regression", "pairwise", "preference")
 ROUNDING = 1e-4
 """Points within which two targets are the same."""

@@ -5,19 +5,23 @@ In: settings. Out: examples and token ids on both sides of the split, and the ob
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from judge_pipeline.common.errors import UserError
+from judge_pipeline.common.record_files import read_prompts
+from judge_pipeline.common.weighting import full_weights
 from reward_model.data.batches import EncodedExample, encode_examples, fit_window
 from reward_model.data.examples import Example, check_learnable, load_examples, usable
-from reward_model.data.splits import refuse_leak, split_by_document
+from reward_model.data.splits import document_groups, refuse_leak, split_by_document
 from reward_model.modeling.model import Backbone
+from reward_model.options import LossName
 from reward_model.training.losses import Standardizer
-from reward_model.training.objective import LossName, Objective
+from reward_model.training.objective import Objective
 from reward_model.training.train_config import TrainConfig
 
 
@@ -30,6 +34,8 @@ class TrainingData:
     dimensions: tuple[str, ...]
     sources: tuple[Path, ...]
     preferences: bool
+    unlabelled: list[Example] = field(default_factory=list)
+    """Prompts the plain head is taught on beside those of `train`."""
 
 
 def read_data(config: TrainConfig) -> TrainingData:
@@ -41,14 +47,7 @@ def read_data(config: TrainConfig) -> TrainingData:
     found = load_examples(
         config.labels, prompts=config.prompts, targets=config.targets, dimensions=config.dimensions
     )
-    unknown = set(config.weights) - set(found.dimensions)
-    if unknown:
-        raise UserError(
-            f"--weights names '{min(unknown)}', which is no dimension of these labels",
-            f"they have: {', '.join(found.dimensions)}",
-        )
-    if all(config.weights.get(name, 1.0) == 0 for name in found.dimensions):
-        raise UserError("--weights: all weights are 0", "give at least one dimension a weight above 0")
+    full_weights(config.weights, found.dimensions, "'{name}' is no dimension of these labels")
     items = list(usable(found.items))
     sources = found.sources
     if config.eval_labels is None:
@@ -68,7 +67,36 @@ def read_data(config: TrainConfig) -> TrainingData:
         raise UserError(f"{config.labels} has no labelled answer to train on")
     if not preferences:
         check_learnable(train, found.dimensions, allow_constant=config.allow_constant)
-    return TrainingData(train, held_out, found.dimensions, sources, preferences)
+    more = read_unlabelled(config.unlabelled, train, held_out, len(found.dimensions))
+    sources += (config.unlabelled,) if config.unlabelled else ()
+    return TrainingData(train, held_out, found.dimensions, sources, preferences, more)
+
+
+def read_unlabelled(
+    path: Path | None, train: Sequence[Example], held_out: Sequence[Example], dimensions: int
+) -> list[Example]:
+    """Prompts with answers whose labels are not looked at, without those of `train` and documents of `held_out`."""
+    if path is None:
+        return []
+    items = []
+    for prompt in read_prompts(path, need_responses=True):
+        there = [item for item in prompt.responses if item.text.strip()]
+        nothing = np.full((len(there), dimensions), np.nan, np.float32)
+        ids, texts = tuple(item.id for item in there), tuple(item.text for item in there)
+        if there:
+            items.append(
+                Example(
+                    prompt.id, prompt.document_id, prompt.context, prompt.query, ids, texts, nothing, nothing
+                )
+            )
+    groups = document_groups([*held_out, *items])
+    known = {item.prompt_id for item in (*train, *held_out)}
+    kept_out = set(groups[: len(held_out)])
+    return [
+        item
+        for item, group in zip(items, groups[len(held_out) :], strict=True)
+        if item.prompt_id not in known and group not in kept_out
+    ]
 
 
 def make_objective(config: TrainConfig, data: TrainingData, weights: list[float]) -> Objective:
@@ -83,12 +111,8 @@ def make_objective(config: TrainConfig, data: TrainingData, weights: list[float]
     return Objective(
         name=automatic if config.loss == "auto" else config.loss,
         standardizer=Standardizer.fit(targets, torch.tensor(weights)),
-        kind=options.kind,
         delta=options.huber_delta,
-        pairwise_weight=options.pairwise_weight,
-        min_gap=options.min_gap,
-        switch=options.switch,
-        anchor=options.anchor,
+        **options.model_dump(include={"kind", "pairwise_weight", "min_gap", "switch", "anchor"}),
     )
 
 
@@ -99,6 +123,7 @@ class EncodedData:
     train: list[EncodedExample]
     held_out: list[EncodedExample]
     skipped: int
+    unlabelled: list[EncodedExample] = field(default_factory=list)
 
 
 def encode_data(config: TrainConfig, data: TrainingData, backbone: Backbone) -> EncodedData:
@@ -109,7 +134,7 @@ def encode_data(config: TrainConfig, data: TrainingData, backbone: Backbone) -> 
     """
     window = backbone.manifest.max_length
     sides, skipped = [], 0
-    for items in (data.train, data.held_out):
+    for items in (data.train, data.held_out, data.unlabelled):
         if config.loss_options.confidence == "none":
             items = [_equal_confidence(item) for item in items]
         kept, over = fit_window(encode_examples(items, backbone.renderer.encode), window, config.overflow)
@@ -117,7 +142,7 @@ def encode_data(config: TrainConfig, data: TrainingData, backbone: Backbone) -> 
         skipped += over
     if not sides[0]:
         raise UserError(f"no training prompt fits the window of {window} tokens")
-    return EncodedData(sides[0], sides[1], skipped)
+    return EncodedData(sides[0], sides[1], skipped, sides[2])
 
 
 def _equal_confidence(item: Example) -> Example:

@@ -1,39 +1,17 @@
-"""Settings of `reward-model train`, and what their automatic values become.
-
-In: flags and YAML. Out: typed settings; `resolved_*` methods say what "auto" means on this machine.
-"""
+"""Settings of `reward-model train`; see `settings` for those that every trainer has."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import Field, model_validator
-from pydantic.config import JsonDict
 
 from judge_pipeline.common.config import Config
-from judge_pipeline.common.run_dir import EXISTING_HELP, Existing
-from reward_model.data.batches import Overflow
-from reward_model.data.examples import Targets
-from reward_model.training.objective import LossName
-
-HOW: JsonDict = {"identity": False}
-"""Settings that change how a run goes, not what it produces."""
+from reward_model.options import HOW, LossName, Overflow, RewardMethod, Targets
+from reward_model.training.settings import TrainingSettings
 
 DEFAULT_BUDGET = 8192
-LEARNING_RATE = {"full": 1e-5, "lora": 1e-4, "qlora": 1e-4}
-
-
-class LoraSettings(Config):
-    """Shape of the adapter."""
-
-    rank: int = Field(default=16, ge=1, description="rank of the LoRA matrices")
-    alpha: float = Field(default=32, gt=0, description="LoRA scale; the update is multiplied by alpha / rank")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout before the LoRA matrices")
-    targets: list[str] = Field(
-        default=["all-linear"], description="layers that get an adapter, as PEFT names them"
-    )
 
 
 class LossSettings(Config):
@@ -63,17 +41,31 @@ class LossSettings(Config):
     )
 
 
-class TrainConfig(Config):
+class TrainConfig(TrainingSettings):
     """Settings of `reward-model train`."""
+
+    LEARNING_RATES: ClassVar = {"full": 1e-5, "lora": 1e-4, "qlora": 1e-4, "probe": 0.0}
+    BF16_ON_CPU = False
 
     labels: Path = Field(
         description="label run directory, labels.jsonl, or a prompts file with human scores or preferences",
         json_schema_extra={"positional": True},
     )
     base_model: str = Field(description="model to start from: smollm2, a folder, or a hub name")
-    output: Path = Field(description="directory of the trained model")
-    existing: Existing = Field("refuse", description=EXISTING_HELP, json_schema_extra=HOW)
 
+    method: RewardMethod = Field(
+        "lora",
+        description="probe: a readout of the frozen model, fitted in closed form in minutes; lora, qlora or full: "
+        "training that starts from the probe and is kept where it beats it on held-out documents",
+    )
+    view: Literal["auto", "document", "difference", "both"] = Field(
+        "auto",
+        description="what the probe reads: states behind the document, what the document changes in them (of which "
+        "nothing is left without it), or both; auto: by folds over documents",
+    )
+    unlabelled: Path | None = Field(
+        None, description="more prompts with answers, on which the plain head is taught what the readout says"
+    )
     prompts: Path | None = Field(
         None, description="prompts the labels belong to, if run.yaml does not name them"
     )
@@ -90,10 +82,7 @@ class TrainConfig(Config):
     allow_constant: bool = Field(False, description="go on when a dimension always has the same score")
     eval_labels: Path | None = Field(None, description="held-out labels, instead of a split by document")
     eval_prompts: Path | None = Field(None, description="prompts of --eval-labels")
-    eval_fraction: float = Field(0.1, ge=0, lt=1, description="share of documents held out; 0 holds out none")
 
-    method: Literal["full", "lora", "qlora"] = Field("lora", description="train all weights or an adapter")
-    lora: LoraSettings = LoraSettings()
     merge: bool = Field(
         True, description="save the adapter merged into a plain model; the adapter stays in DIR/adapter"
     )
@@ -102,8 +91,8 @@ class TrainConfig(Config):
     )
     head_init: Literal["auto", "mean", "probe", "none"] = Field(
         "auto",
-        description="start of the head: at the mean label, at a linear probe of the labels, or random; "
-        "auto: mean, none where the weights are sharded",
+        description="start of the head: at the mean label, taught by the probe of the frozen model, or random; "
+        "auto: probe, none with DeepSpeed ZeRO-3",
     )
     loss: LossName | Literal["auto"] = Field(
         "auto",
@@ -117,8 +106,6 @@ class TrainConfig(Config):
         None, gt=0, description="peak of the cosine schedule; by default 1e-5 full, 1e-4 LoRA and QLoRA"
     )
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps that warm up")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay")
-    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
     token_budget: int | None = Field(
         None,
         ge=1,
@@ -135,27 +122,13 @@ class TrainConfig(Config):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="arithmetic; auto: bf16 on a GPU that has it, fp32 on CPU"
     )
-    device: Literal["auto", "cpu"] = Field(
-        "auto", description="cpu leaves a GPU unused", json_schema_extra=HOW
-    )
-    gradient_checkpointing: bool | None = Field(
-        None,
-        description="recompute activations to save memory; by default on a GPU only",
-        json_schema_extra=HOW,
-    )
     shared_prefix: Literal["on", "off"] = Field(
         "on", description="read the document once for all answers, or off for models that cannot"
-    )
-    eval_steps: int | None = Field(
-        None, ge=1, description="steps between evaluations; by default one an epoch"
     )
     early_stopping: int = Field(
         3, ge=0, description="evaluations without a better one before stopping; 0 never"
     )
     log_steps: int = Field(1, ge=1, description="steps between lines of metrics.jsonl", json_schema_extra=HOW)
-    report_to: Literal["none", "tensorboard", "trackio"] = Field(
-        "none", description="tracker to write to, beside metrics.jsonl", json_schema_extra=HOW
-    )
     keep_checkpoints: bool = Field(
         False, description="keep DIR/checkpoints after the run", json_schema_extra=HOW
     )
@@ -166,27 +139,13 @@ class TrainConfig(Config):
             raise ValueError(
                 "freeze_layers goes with method=full; an adapter leaves the model's weights as they are"
             )
+        if self.method == "probe" and self.head_init not in ("auto", "probe"):
+            raise ValueError("head_init goes with training: the head of method=probe is taught by the probe")
         if self.eval_prompts and not self.eval_labels:
             raise ValueError("eval_prompts needs eval_labels")
         if any(weight < 0 for weight in self.weights.values()):
             raise ValueError("weights: a weight below 0")
         return self
-
-    def resolved_bf16(self) -> bool:
-        """Whether to compute in bf16 on this machine."""
-        if self.precision == "auto":
-            return self.device == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        return self.precision == "bf16"
-
-    def resolved_learning_rate(self) -> float:
-        """Peak learning rate."""
-        return self.learning_rate or LEARNING_RATE[self.method]
-
-    def resolved_checkpointing(self) -> bool:
-        """Whether to recompute activations."""
-        if self.gradient_checkpointing is None:
-            return self.device == "auto" and torch.cuda.is_available()
-        return self.gradient_checkpointing
 
     def rope_parameters(self) -> dict[str, Any] | None:
         """Changes to the model's RoPE, if any."""

@@ -1,35 +1,34 @@
 """The model of a training run: base model, adapter or frozen layers, and the head's start.
 
-In: settings. Out: a `Backbone` whose model the Trainer can train; and afterwards the plain model that is saved.
+In: settings. Out: a `Backbone` whose model the Trainer can train.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import os
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from peft import get_peft_model, prepare_model_for_kbit_training
 from torch import nn
 
 from judge_pipeline.common.errors import UserError
-from judge_pipeline.common.optional_packages import INSTALL_LINES
 from reward_model.data.batches import EncodedExample
 from reward_model.modeling.features import read_features
-from reward_model.modeling.head import initialise_head, score_weight
-from reward_model.modeling.model import Backbone, load_backbone_for_rm, load_reward_model, merge_adapter
+from reward_model.modeling.head import score_weight
+from reward_model.modeling.level_head import separate_start
+from reward_model.modeling.model import Backbone, load_backbone_for_rm
 from reward_model.shared_prefix.exactness import prepare_shared_prefix
 from reward_model.shared_prefix.interface import unwrap
+from reward_model.training.adapters import keep_gradients_on_cpu, lora_config, weight_options
+from reward_model.training.probe import MIDDLE
+from reward_model.training.probe_run import ProbeResult
+from reward_model.training.sharding import weights_are_sharded
 from reward_model.training.train_config import TrainConfig
 
-MIDDLE = 5.0
-"""Where outputs start when nothing but preferences is known: the middle of the scale."""
-
-MEAN_PROMPTS = 2
-"""Prompts whose features set a head that starts at the mean: the constant part of the features needs no more."""
+START_ANSWERS = 64
+"""Answers whose features set a head that starts at the mean label: enough to find directions they differ in."""
 
 
 def build_backbone(config: TrainConfig, dimensions: Sequence[str], weights: dict[str, float]) -> Backbone:
@@ -38,66 +37,26 @@ def build_backbone(config: TrainConfig, dimensions: Sequence[str], weights: dict
     Raises:
         UserError: the model cannot be loaded, or 4-bit loading is not installed.
     """
-    adapter = config.method != "full"
-    bf16 = config.resolved_bf16()
     backbone = load_backbone_for_rm(
         config.base_model,
         dimensions,
-        # Full training keeps its own copy in fp32: bf16 weights would lose updates smaller than 1/256.
-        torch.bfloat16 if bf16 and adapter else torch.float32,
         weights=weights,
         max_length=config.max_length,
         rope_parameters=config.rope_parameters(),
-        **(_four_bit(bf16) if config.method == "qlora" else {}),
+        **weight_options(config, full_precision=["score"]),
     )
-    if adapter:
+    if config.method in ("lora", "qlora"):
         backbone.model = _with_adapter(backbone.model, config)
     elif config.freeze_layers:
         freeze_lowest(backbone.model, config.freeze_layers)
     return backbone
 
 
-def _four_bit(bf16: bool) -> dict[str, Any]:
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError("--method qlora needs bitsandbytes", INSTALL_LINES["bitsandbytes"])
-    from transformers import BitsAndBytesConfig
-
-    compute = torch.bfloat16 if bf16 else torch.float32
-    return {
-        "quantization_config": BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=compute,
-            # FSDP shards parameters of one type only, so the packed weights are stored as the others are.
-            bnb_4bit_quant_storage=compute,
-            llm_int8_skip_modules=["score"],
-        )
-    }
-
-
 def _with_adapter(model: nn.Module, config: TrainConfig) -> nn.Module:
-    from peft import LoraConfig, TaskType, get_peft_model, prepare_model_for_kbit_training
-
     if config.method == "qlora":
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # `fit` does that
-        layers: Iterable[Any] = model.modules()
-        for module in layers:
-            # bitsandbytes packs weights at the first evaluation on such a CPU, and has no gradient through them.
-            if hasattr(module, "support_avx512bf16_for_cpu"):
-                module.support_avx512bf16_for_cpu = False
-    targets: Any = "all-linear" if config.lora.targets == ["all-linear"] else config.lora.targets
-    adapted = get_peft_model(
-        model,
-        LoraConfig(
-            task_type=TaskType.SEQ_CLS,
-            r=config.lora.rank,
-            lora_alpha=config.lora.alpha,
-            lora_dropout=config.lora.dropout,
-            target_modules=targets,
-            modules_to_save=["score"],
-        ),
-    )
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # `train` does that
+        keep_gradients_on_cpu(model)
+    adapted = get_peft_model(model, lora_config(config.lora, "SEQ_CLS", modules_to_save=["score"]))
     weight = score_weight(adapted)
     weight.data = weight.data.float()  # the head learns in fp32, whatever the frozen model's type
     return adapted
@@ -117,14 +76,6 @@ def freeze_lowest(model: nn.Module, layers: int) -> None:
         module.requires_grad_(False)
 
 
-def weights_are_sharded() -> bool:
-    """Whether this process holds only a part of the weights (ZeRO-3, or FSDP loading on one process)."""
-    from transformers.integrations import is_deepspeed_zero3_enabled
-
-    fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    return bool(is_deepspeed_zero3_enabled()) or fsdp
-
-
 def share_prefix(model: nn.Module) -> None:
     """Switch to shared-prefix attention, proving it exact where the whole model is at hand."""
     if weights_are_sharded():
@@ -137,30 +88,39 @@ def share_prefix(model: nn.Module) -> None:
         prepare_shared_prefix(model)
 
 
-def start_head(backbone: Backbone, items: Sequence[EncodedExample], config: TrainConfig, budget: int) -> str:
-    """Start the head at the labels' mean or at a probe of them; says in words what was done."""
-    how = config.head_init
-    if how == "auto":
-        how = "none" if weights_are_sharded() else "mean"
-    if how == "none":
+@torch.no_grad()
+def start_head(
+    backbone: Backbone,
+    items: Sequence[EncodedExample],
+    config: TrainConfig,
+    budget: int,
+    probe: ProbeResult | None,
+) -> str:
+    """Start the head at what the probe taught, at the labels' mean, or at random; says in words what was done."""
+    weight = score_weight(backbone.model)
+    if probe is not None:
+        if not weight.is_meta:  # FSDP hands the first process's weights to the others
+            weight.copy_(probe.head_D_H.to(weight))
+        return "head starts at the probe"
+    if config.head_init != "mean":
         return "head starts at random"
     targets = np.concatenate([item.targets_N_D for item in items])
-    has_targets = not np.isnan(targets).all()
-    if how == "mean" or not has_targets:
-        mean = np.nanmean(targets, axis=0) if has_targets else np.full(targets.shape[1], MIDDLE)
-        items = sorted(items, key=lambda item: item.shape.total)[:MEAN_PROMPTS]
-        targets = np.tile(mean, (sum(len(item.answers) for item in items), 1))
+    known = not np.isnan(targets).all()
+    mean = np.nanmean(targets, axis=0) if known else np.full(targets.shape[1], MIDDLE)
+    some: list[EncodedExample] = []
+    for item in sorted(items, key=lambda item: item.shape.total):
+        if sum(len(one.answers) for one in some) < START_ANSWERS:
+            some.append(item)
     model = backbone.model
     model.to("cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu").eval()
-    features = read_features(model, items, token_budget=budget, shared=config.shared_prefix == "on")[:, 0]
+    features = read_features(model, some, token_budget=budget, shared=config.shared_prefix == "on")[:, 0]
     model.train()
-    error = initialise_head(model, features, torch.from_numpy(np.asarray(targets, np.float32)))
-    return f"head starts at the {how} (off by {float(error.mean()):.2f} points)"
+    weight.copy_(separate_start(features, torch.from_numpy(mean)).folded().to(weight))
+    return "head starts at the mean"
 
 
-def plain_model(backbone: Backbone, adapter: Path | None, config: TrainConfig) -> nn.Module:
-    """The trained model as any program loads it: an adapter is merged into freshly loaded, unquantised weights."""
-    if adapter is None:
-        return unwrap(backbone.model)
-    dtype = torch.bfloat16 if config.resolved_bf16() else torch.float32
-    return merge_adapter(load_reward_model(adapter, dtype).model)
+def probe_starts(config: TrainConfig) -> bool:
+    """Whether this run fits a probe: to be the model, or to start from and to beat."""
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    return config.head_init in ("auto", "probe") and not is_deepspeed_zero3_enabled()

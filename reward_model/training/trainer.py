@@ -17,10 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
-from judge_pipeline.common.errors import UserError
 from reward_model.data.batches import (
     BatchOrder,
     EncodedExample,
@@ -32,9 +31,10 @@ from reward_model.data.batches import (
 from reward_model.shared_prefix.layout import Layout
 from reward_model.training.metrics import held_out_metrics
 from reward_model.training.objective import Objective
+from reward_model.training.run import GuardedTrainer
 
 
-class RewardTrainer(Trainer):
+class RewardTrainer(GuardedTrainer):
     """Trains a sequence classifier whose outputs are points 0–10."""
 
     def __init__(
@@ -63,7 +63,6 @@ class RewardTrainer(Trainer):
         self._eval_batches = token_batches(held_out, token_budget)
         self._parts: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
         self._parts_steps = 0
-        self._step_prompts: list[str] = []
         # The loss is already the mean over the whole step: the Trainer must not divide it again.
         self.loss_is_scaled_for_ga = True
 
@@ -99,7 +98,7 @@ class RewardTrainer(Trainer):
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts, reduction="sum")
         self._parts_steps += 1
-        self._step_prompts = [name for batch in samples for name in batch["prompt_ids"]]
+        self.step_names = [name for batch in samples for name in batch["prompt_ids"]]
         return samples, counts
 
     # Loss
@@ -131,27 +130,12 @@ class RewardTrainer(Trainer):
         progress = self.state.global_step / max(self.state.max_steps, 1)
         counts = num_items_in_batch if isinstance(num_items_in_batch, Tensor) else None
         loss, parts = self.objective.loss(predictions_A_D, inputs, progress, counts)
-        self._check_finite(loss, "loss", inputs["prompt_ids"])
+        self.check_finite(loss, "loss", inputs["prompt_ids"])
         for name, value in parts.items():
             self._parts[name] = self._parts[name].to(value) + value
         # Gradients are averaged over processes, and the loss is already divided by the global count.
         loss = loss * self.args.world_size
         return (loss, predictions_A_D) if return_outputs else loss
-
-    def _clip_grad_norm(self, model: nn.Module) -> Any:
-        norm = super()._clip_grad_norm(model)
-        if norm is not None:
-            self._check_finite(torch.as_tensor(norm), "gradient", self._step_prompts)
-        return norm
-
-    def _check_finite(self, value: Tensor, what: str, prompts: Sequence[str]) -> None:
-        if not torch.isfinite(value.detach()).all():
-            raise UserError(
-                f"the {what} is {value.detach().float().mean().item()} at step {self.state.global_step + 1}, in the "
-                f"batch of prompts: {', '.join(prompts)}",
-                "lower --learning-rate, train with --precision fp32, or look at these prompts; the last "
-                "checkpoint is kept",
-            )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the parts of the loss, averaged over the steps since the last line, to a training line."""
@@ -190,7 +174,7 @@ class RewardTrainer(Trainer):
         gathered = self._gather(rows)
         bad = [row["prompt_id"] for row in gathered if not row["predictions"].isfinite().all()]
         if bad:
-            self._check_finite(torch.tensor(torch.nan), "held-out loss", bad)
+            self.check_finite(torch.tensor(torch.nan), "held-out loss", bad)
         metrics = {
             f"{metric_key_prefix}_{name}": value
             for name, value in held_out_metrics(gathered, self.objective, self.dimensions).items()

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from judge_pipeline.calls.call import Call, CallUsage, Message, Reply
 from judge_pipeline.calls.store import CallStore, Finished
 from scripts.bench.evidence_common import environment, write_result

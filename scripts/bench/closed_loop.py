@@ -12,20 +12,14 @@ Results go to closed_loop.json beside this file, whatever they show.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from pydoc_data.topics import topics  # type: ignore[import-untyped, unused-ignore]
 from typing import Any
 
-# Python puts this folder first on the path, where dpo.py would stand for the package `dpo`.
-sys.path.sort(key=lambda place: Path(place or ".").resolve() == Path(__file__).resolve().parent)
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this folder comes first, and holds a dpo.py
 
 from dpo.cli import main as dpo
 from dpo.evaluate.match import Match, match_files, vote_by_reward
@@ -36,6 +30,7 @@ from judge_pipeline.common.records import Prompt
 from judge_pipeline.statistics.render import interval
 from reward_model.cli import main as reward_model
 from reward_model.data.splits import hash_fraction
+from scripts.bench.evidence_common import environment, write_result
 
 QUESTION = (
     "Explain the rules that this part of the Python reference gives about '{topic}', and name one exception."
@@ -167,11 +162,9 @@ def main() -> None:
         "all_seeds": found,
         "per_seed": per_seed,
         "seconds": round(time.monotonic() - started),
-        "hardware": f"{platform.machine()}, {os.cpu_count()} CPUs",
-        "versions": {name: version(name) for name in ("torch", "transformers", "trl", "peft")},
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        **environment(),
     }
-    args.output.write_text(json.dumps(result, indent=2) + "\n")
+    write_result(args.output, result)
 
 
 if __name__ == "__main__":

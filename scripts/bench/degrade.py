@@ -26,7 +26,7 @@ import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from judge_pipeline.common.records import DIMENSIONS, Label, Prompt, Response
-from judge_pipeline.statistics.baselines import sentences, words
+from judge_pipeline.documents.words import sentences, words
 
 POINTS = (10.0, 7.0, 4.0, 1.0)
 """Label of the degraded dimension by strength, 0 to 3."""

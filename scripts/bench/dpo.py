@@ -15,21 +15,19 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import json
-import platform
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-# Python puts this folder first on the path, where this very file would stand for the package `dpo`.
-sys.path.sort(key=lambda place: Path(place or ".").resolve() == Path(__file__).resolve().parent)
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[2])
+)  # this folder comes first, and this file is no package
 
 import torch
 from datasets import Dataset
@@ -40,6 +38,7 @@ from trl import DPOConfig, DPOTrainer
 from dpo.train.trainer import SharedPromptDPOTrainer
 from judge_pipeline.common.bundled_models import resolve_model
 from judge_pipeline.common.quiet import quiet_libraries
+from scripts.bench.evidence_common import environment, write_result
 
 PAGE = 4096
 
@@ -205,19 +204,18 @@ def main() -> None:
                 f"loss differs by {row['loss_difference']:.1e}",
                 flush=True,
             )
-    device = torch.cuda.get_device_name() if args.device != "cpu" else f"{platform.machine()} CPU"
     result = {
         "what": "one DPO training step (LoRA, sigmoid + 0.1 sft), shared prompt against TRL's DPOTrainer",
         "peer": f"trl {version('trl')}",
         "model": "SmolLM2-135M-Instruct, fp32" if args.shape == "smollm2" else "random 8B Llama, bf16",
         "gradient_checkpointing": args.checkpointing,
-        "hardware": {"device": device, "threads": args.threads},
-        "versions": {name: version(name) for name in ("torch", "transformers", "trl", "peft")},
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "device": args.device,
+        "threads": args.threads,
+        **environment(),
         "clock": "process CPU seconds" if args.device == "cpu" else "wall seconds",
         "rows": rows,
     }
-    args.output.write_text(json.dumps(result, indent=2) + "\n")
+    write_result(args.output, result)
 
 
 if __name__ == "__main__":

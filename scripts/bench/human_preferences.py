@@ -155,7 +155,7 @@ def fresh_backbone(config: TrainConfig) -> Backbone:
     data = read_data(config)
     started = build_backbone(config, data.dimensions, dict.fromkeys(data.dimensions, 1.0))
     share_prefix(started.model)
-    start_head(started, encode_data(config, data, started).train, config, config.token_budget or 8192)
+    start_head(started, encode_data(config, data, started).train, config, config.token_budget or 8192, None)
     plain = build_backbone(config, data.dimensions, dict.fromkeys(data.dimensions, 1.0))
     with torch.no_grad():
         score_weight(plain.model).copy_(score_weight(started.model))

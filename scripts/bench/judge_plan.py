@@ -38,7 +38,7 @@ from judge_pipeline.documents.chunking import FastTokenizer
 from judge_pipeline.documents.indexed import DocumentIndexer, IndexedDocument
 from judge_pipeline.documents.retrieval import SentenceEmbedder
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from scripts.bench.evidence_common import environment, write_result
 
 ANSWERS, STATEMENTS = 10, 10

@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import datetime
 import json
 import os
-import platform
 import random
 import re
 import signal
@@ -30,6 +28,8 @@ from pathlib import Path
 from pydoc_data.topics import topics  # type: ignore[import-untyped, unused-ignore]
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from judge_pipeline.calls.call import Call
 from judge_pipeline.common.bundled_models import resolve_model
 from judge_pipeline.common.records import Prompt, Response
@@ -37,10 +37,11 @@ from judge_pipeline.dimensions.base import Plan
 from judge_pipeline.dimensions.options import JudgeOptions
 from judge_pipeline.dimensions.registry import build_dimensions
 from judge_pipeline.documents.indexed import DocumentIndexer
-from judge_pipeline.engines.base import Place
-from judge_pipeline.engines.concurrency import Order
+from judge_pipeline.engines.base import Routing
+from judge_pipeline.engines.concurrency import Priority
 from judge_pipeline.engines.endpoint import EndpointEngine
 from judge_pipeline.labelling.dry_run import Forecast, PlanDriver, Unsearched
+from scripts.bench.evidence_common import environment, write_result
 
 HERE = Path(__file__)
 BLOCK = 32
@@ -62,17 +63,17 @@ class Recorder(PlanDriver):
 
     def __init__(self, builder: DocumentIndexer) -> None:
         super().__init__(builder, Forecast())
-        self.calls: dict[str, tuple[Order, Call]] = {}
+        self.calls: dict[str, tuple[Priority, Call]] = {}
         self.position = 0
 
     def saw(self, call: Call, answers: tuple[int, ...]) -> None:
         """One call of the prompt at `position`."""
-        order: Order = (call.template, self.position, min(answers, default=0))
+        order: Priority = (call.template, self.position, min(answers, default=0))
         short = call.model_copy(update={"sampling": call.sampling.model_copy(update={"max_tokens": 4})})
         self.calls.setdefault(call.key(""), (order, short.model_copy(update={"json_schema": None})))
 
 
-def workload(documents: int, answers: int) -> list[tuple[Order, Call]]:
+def workload(documents: int, answers: int) -> list[tuple[Priority, Call]]:
     """The calls of labelling `answers` answers to each of some documents of 1k–3k tokens."""
     builder = DocumentIndexer(retrieval="bm25")
     dimensions = build_dimensions(["paper"], JudgeOptions(structured=True))
@@ -98,7 +99,7 @@ def workload(documents: int, answers: int) -> list[tuple[Order, Call]]:
     return list(recorder.calls.values())
 
 
-def ideal(calls: list[tuple[Order, Call]]) -> dict[str, float]:
+def ideal(calls: list[tuple[Priority, Call]]) -> dict[str, float]:
     """Share of the tokens that an unbounded cache of whole blocks would have."""
     from transformers import AutoTokenizer
 
@@ -199,19 +200,19 @@ class Server:
             os.killpg(self._process.pid, signal.SIGKILL)
 
 
-async def issue(server: Server, calls: list[tuple[Order, Call]]) -> None:
+async def issue(server: Server, calls: list[tuple[Priority, Call]]) -> None:
     """All calls through the endpoint engine, as the scheduler hands them over."""
     engine = EndpointEngine(
         [server.url + "/v1"], "smollm2", "none", timeout_s=1800, max_concurrency=CONCURRENCY
     )
-    replies = await asyncio.gather(*(engine.answer(call, Place(order)) for order, call in calls))
+    replies = await asyncio.gather(*(engine.answer(call, Routing(order)) for order, call in calls))
     await engine.close()
     bad = [reply for reply in replies if reply.failure not in (None, "truncated")]
     if bad:
         raise SystemExit(f"{len(bad)} calls failed: {bad[0].detail}")
 
 
-def measure(server: Server, calls: list[tuple[Order, Call]]) -> dict[str, float]:
+def measure(server: Server, calls: list[tuple[Priority, Call]]) -> dict[str, float]:
     """One run from an empty cache."""
     server.empty_cache()
     before = server.counters()
@@ -246,7 +247,7 @@ def main() -> int:
     python = Path(os.environ.get("VLLM_PYTHON", HERE.parents[2] / ".venv-vllm" / "bin" / "python"))
     calls = workload(options.documents, options.answers)
     best = ideal(calls)
-    shuffled: list[tuple[Order, Call]] = [
+    shuffled: list[tuple[Priority, Call]] = [
         ((n,), call) for n, (_, call) in enumerate(random.Random(0).sample(calls, len(calls)))
     ]
     with tempfile.TemporaryDirectory() as folder:
@@ -267,15 +268,14 @@ def main() -> int:
         "unordered": unordered,
         "ordered_of_ideal": ordered["rate"] / best["rate"],
         "unordered_of_ideal": unordered["rate"] / best["rate"],
-        "versions": {"vllm": version, "python": platform.python_version()},
-        "hardware": f"{os.cpu_count()} CPU cores ({platform.machine()}), shared with other jobs",
+        "vllm": version,
         "model": "SmolLM2-135M-Instruct, bf16",
-        "date": datetime.date.today().isoformat(),
+        **environment(),
     }
     file = HERE.with_suffix(".json")
     runs = json.loads(file.read_text()) if file.is_file() else {}
     runs[f"cache of {BLOCK * options.cache_blocks} tokens"] = result  # one entry a cache size; others stay
-    file.write_text(json.dumps(runs, indent=2) + "\n")
+    write_result(file, runs)
     print(
         f"{len(calls)} calls, {best['tokens']:,.0f} tokens; cache of {BLOCK * options.cache_blocks:,} tokens"
     )

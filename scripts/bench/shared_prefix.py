@@ -16,17 +16,16 @@ import argparse
 import gc
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 from transformers import AutoModelForSequenceClassification, LlamaConfig
@@ -37,6 +36,7 @@ from reward_model.shared_prefix.backends import choose_kernel
 from reward_model.shared_prefix.chunked import chunked_hidden
 from reward_model.shared_prefix.interface import enable_shared_prefix
 from reward_model.shared_prefix.layout import Layout, PromptShape, join_ids
+from scripts.bench.evidence_common import environment, write_result
 
 PRESETS: dict[str, dict[str, Any]] = {
     "smollm2": {"score": [1024, 2048, 4096, 8064], "train": [1024, 2048, 4096], "answer": 96, "chunk": 1024},
@@ -296,17 +296,6 @@ class Bench:
         return rows
 
 
-def hardware(device: str) -> str:
-    """Processor or GPU, in words."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo").read_text().splitlines()
-    name = next(
-        (line.split(":")[1].strip() for line in info if line.startswith("model name")), platform.machine()
-    )
-    return f"{name}, {torch.get_num_threads()} threads"
-
-
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -351,10 +340,10 @@ def report(bench: Bench, load_average: float, extra: dict[str, Any]) -> dict[str
         "attention": kernel.name if kernel else "sdpa",
         "one_by_one": f"transformers, sdpa, batch 1; timed on {args.answers_timed} and multiplied to N",
         "gradient_checkpointing": args.checkpointing,
-        "hardware": hardware(args.device),
+        "device": args.device,
+        "threads": torch.get_num_threads(),
         "load_average_at_start": load_average,
-        "versions": {name: version(name) for name in ("torch", "transformers")},
-        "date": datetime.now(UTC).date().isoformat(),
+        **environment(),
         "at_largest_n": {name: {"lowest": min(x), "highest": max(x)} for name, x in shares.items()},
         "rows": bench.rows,
         **extra,
@@ -377,7 +366,7 @@ def main() -> None:
     extra = {name: extra[name] for name in ("chunked_prefix", "vllm_classify") if name in extra}
 
     def write() -> None:
-        args.output.write_text(json.dumps(report(bench, load_average, extra), indent=1) + "\n")
+        write_result(args.output, report(bench, load_average, extra))
 
     steps = [(length, False) for length in args.score_lengths] + [
         (length, True) for length in args.train_lengths
@@ -391,7 +380,6 @@ def main() -> None:
     if args.score_lengths:
         extra["chunked_prefix"] = bench.chunked(min(max(args.score_lengths), 4 * bench.preset["chunk"]))
         write()
-    print(f"wrote {args.output}")
 
 
 if __name__ == "__main__":

@@ -197,8 +197,8 @@ def test_a_broken_file_is_named(finished, capsys):
 
 def test_figures_of_the_evaluation_are_taken_over(finished, tmp_path, capsys):
     """What `reward-model evaluate` really writes fits in, with its baselines and intervals."""
-    from reward_model.fidelity.evaluate import EvaluateConfig
     from reward_model.fidelity.evaluate import run as evaluate
+    from reward_model.fidelity.evaluate_config import EvaluateConfig
 
     config = EvaluateConfig(
         model=finished / "reward_model",

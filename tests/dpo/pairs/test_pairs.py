@@ -150,7 +150,14 @@ def test_labels_of_a_run_replace_rewards(tmp_path: Path):
     (tmp_path / "run").mkdir()
     write_jsonl(tmp_path / "run" / "labels.jsonl", labels)
     _, output = make(tmp_path, rows, "--labels", str(tmp_path / "run"))
-    assert read_jsonl(output)[0]["chosen_id"] == "sample-0"
+    pair = read_jsonl(output)[0]
+    assert (pair["chosen_id"], pair["rejected_id"]) == ("sample-0", "sample-4")
+    assert pair["chosen_scores"] == dict.fromkeys(DIMENSIONS, 9.0)
+    assert pair["rejected_scores"] == dict.fromkeys(DIMENSIONS, 5.0)
+    _, output = make(tmp_path, rows, "--labels", str(tmp_path / "run"), "--weights", "faithfulness=2")
+    assert read_jsonl(output)[0]["chosen_reward"] == 9.0
+    write_jsonl(tmp_path / "run" / "labels.jsonl", labels[:4])  # an answer without a label has no reward
+    assert make(tmp_path, rows, "--labels", str(tmp_path / "run"))[0] == 2
 
 
 def test_contrast_arm_sets_a_reference_against_a_sampled_answer(tmp_path: Path):
@@ -164,6 +171,13 @@ def test_contrast_arm_sets_a_reference_against_a_sampled_answer(tmp_path: Path):
     assert len({row["rejected_id"] for row in pairs}) > 1
     again = make(tmp_path, rows, "--arm", "contrast", "--reference", "human")[1]
     assert read_jsonl(again) == pairs
+    others = [
+        read_jsonl(make(tmp_path, rows, "--arm", "contrast", "--reference", "human", "--seed", seed)[1])
+        for seed in "123"
+    ]
+    assert any(
+        [row["rejected_id"] for row in other] != [row["rejected_id"] for row in pairs] for other in others
+    )
     worst = make(tmp_path, rows, "--arm", "contrast", "--reference", "gold", "--contrast-rejected", "worst")[
         1
     ]
@@ -180,7 +194,15 @@ def test_short_context_pairs_are_mixed_in_at_their_share(tmp_path: Path, capsys)
     rows = read_jsonl(output)
     assert sum(row["arm"] == "mix" for row in rows) == 2
     assert len(rows) == 8
+    assert {row["chosen"][0]["content"][:4] for row in rows if row["arm"] == "mix"} == {"good"}
+    assert len({row["document_id"] for row in rows if row["arm"] == "mix"}) == 2  # told apart without ids
     load_dataset("json", data_files=str(output), split="train", cache_dir=str(tmp_path / "cache"))
+    orders = []
+    for seed in "0123":
+        make(tmp_path, scored_rows(6), "--mix", str(mix), "--mix-proportion", "0.25", "--seed", seed)
+        orders.append([row["prompt"] for row in read_jsonl(output)])
+    assert orders[0] == [row["prompt"] for row in rows]
+    assert any(order != orders[0] for order in orders)
     code, _ = make(tmp_path, scored_rows(6), "--mix", str(mix), "--mix-proportion", "0.5")
     assert code == 2
     assert "0.4 is the most" in capsys.readouterr().err
@@ -195,6 +217,12 @@ def test_length_report_does_not_cry_wolf():
 
     even = [row(i, 5 + i % 2, 6 - i % 2) for i in range(20)]
     assert length_report(even)["length_bias"] is None
+    growing = [{**row(i, 20 + i, 20), "margin": 1.0 + i} for i in range(9)]
+    assert length_report(growing)["margin_length_spearman"] == pytest.approx(1.0)
+    falling = [{**row(i, 20, 20 + i), "margin": 1.0 + i} for i in range(9)]
+    assert length_report(falling)["margin_length_spearman"] == pytest.approx(-1.0)
+    means = {name: length_report(growing)[f"{name}_mean"] for name in ("chosen", "rejected")}
+    assert means == {"chosen": 24.0, "rejected": 20.0}
     shorter = [row(i, 2, 9) for i in range(20)]
     assert "shorter for 100%" in length_report(shorter)["length_bias"]
     one_prompt = [row(0, 9, 2) for _ in range(20)]  # many pairs of one prompt are one vote
@@ -231,6 +259,23 @@ def test_no_pair_breaks_its_own_rules(rewards: list[float | None], every: bool, 
         assert min(pair.rejected_reward for pair in pairs) == min(known)
     else:
         assert not pairs
+
+
+@pytest.mark.parametrize(("margin", "made"), [("0.99", 1), ("1.0", 1), ("1.01", 0)])
+def test_the_least_margin_is_inclusive(tmp_path: Path, margin: str, made: int):
+    code, output = make(tmp_path, scored_rows(1), "--min-margin", margin)  # 5.5 against 4.5
+    assert (code, len(read_jsonl(output)) if output.exists() else 0) == (0 if made else 2, made)
+
+
+def test_equal_rewards_take_the_answer_that_was_sampled_first(tmp_path: Path):
+    rows = scored_rows(1)
+    for response, reward in zip(rows[0]["responses"], (5.0, 9.0, 2.0, 9.0, 2.0), strict=True):
+        response["reward"] = reward
+    _, output = make(tmp_path, rows)
+    pair = read_jsonl(output)[0]
+    assert (pair["chosen_id"], pair["rejected_id"]) == ("sample-1", "sample-2")
+    assert pair["chosen_scores"]["faithfulness"] == 4.0
+    assert pair["rejected_scores"]["faithfulness"] == 5.0
 
 
 @pytest.mark.parametrize(

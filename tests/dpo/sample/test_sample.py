@@ -12,35 +12,47 @@ import pytest
 import torch
 import yaml
 from dpo_helpers import make_model, prompt_rows, read_jsonl, write_jsonl
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM
 
 from dpo.chat import to_messages
 from dpo.cli import main
 from dpo.sample import sample
 from dpo.sample.base import Decoding, Draw, Request, prompt_seed
-from dpo.sample.shared_decode import SharedPrefix, decoding, why_not
-from dpo.sample.transformers_sampler import TransformersSampler, _draw
+from dpo.sample.transformers_sampler import TransformersSampler
 from judge_pipeline.common.errors import UserError
-from judge_pipeline.common.kv_cache import cache_argument
 from judge_pipeline.common.record_files import read_prompts
+from judge_pipeline.engines import shared_decoding
+from judge_pipeline.engines.shared_decoding import (
+    PlainDecoder,
+    PrefixMemory,
+    SharedPrefixDecoder,
+    draw_tokens,
+    make_decoder,
+    shares_exactly,
+)
 
 
-def test_shared_decode_gives_the_logits_of_a_plain_forward():
+@pytest.mark.parametrize("decoder_class", [SharedPrefixDecoder, PlainDecoder])
+def test_copies_of_a_prompt_decode_to_the_logits_of_a_plain_forward(decoder_class, monkeypatch):
+    monkeypatch.setattr(shared_decoding, "PREFILL_CHUNK", 16)  # read in three pieces
+    monkeypatch.setattr(shared_decoding, "ROOM", 4)  # and room for own tokens is made twice
     model = make_model().eval()
     prefix, answers = torch.randint(3, 400, (1, 40)), torch.randint(3, 400, (3, 6))
     whole = torch.cat([prefix.expand(3, -1), answers], dim=1)
-    with torch.no_grad():
-        expected = model(whole).logits[:, 40:]
-        cache = DynamicCache(config=model.config)
-        model(prefix, **cache_argument(cache))
-        own, got = DynamicCache(), []
-        with decoding(model, SharedPrefix(cache)):
-            for step in range(6):
-                position = torch.full((3, 1), 40 + step)
-                out = model(answers[:, step : step + 1], position_ids=position, **cache_argument(own))
-                got.append(out.logits)
-    torch.testing.assert_close(torch.cat(got, dim=1), expected, atol=1e-4, rtol=1e-4)
-    assert model.config._attn_implementation == "sdpa"
+    with torch.inference_mode():
+        expected = model(whole).logits[:, 39:]
+        if decoder_class is SharedPrefixDecoder:
+            assert shares_exactly(model)
+        decoder = (
+            decoder_class(model) if decoder_class is PlainDecoder else decoder_class(model, PrefixMemory(0))
+        )
+        got = [decoder.start_copies(prefix[0].tolist(), 3)]
+        got += [decoder.step(answers[:, step].tolist()) for step in range(3)]
+        decoder.keep([0, 2])
+        rest = [decoder.step(answers[[0, 2], step].tolist()) for step in range(3, 6)]
+    torch.testing.assert_close(torch.stack(got, dim=1), expected[:, :4], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(torch.stack(rest, dim=1), expected[[0, 2], 4:], atol=1e-4, rtol=1e-4)
+    assert decoder.reused == [0, 40, 40]
 
 
 def test_sliding_windows_are_not_decoded_over_a_shared_prefix():
@@ -50,10 +62,10 @@ def test_sliding_windows_are_not_decoded_over_a_shared_prefix():
         vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=1, sliding_window=8, head_dim=16,
     )  # fmt: skip
-    assert "sliding" in (why_not(AutoModelForCausalLM.from_config(config)) or "") or "full" in (
-        why_not(AutoModelForCausalLM.from_config(config)) or ""
-    )
-    assert why_not(make_model()) is None
+    model = AutoModelForCausalLM.from_config(config)
+    assert isinstance(make_decoder(model), PlainDecoder)
+    assert model.config._attn_implementation == "sdpa"
+    assert isinstance(make_decoder(make_model()), SharedPrefixDecoder)
 
 
 def test_both_ways_of_decoding_agree_and_answers_keep_their_own_stream(tiny_model: Path):
@@ -61,7 +73,9 @@ def test_both_ways_of_decoding_agree_and_answers_keep_their_own_stream(tiny_mode
     messages = to_messages(next(iter_prompts(1)))
     how = Decoding(max_new_tokens=12)
     shared = dict_of(sampler, Request("p0", messages, 4, 7), how)
-    sampler.not_shared = "asked for by the test"
+    assert isinstance(sampler.decoder, SharedPrefixDecoder)
+    sampler.model.set_attn_implementation("sdpa")
+    sampler.decoder = PlainDecoder(sampler.model)
     expanded = dict_of(sampler, Request("p0", messages, 4, 7), how)
     assert [draw.text for draw in shared] == [draw.text for draw in expanded]
     fewer = dict_of(sampler, Request("p0", messages, 2, 7), how)
@@ -74,7 +88,8 @@ def test_greedy_equals_generate(tiny_model: Path):
     sampler = TransformersSampler(str(tiny_model), device="cpu", dtype="float32")
     messages = to_messages(next(iter_prompts(1)))
     draws = dict_of(sampler, Request("p", messages, 2, 0), Decoding(temperature=0, max_new_tokens=10))
-    ids = torch.tensor([sampler._ids(messages)])
+    ids = torch.tensor([sampler.encoder.ids(messages, add_generation_prompt=True)])
+    sampler.model.set_attn_implementation("sdpa")
     expected = sampler.model.generate(ids, max_new_tokens=10, do_sample=False)[0, ids.shape[1] :].tolist()
     if expected[-1] == 2:
         expected = expected[:-1]
@@ -84,10 +99,10 @@ def test_greedy_equals_generate(tiny_model: Path):
 def test_top_p_keeps_the_nucleus_and_draws_follow_the_distribution():
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).expand(4000, -1)
     streams = [torch.Generator().manual_seed(i) for i in range(4000)]
-    counts = torch.bincount(_draw(logits, Decoding(top_p=0.7), streams), minlength=4) / 4000
+    counts = torch.bincount(draw_tokens(logits, 1.0, 0.7, streams), minlength=4) / 4000
     torch.testing.assert_close(counts, torch.tensor([0.625, 0.375, 0.0, 0.0]), atol=0.03, rtol=0)
     streams = [torch.Generator().manual_seed(i) for i in range(4000)]
-    counts = torch.bincount(_draw(logits, Decoding(), streams), minlength=4) / 4000
+    counts = torch.bincount(draw_tokens(logits, 1.0, 1.0, streams), minlength=4) / 4000
     torch.testing.assert_close(counts, torch.tensor([0.5, 0.3, 0.15, 0.05]), atol=0.03, rtol=0)
 
 
@@ -166,7 +181,7 @@ def test_long_prompts_are_an_error_or_left_out_never_cut(tmp_path: Path, tiny_mo
     flags = ("--engine", "transformers", "--device", "cpu")
     assert run_sample(tmp_path, tiny_model, *flags, rows=rows) == 2
     error = capsys.readouterr().err
-    assert "1 prompts" in error
+    assert "1 of 3 prompts" in error
     assert "'long'" in error
     assert "512" in error
     assert run_sample(tmp_path, tiny_model, *flags, "--overflow", "skip", "--existing", "replace") == 0
@@ -189,6 +204,9 @@ class Endpoint(BaseHTTPRequestHandler):
             return self.reply(404, {"error": {"message": "no such model"}})
         if mode == "no-n" and count > 1:
             return self.reply(400, {"error": {"message": "'n' must be 1", "param": "n"}})
+        if mode == "max" and "max_tokens" in body:
+            text = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+            return self.reply(400, {"error": {"message": text}})
         if mode == "busy" and len(type(self).calls) % 2:
             return self.reply(429, {"error": {"message": "slow down"}}, {"Retry-After": "0"})
         if mode == "long":
@@ -243,7 +261,7 @@ def endpoint():
     server.server_close()
 
 
-@pytest.mark.parametrize(("mode", "calls"), [("n", 4), ("no-n", None), ("few", 12), ("busy", 8)])
+@pytest.mark.parametrize(("mode", "calls"), [("n", 4), ("no-n", None), ("few", 12), ("busy", 8), ("max", 5)])
 def test_endpoint_gives_every_prompt_its_answers(tmp_path: Path, endpoint, mode: str, calls: int | None):
     endpoint.mode = mode
     assert run_sample(tmp_path, "m", "--base-url", endpoint.url, "--concurrency", "1") == 0
@@ -307,7 +325,7 @@ def test_missing_vllm_names_the_line_that_installs_it(tmp_path: Path, capsys):
     if importlib.util.find_spec("vllm"):
         pytest.skip("vLLM is installed here")
     assert run_sample(tmp_path, "smollm2", "--engine", "vllm") == 2
-    assert "longreward-distill[vllm]" in capsys.readouterr().err
+    assert "pip install vllm" in capsys.readouterr().err
 
 
 def test_vllm_is_not_given_an_adapter(tmp_path: Path, capsys):

@@ -7,7 +7,8 @@ from judge_pipeline.calls.call import Reply
 from judge_pipeline.common.records import Prompt
 from judge_pipeline.dimensions.options import JudgeOptions
 from judge_pipeline.dimensions.registry import build_dimensions
-from judge_pipeline.documents.citation import locate, sentence_spans
+from judge_pipeline.documents.citation import locate
+from judge_pipeline.documents.words import sentence_spans
 
 # Each chapter is one chunk of the plain evidence: 400 characters.
 CONTEXT = "".join(f"Chapter {n} tells of the year {1880 + n}. ".ljust(399, ".") + " " for n in range(4))

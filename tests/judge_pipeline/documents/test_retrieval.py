@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.documents.indexed import DocumentIndexer
-from judge_pipeline.documents.retrieval import Bm25Index, HybridIndex, SentenceEmbedder, terms, top_k
+from judge_pipeline.documents.retrieval import Bm25Index, HybridIndex, SentenceEmbedder, top_k
+from judge_pipeline.documents.words import terms
 
 
 @pytest.fixture(scope="module")

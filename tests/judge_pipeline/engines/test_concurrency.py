@@ -8,30 +8,30 @@ import random
 
 import pytest
 
-from judge_pipeline.engines.concurrency import AdaptiveLimit, Gate, Slot
+from judge_pipeline.engines.concurrency import AdaptiveLimit, Gate, Permit
 
 
 def simulate(limit: AdaptiveLimit, latency, calls=4000, refuses=None, until=None):
     """Keep the limit's number of calls in flight against `latency(in_flight, now, dice)`; the limits over time."""
     dice = random.Random(0)
     now, done, count, trace = 0.0, 0, 0, []
-    flying: list[tuple[float, int, Slot]] = []
+    flying: list[tuple[float, int, Permit]] = []
     while done < calls and (until is None or now < until):
         while len(flying) < limit.whole:
-            slot = Slot(now, limit.era)
+            permit = Permit(now, limit.era)
             if refuses and refuses(len(flying) + 1):
-                slot.overloaded = True
-                heapq.heappush(flying, (now + 0.01, count, slot))
+                permit.overloaded = True
+                heapq.heappush(flying, (now + 0.01, count, permit))
             else:
-                slot.succeeded("t", 10)
-                heapq.heappush(flying, (now + latency(len(flying) + 1, now, dice), count, slot))
+                permit.succeeded("t", 10)
+                heapq.heappush(flying, (now + latency(len(flying) + 1, now, dice), count, permit))
             count += 1
-        now, _, slot = heapq.heappop(flying)
-        if slot.overloaded:
-            limit.on_overload(slot)
+        now, _, permit = heapq.heappop(flying)
+        if permit.overloaded:
+            limit.on_overload(permit)
         else:
             done += 1
-            limit.on_reply(slot, now, len(flying) + 1)
+            limit.on_reply(permit, now, len(flying) + 1)
         trace.append((now, limit.whole))
     return trace, done / now
 
@@ -84,9 +84,9 @@ def test_refusals_halve_it_and_it_comes_back():
     trace, _ = simulate(limit, lambda n, now, dice: 0.1, refuses=lambda n: n > 40, calls=8000)
     assert 15 <= late(trace) <= 45
     cut = AdaptiveLimit(256, limit=32.0)
-    slots = [Slot(0.0, cut.era) for _ in range(3)]
-    for slot in slots:  # one wave of refusals is one piece of news
-        cut.on_overload(slot)
+    permits = [Permit(0.0, cut.era) for _ in range(3)]
+    for permit in permits:  # one wave of refusals is one piece of news
+        cut.on_overload(permit)
     assert cut.whole == 16
 
 
@@ -104,9 +104,9 @@ def test_a_server_that_loses_half_its_strength_is_given_less():
 def test_an_idle_limit_learns_nothing():
     limit = AdaptiveLimit(256)
     for _ in range(100):
-        slot = Slot(0.0, limit.era)
-        slot.succeeded("t", 10)
-        limit.on_reply(slot, 0.1, in_flight=1)
+        permit = Permit(0.0, limit.era)
+        permit.succeeded("t", 10)
+        limit.on_reply(permit, 0.1, in_flight=1)
     assert limit.whole == 16
 
 
@@ -125,7 +125,7 @@ def test_gate_lets_calls_in_by_order_and_never_more_than_the_limit():
 
         async def call(order):
             nonlocal most
-            async with gate.slot(order):
+            async with gate.permit(order):
                 entered.append(order)
                 most = max(most, gate.in_flight)
                 await release.wait()
@@ -149,13 +149,13 @@ def test_gate_pauses_as_long_as_the_server_asked():
 
     async def main():
         gate = Gate(AdaptiveLimit(8, limit=8.0), clock=lambda: now[0])
-        async with gate.slot() as slot:
-            slot.overload(retry_after_s=30.0)
-        waiting = asyncio.create_task(gate.slot().__aenter__())
+        async with gate.permit() as permit:
+            permit.overload(retry_after_s=30.0)
+        waiting = asyncio.create_task(gate.permit().__aenter__())
         await asyncio.sleep(0)
         assert not waiting.done()
         now[0] = 31.0
-        async with gate.slot():  # whoever comes after the pause opens the door for those who waited
+        async with gate.permit():  # whoever comes after the pause opens the door for those who waited
             pass
         await asyncio.wait_for(waiting, 1)
 
@@ -168,10 +168,10 @@ def test_a_cancelled_caller_passes_its_turn_on():
         entered = []
 
         async def call(name):
-            async with gate.slot():
+            async with gate.permit():
                 entered.append(name)
 
-        async with gate.slot():
+        async with gate.permit():
             second, third = asyncio.create_task(call("second")), asyncio.create_task(call("third"))
             await asyncio.sleep(0)
         second.cancel()  # let in by now, but not yet run

@@ -14,7 +14,7 @@ from judge_servers import JudgeServer, completion
 
 from judge_pipeline.calls.call import Call, Message, Sampling
 from judge_pipeline.common.errors import UserError
-from judge_pipeline.engines.base import Place, StopCalls
+from judge_pipeline.engines.base import Routing, StopCalls
 from judge_pipeline.engines.chat_protocol import MalformedReply, parse_completion
 from judge_pipeline.engines.endpoint import EndpointEngine
 from judge_pipeline.engines.preflight import check_endpoint, probe_schema, single_model
@@ -28,11 +28,11 @@ def call(text="rate: Rating: [[5]]", **changes) -> Call:
     return Call(template="t", messages=(Message(role="user", content=text),), **changes)
 
 
-def answer(server, asked, place=None, **settings):
+def answer(server, asked, routing=None, **settings):
     async def main():
         engine = EndpointEngine([server.url], "judge", "key", policy=QUICK, **{"timeout_s": 5, **settings})
         try:
-            return await engine.answer(asked, place or Place())
+            return await engine.answer(asked, routing or Routing())
         finally:
             await engine.close()
 
@@ -240,11 +240,11 @@ def test_parameters_a_server_refuses_are_left_out_or_renamed_once():
 def test_a_prompt_stays_with_one_endpoint_and_prompts_spread():
     async def main(urls):
         engine = EndpointEngine(urls, "judge", "key", policy=QUICK)
-        places = [Place(affinity=f"prompt {p}") for p in range(20) for _ in range(3)]
+        routings = [Routing(affinity=f"prompt {p}") for p in range(20) for _ in range(3)]
         await asyncio.gather(
-            *(engine.answer(call(f"{n} Rating: [["), place) for n, place in enumerate(places))
+            *(engine.answer(call(f"{n} Rating: [["), routing) for n, routing in enumerate(routings))
         )
-        where = [engine.where(place) for place in places]
+        where = [engine.where(routing) for routing in routings]
         await engine.close()
         return where
 
@@ -260,7 +260,7 @@ def test_an_endpoint_that_goes_away_is_left_for_another():
     async def main(urls):
         engine = EndpointEngine(urls, "judge", "key", policy=RetryPolicy(3, 0.001))
         replies = await asyncio.gather(
-            *(engine.answer(call(f"{n} Rating: [["), Place(affinity=str(n))) for n in range(20))
+            *(engine.answer(call(f"{n} Rating: [["), Routing(affinity=str(n))) for n in range(20))
         )
         await engine.close()
         return replies
@@ -292,7 +292,7 @@ def test_a_call_that_is_not_admitted_is_not_made():
 
     with JudgeServer() as server:
         with pytest.raises(StopCalls):
-            answer(server, call(), Place(admit=refuse))
+            answer(server, call(), Routing(admit=refuse))
         assert server.requests == 0
 
 

@@ -18,7 +18,7 @@ from transformers import (
 
 from judge_pipeline.calls.call import Call, Message, Sampling
 from judge_pipeline.common.errors import UserError
-from judge_pipeline.engines.base import Place, StopCalls
+from judge_pipeline.engines.base import Routing, StopCalls
 from judge_pipeline.engines.local import LocalEngine
 from judge_pipeline.engines.local_generation import TransformersJudge
 from judge_pipeline.engines.shared_decoding import (
@@ -73,7 +73,7 @@ def test_shared_decoding_gives_the_models_own_numbers(kind):
         memory = PrefixMemory(1000)
         for round_number in range(2):  # the second time the head comes from memory
             decoder = SharedPrefixDecoder(model, memory)
-            logits = decoder.start(rows, 6)
+            logits = decoder.start(rows)
             for want, tokens in zip(expected, forced, strict=True):
                 torch.testing.assert_close(logits, want, atol=1e-4, rtol=1e-4)
                 logits = decoder.step(tokens)
@@ -86,7 +86,7 @@ def test_rows_that_are_done_leave_the_others_as_they_were():
     with torch.inference_mode():
         assert shares_exactly(model)
         decoder = SharedPrefixDecoder(model, PrefixMemory(0))
-        decoder.start(rows, 4)
+        decoder.start(rows)
         decoder.step([20, 21, 22])
         decoder.keep([0, 2])
         logits = decoder.step([30, 32])
@@ -104,7 +104,7 @@ def test_a_model_with_a_sliding_window_decodes_its_own_way():
     with torch.inference_mode():
         assert not shares_exactly(model)
         decoder = PlainDecoder(model)
-        decoder.start(rows, 2)
+        decoder.start(rows)
         logits = decoder.step([40, 41])
         want = [model(torch.tensor([[*row, t]])).logits[0, -1] for row, t in zip(rows, [40, 41], strict=True)]
     torch.testing.assert_close(logits, torch.stack(want), atol=1e-4, rtol=1e-4)
@@ -196,7 +196,7 @@ def test_calls_that_are_not_admitted_are_held_back(judge):
     async def main():
         engine = LocalEngine(judge)
         results = await asyncio.gather(
-            engine.answer(call("a")), engine.answer(call("b"), Place(admit=refuse)), return_exceptions=True
+            engine.answer(call("a")), engine.answer(call("b"), Routing(admit=refuse)), return_exceptions=True
         )
         await engine.close()
         return results

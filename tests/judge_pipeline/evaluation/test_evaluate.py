@@ -15,7 +15,7 @@ from judge_pipeline.common.config import main
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.record_files import write_records
 from judge_pipeline.common.records import DIMENSIONS, Prompt
-from judge_pipeline.engines.base import ANYWHERE, Place
+from judge_pipeline.engines.base import DEFAULT_ROUTING, Routing
 from judge_pipeline.evaluation.evaluate import COMMAND
 from judge_pipeline.evaluation.inputs import read_scored
 from judge_pipeline.evaluation.run import evaluate_human, reweigh
@@ -228,13 +228,13 @@ class RuleEngine:
     """Rates an answer by what people gave it."""
 
     model = identity = "rule"
-    supports_schema = supports_logprobs = False
+    supports_schema = False
     context_window = None
 
     def __init__(self, worth: dict[str, float], asked: list[str]) -> None:
         self.worth, self.asked = worth, asked
 
-    async def answer(self, call: Call, place: Place = ANYWHERE) -> Reply:
+    async def answer(self, call: Call, routing: Routing = DEFAULT_ROUTING) -> Reply:
         self.asked.append(call.template)
         text = call.messages[1].content
         if call.template == "baseline.holistic":
@@ -242,11 +242,8 @@ class RuleEngine:
         first, second = fenced(text, "first"), fenced(text, "second")
         return Reply(text="[[A]]" if self.worth[first] > self.worth[second] else "[[B]]")
 
-    def where(self, place: Place) -> str:
+    def where(self, routing: Routing) -> str:
         return "here"
-
-    def max_parallel(self) -> int:
-        return 4
 
     async def close(self) -> None: ...
 

@@ -10,8 +10,8 @@ import pytest
 from judge_pipeline.calls.call import Call, Reply
 from judge_pipeline.calls.store import CallStore
 from judge_pipeline.common.records import Prompt, Response
-from judge_pipeline.engines.ask_all import ask_all
-from judge_pipeline.engines.base import ANYWHERE, Place
+from judge_pipeline.engines.base import DEFAULT_ROUTING, Routing
+from judge_pipeline.engines.run_calls import run_calls
 from judge_pipeline.evaluation.holistic import holistic_call, read_holistic
 from judge_pipeline.evaluation.pairwise import PairVote, judge_pair, pair_calls, vote_summary
 from judge_pipeline.replies.choices import ChoiceShape
@@ -163,17 +163,17 @@ class Counting:
     """An engine that answers at once and counts."""
 
     model = identity = "counting"
-    supports_schema = supports_logprobs = False
+    supports_schema = False
     context_window = None
 
     def __init__(self) -> None:
         self.asked: list[str] = []
 
-    async def answer(self, call: Call, place: Place = ANYWHERE) -> Reply:
+    async def answer(self, call: Call, routing: Routing = DEFAULT_ROUTING) -> Reply:
         self.asked.append(call.messages[1].content)
         return Reply(text="[[5]]")
 
-    def where(self, place: Place) -> str:
+    def where(self, routing: Routing) -> str:
         return "here"
 
     def max_parallel(self) -> int:
@@ -186,8 +186,8 @@ def test_equal_calls_are_asked_once_and_a_second_run_asks_nothing(tmp_path):
     calls = [holistic_call(PROMPT, 0), holistic_call(PROMPT, 1), holistic_call(PROMPT, 0)]
     engine = Counting()
     store = CallStore(tmp_path / "calls.sqlite")
-    assert [parse_rating(reply)[0] for reply in asyncio.run(ask_all(engine, store, calls))] == [5.0] * 3
+    assert [parse_rating(reply)[0] for reply in asyncio.run(run_calls(engine, store, calls))] == [5.0] * 3
     assert len(engine.asked) == 2
     again = Counting()
-    assert len(asyncio.run(ask_all(again, store, calls))) == 3
+    assert len(asyncio.run(run_calls(again, store, calls))) == 3
     assert again.asked == []

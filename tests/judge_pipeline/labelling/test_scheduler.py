@@ -15,10 +15,10 @@ from judge_pipeline.common.record_files import read_labels
 from judge_pipeline.common.records import Prompt, Response
 from judge_pipeline.common.weighting import Weighting, resolve_weighting
 from judge_pipeline.dimensions.base import Outcome, Request
-from judge_pipeline.engines.base import ANYWHERE
+from judge_pipeline.engines.base import DEFAULT_ROUTING
+from judge_pipeline.engines.run_calls import Budget, CallRunner, Prices
 from judge_pipeline.labelling.label_file import KeepRule, LabelFile, PromptKey
 from judge_pipeline.labelling.planning import PromptPlanner, Round, keys_behind_failures
-from judge_pipeline.labelling.runner import Budget, CallRunner, Prices
 from judge_pipeline.labelling.scheduler import Scheduler
 from judge_pipeline.labelling.summary import Tally, summarize, summary_lines
 
@@ -29,25 +29,22 @@ def call(text, template="t"):
 
 class FakeEngine:
     model = identity = "fake"
-    supports_schema = supports_logprobs = False
+    supports_schema = False
     context_window = None
 
     def __init__(self, delay=lambda text: 0.0, broken=()):
         self.asked = Counter()
-        self.places = {}
+        self.routings = {}
         self.delay, self.broken = delay, broken
 
-    def where(self, place):
+    def where(self, routing):
         return "here"
 
-    def max_parallel(self):
-        return 100
-
-    async def answer(self, call, place=ANYWHERE):
-        place.admit()
+    async def answer(self, call, routing=DEFAULT_ROUTING):
+        routing.admit()
         text = call.messages[0].content
         self.asked[text] += 1
-        self.places[text] = place
+        self.routings[text] = routing
         await asyncio.sleep(self.delay(text))
         if text in self.broken:
             raise RuntimeError("a defect")
@@ -137,9 +134,9 @@ def test_what_is_shared_is_asked_once_and_its_cost_split(tmp_path):
     assert max(engine.asked.values()) == 1
     assert engine.asked["about document 0"] == 1
     labels = list(read_labels(tmp_path))
-    assert sum(label.usage.calls for label in labels) == pytest.approx(runner.spent.made, abs=0.01)
-    assert runner.spent.made == 2 + 12 + 6
-    assert runner.spent.shared == 4
+    assert sum(label.usage.calls for label in labels) == pytest.approx(runner.budget.spent.made, abs=0.01)
+    assert runner.budget.spent.made == 2 + 12 + 6
+    assert runner.budget.spent.shared == 4
     first = labels[0].usage
     assert first.calls == 0.5 + 1 + 1  # half the shared call, its own, and the one asked for it alone
     assert first.input_tokens == 25
@@ -149,10 +146,10 @@ def test_what_is_shared_is_asked_once_and_its_cost_split(tmp_path):
 def test_calls_queue_by_template_document_prompt_and_answer(tmp_path):
     engine = FakeEngine()
     run(tmp_path, prompts(4, answers=2, documents=2), engine, dimensions=(Shared(),))
-    queue = sorted(engine.places, key=lambda text: engine.places[text].order)
+    queue = sorted(engine.routings, key=lambda text: engine.routings[text].priority)
     own = [text for text in queue if not text.startswith("about")]
     assert own == ["p0 0", "p0 1", "p2 0", "p2 1", "p1 0", "p1 1", "p3 0", "p3 1"]
-    assert {engine.places[f"p1 {n}"].affinity for n in range(2)} == {"p1"}
+    assert {engine.routings[f"p1 {n}"].affinity for n in range(2)} == {"p1"}
 
 
 def test_the_answer_that_is_stored_is_the_one_that_is_used(tmp_path):
@@ -161,18 +158,18 @@ def test_the_answer_that_is_stored_is_the_one_that_is_used(tmp_path):
     class Overtaken(FakeEngine):
         """While it works, another process on the same file gets its own answer to the same call."""
 
-        async def answer(self, call, place=ANYWHERE):
+        async def answer(self, call, routing=DEFAULT_ROUTING):
             other = CallStore(path)
             other.put([Finished(call, self.identity, Reply(text="theirs"))])
             other.close()
-            return await super().answer(call, place)
+            return await super().answer(call, routing)
 
     async def main():
         store = CallStore(path)
         writer = StoreWriter(store)
         runner = CallRunner(Overtaken(), writer)
         try:
-            return await runner.ask(call("q")), store.find(call("q").key("fake"))
+            return await runner.reply(call("q")), store.find(call("q").key("fake"))
         finally:
             await writer.close()
             store.close()
@@ -193,7 +190,7 @@ def test_what_went_otherwise_than_asked_is_counted(tmp_path):
             ]
 
     runner, tally, _ = run(tmp_path, prompts(3), FakeEngine(), dimensions=(Noted(),))
-    summary = summarize(tally, runner.spent, Prices(), StoreTotals(3, 0, 0, 0, 0), 1.0, None)
+    summary = summarize(tally, runner.budget, StoreTotals(3, 0, 0, 0, 0), 1.0)
     assert summary["notes"] == {"noted": {"fallback": 3, "no_statements:full": 3, "copied_from_example": 3}}
     told = "\n".join(summary_lines(summary))
     assert "3 fallback" in told
@@ -232,7 +229,7 @@ def test_a_call_that_fails_when_nobody_waits_any_more_is_not_reported_by_the_loo
         store = CallStore(tmp_path / "c.sqlite")
         writer = StoreWriter(store)
         runner = CallRunner(FakeEngine(delay=lambda _: 0.05, broken={"x"}), writer)
-        asking = asyncio.create_task(runner.ask(call("x")))
+        asking = asyncio.create_task(runner.reply(call("x")))
         await asyncio.sleep(0.01)
         asking.cancel()
         await asyncio.sleep(0.1)

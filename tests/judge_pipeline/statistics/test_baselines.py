@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrained
 
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.records import Prompt, Response
+from judge_pipeline.documents.words import sentences, words
 from judge_pipeline.evaluation.short_context_rm import ShortContextRM
 from judge_pipeline.statistics.baselines import (
     all_baselines,
@@ -19,8 +20,6 @@ from judge_pipeline.statistics.baselines import (
     bigram_support,
     minilm_embed,
     pieces,
-    sentences,
-    words,
 )
 from judge_pipeline.statistics.table import AnswerTable, build_table
 

@@ -18,7 +18,7 @@ from reward_model.active.choice import (
     predict_ensemble,
     rank_prompts,
 )
-from reward_model.fidelity.evaluate import COMMANDS
+from reward_model.cli import COMMANDS
 from reward_model.modeling.model import load_backbone_for_rm, save_reward_model
 from reward_model.modeling.ridge import fit_probe
 from reward_model.scoring.scorer import RewardModel

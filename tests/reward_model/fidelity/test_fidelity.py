@@ -15,9 +15,9 @@ from judge_pipeline.common.record_files import read_prompts, write_records
 from judge_pipeline.common.records import DIMENSIONS, Prompt
 from judge_pipeline.common.run_dir import file_digest
 from judge_pipeline.statistics.table import build_table
+from reward_model.cli import COMMANDS
 from reward_model.data.examples import load_examples
 from reward_model.data.splits import split_by_document
-from reward_model.fidelity.evaluate import COMMANDS
 from reward_model.fidelity.fidelity import evaluate_scores, summary_figures
 from reward_model.fidelity.inputs import drop_training_documents, read_reference
 from reward_model.modeling.fidelity_card import card_with_fidelity

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from judge_pipeline.common.config import main
+from reward_model.cli import COMMANDS
 from reward_model.fidelity.curve_report import advice, forecast
-from reward_model.fidelity.evaluate import COMMANDS
-from reward_model.fidelity.learning_curve import LearningCurveConfig, nested_subsets
+from reward_model.fidelity.learning_curve import nested_subsets
+from reward_model.fidelity.learning_curve_config import LearningCurveConfig
 
 
 def test_subsets_are_nested_and_depend_on_the_seed():

@@ -16,7 +16,8 @@ from judge_pipeline.common.record_files import read_prompts, write_records
 from judge_pipeline.common.records import DIMENSIONS
 from reward_model.modeling.head import score_weight
 from reward_model.modeling.model import load_backbone_for_rm, save_reward_model
-from reward_model.scoring.score import ScoreConfig, score_file
+from reward_model.scoring.score import score_file
+from reward_model.scoring.score_config import ScoreConfig
 from reward_model.scoring.scorer import RewardModel
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -23,7 +23,8 @@ from judge_pipeline.common.record_files import read_prompts
 from judge_pipeline.common.records import DIMENSIONS
 from reward_model.modeling.head import initialise_head
 from reward_model.modeling.model import load_backbone_for_rm, save_reward_model
-from reward_model.scoring.score import ScoreConfig, score_file
+from reward_model.scoring.score import score_file
+from reward_model.scoring.score_config import ScoreConfig
 from reward_model.scoring.scorer import RewardModel
 from reward_model.shared_prefix.layout import join_ids
 from reward_model.training.trainable import share_prefix
@@ -102,7 +103,8 @@ def environment() -> dict[str, str]:
 SCORE = """
 import json, sys
 from pathlib import Path
-from reward_model.scoring.score import ScoreConfig, score_file
+from reward_model.scoring.score import score_file
+from reward_model.scoring.score_config import ScoreConfig
 if __name__ == "__main__":
     model, prompts, output = map(Path, sys.argv[1:])
     config = ScoreConfig(

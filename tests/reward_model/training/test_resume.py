@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from reward_model.modeling.model import MANIFEST, load_reward_model
 from reward_model.training.callbacks import ProgressLine, read_metrics
-from reward_model.training.train import last_checkpoint, train
+from reward_model.training.run import last_checkpoint
+from reward_model.training.train import train
 from reward_model.training.train_config import TrainConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -123,7 +124,7 @@ def test_training_stops_early_with_the_best_checkpoint_whenever_it_was_interrupt
     # Killed when training was over and the model not yet saved.
     killed = config.model_copy(update={"output": tmp_path / "killed"})
     with monkeypatch.context() as patch:
-        patch.setattr("reward_model.training.train.finish", lambda *_: None)
+        patch.setattr("reward_model.training.train.export", lambda *_: None)
         train(killed)
     assert not (killed.output / MANIFEST).exists()
     train(killed)

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def settings(run: Path, base: Path, output: Path, **changes) -> TrainConfig:
     values = {"epochs": 2, "learning_rate": 3e-3, "token_budget": 800, "device": "cpu", "eval_fraction": 0.25}
+    values["head_init"] = "mean"
     return TrainConfig(labels=run, base_model=str(base), output=output, **(values | changes))
 
 
@@ -172,7 +173,7 @@ def test_weights_and_dimensions_are_stored(label_run, tiny_base, tmp_path):
     manifest = read_manifest(out)
     assert manifest.dimensions == ["faithfulness", "helpfulness"]
     assert manifest.weight_list() == [3.0, 1.0]
-    with pytest.raises(UserError, match="--weights names 'style'"):
+    with pytest.raises(UserError, match="--weights: 'style' is no dimension"):
         train(settings(run, tiny_base, tmp_path / "o2", weights={"style": 1}))
 
 
@@ -201,7 +202,7 @@ def test_sharded_weights_are_saved_by_way_of_a_file(label_run, tiny_base, tmp_pa
     run = label_run(count=4)
     common = {"method": method, "epochs": 1}
     plain = train(settings(run, tiny_base, tmp_path / "plain", **common))
-    monkeypatch.setattr("reward_model.training.finish.weights_are_sharded", lambda: True)
+    monkeypatch.setattr("reward_model.training.export.weights_are_sharded", lambda: True)
     gathered = train(settings(run, tiny_base, tmp_path / "gathered", **common))
     np.testing.assert_array_equal(all_points(gathered, run), all_points(plain, run))
 

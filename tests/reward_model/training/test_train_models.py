@@ -21,9 +21,10 @@ from judge_pipeline.common.config import main as run_command
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.record_files import read_prompts
 from judge_pipeline.common.records import DIMENSIONS
-from reward_model.fidelity.evaluate import COMMANDS
+from reward_model.cli import COMMANDS
 from reward_model.modeling.model import read_manifest
-from reward_model.scoring.score import ScoreConfig, score_file
+from reward_model.scoring.score import score_file
+from reward_model.scoring.score_config import ScoreConfig
 from reward_model.scoring.scorer import RewardModel
 from reward_model.training.train import train
 from reward_model.training.train_config import TrainConfig

@@ -1,18 +1,23 @@
 """Runs calls: from the store if they are there, once if several want them, through the engine otherwise.
 
 A reply is in the store before anyone sees it. Limits on calls and cost hold further calls back without losing any;
-a run that is told to stop lets the calls in flight finish.
+a run that is told to stop lets the calls in flight finish. Labelling asks as its plans go on (`CallRunner`); judge
+baselines and benchmarks know all their calls from the start (`run_calls`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Coroutine, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from judge_pipeline.calls.call import Call, CallUsage, Reply
-from judge_pipeline.calls.store import LASTING_FAILURES, Finished, Stored, StoreWriter
-from judge_pipeline.engines.base import ANYWHERE, Engine, Place, StopCalls
+from judge_pipeline.calls.store import LASTING_FAILURES, CallStore, Finished, Stored, StoreWriter
+from judge_pipeline.common.progress import Progress
+from judge_pipeline.engines.base import DEFAULT_ROUTING, Engine, Routing, StopCalls
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -107,24 +112,21 @@ class CallRunner:
         self._running: dict[str, asyncio.Task[Stored]] = {}
         self._made: set[str] = set()
 
-    @property
-    def spent(self) -> Spent:
-        """Calls and tokens of this run."""
-        return self.budget.spent
-
-    async def ask(self, call: Call, place: Place = ANYWHERE, again: Collection[str] = ()) -> Stored:
+    async def reply(
+        self, call: Call, routing: Routing = DEFAULT_ROUTING, again: Collection[str] = ()
+    ) -> Stored:
         """The reply to a call and the prompt it is counted for.
 
-        `place.affinity` names the prompt that asks. Keys in `again` are asked anew even though the store has an
+        `routing.affinity` names the prompt that asks. Keys in `again` are asked anew even though the store has an
         answer, which the new one replaces.
         """
         key = call.key(self.engine.identity)
         running = self._running.get(key)
         if running is not None:
-            self.spent.shared += 1
+            self.budget.spent.shared += 1
             return await asyncio.shield(running)
         renew = key in again and key not in self._made
-        task = asyncio.create_task(self._fetch(key, call, place, renew))
+        task = asyncio.create_task(self._fetch(key, call, routing, renew))
         self._running[key] = task
         task.add_done_callback(lambda done: self._ended(key, done))
         return await asyncio.shield(task)
@@ -135,20 +137,20 @@ class CallRunner:
             # Seen, even when whoever asked is gone: the first error ended the run and is told once.
             task.exception()
 
-    async def _fetch(self, key: str, call: Call, place: Place, renew: bool) -> Stored:
+    async def _fetch(self, key: str, call: Call, routing: Routing, renew: bool) -> Stored:
         asked_here = key in self._made
         found = None if renew else self.writer.store.find(key, self._lasting)
         if found is None and asked_here:  # what failed in this very run is not tried again in it
             found = self.writer.store.last_failure(key)
         if found is not None:
             if asked_here:
-                self.spent.shared += 1
+                self.budget.spent.shared += 1
             else:
-                self.spent.from_store += 1
+                self.budget.spent.from_store += 1
             return found
-        return await self._ask_engine(key, call, place, renew)
+        return await self._from_engine(key, call, routing, renew)
 
-    async def _ask_engine(self, key: str, call: Call, place: Place, renew: bool) -> Stored:
+    async def _from_engine(self, key: str, call: Call, routing: Routing, renew: bool) -> Stored:
         admitted = False
 
         def admit() -> None:
@@ -157,20 +159,65 @@ class CallRunner:
             admitted = True
 
         try:
-            reply = await self.engine.answer(call, Place(place.order, place.affinity, admit))
+            reply = await self.engine.answer(call, Routing(routing.priority, routing.affinity, admit))
         except StopCalls as stop:
-            return Stored(Reply(failure="stopped", detail=str(stop)), place.affinity)
+            return Stored(Reply(failure="stopped", detail=str(stop)), routing.affinity)
         finally:
             self.budget.in_flight -= admitted
-        self.spent.add(reply)
-        finished = Finished(call, self.engine.identity, reply, self.engine.where(place), place.affinity)
+        self.budget.spent.add(reply)
+        finished = Finished(call, self.engine.identity, reply, self.engine.where(routing), routing.affinity)
         taken = await self.writer.put(finished, replace=renew)
         self._made.add(key)
         # Another process may have answered meanwhile: what is used is what a later run will find.
         first = None if taken else self.writer.store.find(key)
-        return first or Stored(reply, place.affinity)
+        return first or Stored(reply, routing.affinity)
+
+    def cancel(self) -> None:
+        """Let go of calls in flight."""
+        for task in self._running.values():
+            task.cancel()
 
     async def finish(self) -> None:
         """Wait for calls in flight, so that what was paid for is kept."""
         if self._running:
             await asyncio.gather(*self._running.values(), return_exceptions=True)
+
+
+async def together(tasks: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """All results; on an error the others are let go at once instead of being left behind."""
+    running = [asyncio.ensure_future(task) for task in tasks]
+    try:
+        return list(await asyncio.gather(*running))
+    except BaseException:
+        for task in running:
+            task.cancel()
+        raise
+
+
+async def run_calls(
+    engine: Engine, store: CallStore, calls: Sequence[Call], desc: str = "judge"
+) -> list[Reply]:
+    """Replies in the order of `calls`; equal calls are asked once, finished ones not at all.
+
+    Calls go out in their order in the list, so put those with a common beginning together. Raises UserError when the
+    engine says that no call can succeed any more; what was answered by then is stored.
+    """
+    runner = CallRunner(engine, StoreWriter(store))
+    unique = {call.key(engine.identity): call for call in calls}
+    replies: dict[str, Reply] = {}
+    with Progress(len(unique), desc, "calls") as progress:
+
+        async def run(position: int, key: str) -> None:
+            routing = Routing(priority=(position,), affinity=unique[key].template)
+            replies[key] = (await runner.reply(unique[key], routing)).reply
+            progress.update(failed=sum(reply.failure is not None for reply in replies.values()))
+
+        try:
+            await together([run(position, key) for position, key in enumerate(unique)])
+        except BaseException:
+            runner.cancel()
+            raise
+        finally:
+            await runner.finish()
+            await runner.writer.close()
+    return [replies[call.key(engine.identity)] for call in calls]

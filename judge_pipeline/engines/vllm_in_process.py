@@ -1,4 +1,4 @@
-"""Stopping a vLLM engine that runs in this process, so that the process can end well.
+"""vLLM inside this process: whether it is there, and stopping it so that the process can end well.
 
 vLLM's client keeps daemon threads that wait in C++. If Python's own shutdown finds them there, it unwinds them
 through frames that do not allow it, and the process aborts ("terminate called without an active exception") after
@@ -7,11 +7,28 @@ all its work is done. So the engine is stopped by hand and its threads are waite
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 from typing import Any
 
+from judge_pipeline.common.errors import UserError
+from judge_pipeline.common.optional_packages import INSTALL_LINES
+
 THREADS = ("MPClientEngineMonitor", "EngineCoreOutputQueueThread")
 WAIT_S = 20.0
+
+
+def vllm_installed() -> bool:
+    """Whether vLLM can be imported; importing it takes seconds, so it is only looked for."""
+    return importlib.util.find_spec("vllm") is not None
+
+
+def require_vllm(flag: str) -> None:
+    """Raise UserError when vLLM, which `flag` asks for, is not installed."""
+    if not vllm_installed():
+        raise UserError(
+            f"{flag}: vLLM is not installed here", f"{INSTALL_LINES['vllm']}, or leave the flag out"
+        )
 
 
 def stop_vllm(llm: Any) -> None:

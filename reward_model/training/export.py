@@ -6,53 +6,122 @@ In: a trained Trainer. Out: `DIR` as plain transformers loads it; for adapters a
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from accelerate import PartialState
+from peft import PeftModel
 from torch import nn
 
-from judge_pipeline.common.errors import disk_error
+from judge_pipeline.common.errors import UserError, disk_error
 from judge_pipeline.common.record_files import write_text
-from reward_model.modeling.model import Backbone, load_backbone_for_rm, save_reward_model
+from reward_model.modeling.model import (
+    Backbone,
+    load_backbone_for_rm,
+    load_reward_model,
+    merge_adapter,
+    save_reward_model,
+)
 from reward_model.modeling.model_card import CardFacts, render_card
+from reward_model.training.adapters import compute_dtype
+from reward_model.training.guards import say
+from reward_model.training.keep_probe import (
+    probe_metrics,
+    probe_section,
+    probe_wins,
+    untouched,
+    verdict,
+    write_metrics,
+    write_report,
+)
 from reward_model.training.objective import Objective
+from reward_model.training.probe_run import ProbeResult
 from reward_model.training.run_data import EncodedData, TrainingData
+from reward_model.training.sharding import weights_are_sharded
 from reward_model.training.train_config import TrainConfig
-from reward_model.training.trainable import plain_model, weights_are_sharded
 from reward_model.training.trainer import RewardTrainer
 
-CHECKPOINTS = "checkpoints"
 ADAPTER = "adapter"
 
 
-def finish(
+def export(
     config: TrainConfig,
     data: TrainingData,
     backbone: Backbone,
     objective: Objective,
     trainer: RewardTrainer,
     encoded: EncodedData,
+    probe: ProbeResult | None = None,
 ) -> None:
-    """Measure on held-out documents, save the model with its card, manifest last, and drop the checkpoints."""
+    """Measure on held-out documents, save the model with its card, manifest last, and drop the checkpoints.
+
+    Where training did not beat the probe it started from, the probe is saved in its place.
+    """
     metrics = trainer.evaluate() if encoded.held_out else {}
-    names = data.dimensions
-    std = objective.standardizer
-    manifest = backbone.manifest.model_copy(
-        update={
-            "training_mean": dict(zip(names, std.mean_D.tolist(), strict=True))
-            if not data.preferences
-            else {},
-            "training_std": dict(zip(names, std.std_D.tolist(), strict=True)) if not data.preferences else {},
-        }
-    )
-    backbone.manifest = manifest
+    notes = [verdict(config, metrics, probe)] if probe else []
+    if probe and probe_wins(metrics, probe):
+        export_probe(config, data, backbone, objective, encoded, probe, notes)
+        return
+    note_scale(data, backbone, objective)
     trained = gathered_model(config, backbone, trainer)
     if PartialState().is_main_process:
-        card = render_card(card_facts(config, data, backbone, objective, metrics, encoded))
-        save(config, backbone, trained, card)
-        if not config.keep_checkpoints:
-            shutil.rmtree(config.output / CHECKPOINTS, ignore_errors=True)
+        for note in notes:
+            say(note)
+        facts = card_facts(config, data, backbone, objective, metrics, encoded)
+        save(config, backbone, trained, render_card(replace(facts, notes=[*facts.notes, *notes])))
+    finish(config)
+
+
+def export_probe(
+    config: TrainConfig,
+    data: TrainingData,
+    backbone: Backbone,
+    objective: Objective,
+    encoded: EncodedData,
+    probe: ProbeResult | None,
+    notes: Sequence[str] = (),
+) -> None:
+    """Save the probe as the run's model: untouched base weights, the taught head, the readout.
+
+    Raises:
+        UserError: there is none, because the weights are sharded.
+    """
+    if probe is None:
+        raise UserError("--method probe cannot read a model that ZeRO-3 shards", "run it without DeepSpeed")
+    note_scale(data, backbone, objective)
+    if PartialState().is_main_process:
+        for note in notes:
+            say(note)
+        output, metrics = config.output, probe_metrics(probe)
+        facts = card_facts(config, data, backbone, objective, metrics, encoded)
+        facts = replace(facts, readouts=probe_section(probe), notes=[*facts.notes, *notes])
+        if config.method == "probe":
+            write_metrics(output, probe)
+        write_report(output, probe)
+        write_text(output / "README.md", render_card(facts))
+        model = untouched(config, backbone, probe)
+        save_reward_model(model, backbone.tokenizer, output, backbone.manifest, probe.readout)
+    finish(config)
+
+
+def note_scale(data: TrainingData, backbone: Backbone, objective: Objective) -> None:
+    """Mean and spread of the training labels go into the manifest."""
+    if not data.preferences:
+        spread = objective.standardizer
+        backbone.manifest = backbone.manifest.model_copy(
+            update={
+                "training_mean": dict(zip(data.dimensions, spread.mean_D.tolist(), strict=True)),
+                "training_std": dict(zip(data.dimensions, spread.std_D.tolist(), strict=True)),
+            }
+        )
+
+
+def finish(config: TrainConfig) -> None:
+    """Drop the checkpoints of a model that is saved."""
+    if PartialState().is_main_process and not config.keep_checkpoints:
+        shutil.rmtree(config.checkpoints, ignore_errors=True)
     PartialState().wait_for_everyone()
 
 
@@ -60,7 +129,7 @@ def gathered_model(config: TrainConfig, backbone: Backbone, trainer: RewardTrain
     """The trained model whole on the first process; where weights are sharded, by way of a file."""
     if not weights_are_sharded():
         return backbone.model
-    folder = config.output / CHECKPOINTS / "whole"
+    folder = config.checkpoints / "whole"
     trainer.save_model(str(folder))
     if not PartialState().is_main_process:
         return backbone.model
@@ -68,11 +137,8 @@ def gathered_model(config: TrainConfig, backbone: Backbone, trainer: RewardTrain
     if config.method == "full":
         backbone.tokenizer.save_pretrained(folder)
         return load_backbone_for_rm(str(folder), dimensions, torch.float32).model
-    from peft import PeftModel
-
-    dtype = torch.bfloat16 if config.resolved_bf16() else torch.float32
     base = load_backbone_for_rm(
-        config.base_model, dimensions, dtype, rope_parameters=config.rope_parameters()
+        config.base_model, dimensions, compute_dtype(config), rope_parameters=config.rope_parameters()
     )
     return PeftModel.from_pretrained(base.model, folder)
 
@@ -88,8 +154,9 @@ def save(config: TrainConfig, backbone: Backbone, trained: nn.Module, card: str)
             return
         save_reward_model(trained, tokenizer, output / ADAPTER, manifest)
         write_text(output / "README.md", card)
-        backbone.model = trained
-        save_reward_model(plain_model(backbone, output / ADAPTER, config), tokenizer, output, manifest)
+        # Merged into freshly loaded weights: those in memory may be quantized or sharded.
+        merged = merge_adapter(load_reward_model(output / ADAPTER, compute_dtype(config)).model)
+        save_reward_model(merged, tokenizer, output, manifest)
     except OSError as error:
         raise disk_error(error, output) from error
 
@@ -112,11 +179,14 @@ def card_facts(
         for name, column in zip(data.dimensions, errors.T, strict=True):
             if not np.isnan(column).all():
                 constant[name] = float(np.nanmean(column))
-    settings = {
-        "method": config.method,
+    training = {
         "loss": objective.name,
         "epochs": config.epochs,
         "learning rate": config.resolved_learning_rate(),
+    }
+    settings = {
+        "method": config.method,
+        **({} if config.method == "probe" else training),
         "precision": "bf16" if config.resolved_bf16() else "fp32",
         "seed": config.seed,
     }

@@ -1,0 +1,68 @@
+"""Settings of `dpo pairs`.
+
+Arms (LongReward, section 4.1):
+- `best-worst`: the highest reward against the lowest, the paper's own;
+- `short-context-rm`: the same with rewards from a model that saw question and answer only;
+- `contrast`: a given reference answer, preferred by construction, against a sampled one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from judge_pipeline.common.config import Config
+
+Arm = Literal["best-worst", "contrast", "short-context-rm"]
+FlagName = Literal["empty", "truncated", "refused", "duplicate"]
+
+
+class PairsConfig(Config):
+    """Settings of `dpo pairs`."""
+
+    scored: Path = Field(description="prompts with scored responses", json_schema_extra={"positional": True})
+    output: Path = Field(description="file to write, .jsonl or .parquet")
+    labels: Path | None = Field(
+        None, description="label run whose rewards are used instead of the file's own"
+    )
+    arm: Arm = Field("best-worst", description="which baseline of the paper: best-worst is LongReward itself")
+    pairs: Literal["best-worst", "all"] = Field(
+        "best-worst", description="one pair a prompt, or all above the margin"
+    )
+    min_responses: int = Field(5, ge=2, description="scored answers a prompt must have")
+    min_margin: float = Field(
+        0.0, ge=0, description="least difference of rewards, in points; ties are always dropped"
+    )
+    keep_flagged: list[FlagName] = Field(
+        default_factory=list, description="flagged answers to use all the same, e.g. truncated"
+    )
+    weights: dict[str, float] = Field(
+        default_factory=dict,
+        description="dimension weights, faithfulness=2,…; others weigh 1; none takes the rewards as they stand",
+    )
+    task_weights: Path | None = Field(
+        None, description="YAML or JSON file: task → dimension → weight; others weigh 1"
+    )
+    reference: str | None = Field(None, description="contrast: id or source of the given reference answer")
+    contrast_rejected: Literal["random", "worst"] = Field(
+        "random", description="contrast: which sampled answer"
+    )
+    mix: Path | None = Field(None, description="short-context preference pairs to mix in")
+    mix_proportion: float = Field(0.0, ge=0, lt=1, description="their share of the output")
+    seed: int = Field(0, description="seed of random choices (contrast, mixing)")
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> PairsConfig:
+        if (self.arm == "contrast") != (self.reference is not None):
+            raise ValueError("--arm contrast and --reference go together")
+        if self.arm == "short-context-rm" and (self.weights or self.task_weights):
+            raise ValueError(
+                "--arm short-context-rm has one reward: --weights and --task-weights do not apply"
+            )
+        if (self.mix is None) != (self.mix_proportion == 0):
+            raise ValueError("--mix and --mix-proportion go together")
+        if "duplicate" in self.keep_flagged or "empty" in self.keep_flagged:
+            raise ValueError("--keep-flagged: empty and doubled answers never make a pair")
+        return self

@@ -1,0 +1,51 @@
+"""Settings of `reward-model evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from judge_pipeline.common.config import Config
+from judge_pipeline.common.run_dir import EXISTING_HELP, Existing
+from reward_model.options import TOKEN_BUDGET, Documents, Overflow, SharedPrefix
+
+
+class EvaluateConfig(Config):
+    """Settings of `reward-model evaluate`."""
+
+    model: Path = Field(description="a trained reward model", json_schema_extra={"positional": True})
+    labels: Path = Field(
+        description="a label run (the judge), or prompts with `human` or `preferences` (people)",
+        json_schema_extra={"positional": True},
+    )
+    output: Path = Field(description="directory for fidelity.json, fidelity.md, scored.jsonl and report.html")
+    prompts: list[Path] = Field([], description="the labelled prompts; default: those the label run read")
+    scores: Path | None = Field(
+        None, description="a file `reward-model score` wrote with this model; saves scoring again"
+    )
+    second_labels: Path | None = Field(
+        None, description="a second label run over the same answers: the judge's own ceiling"
+    )
+    documents: Documents = Field(
+        "auto",
+        description="auto: only documents the model was not trained on, when it learnt from these labels; all",
+    )
+    overflow: Overflow = Field("error", description="prompts over the window: error, or skip and count them")
+    shared_prefix: SharedPrefix = Field(
+        "on",
+        description="read a document once for all answers, or off for models that cannot",
+        json_schema_extra={"identity": False},
+    )
+    embedding_model: str = Field("minilm", description="model of the similarity baselines, or `none`")
+    card: bool = Field(
+        True,
+        description="put the tables into the model's README.md as well",
+        json_schema_extra={"identity": False},
+    )
+    token_budget: int = Field(
+        TOKEN_BUDGET, ge=1, description="tokens read at once", json_schema_extra={"identity": False}
+    )
+    bootstrap: int = Field(1000, ge=10, description="resamples of the documents for the 95% intervals")
+    seed: int = Field(0, description="of the resamples and of the random baseline")
+    existing: Existing = Field("refuse", description=EXISTING_HELP, json_schema_extra={"identity": False})
