@@ -212,6 +212,12 @@ class RewardModel:
             progress=progress,
         )
 
+    @property
+    def reads(self) -> str:
+        """What the scores are read from, and how many layers run for it."""
+        what = self.readout.spec.describe() if self.readout else "plain head"
+        return f"{what}; {self.layers} of {self.depth} layers run"
+
     def readings(self, prompt: EncodedPrompt) -> list[PromptShape]:
         """Token counts of what is read to score a prompt: itself, and its bare question where the readout wants it."""
         twice = self.readout is not None and self.readout.spec.needs_withheld
