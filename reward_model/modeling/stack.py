@@ -2,8 +2,9 @@
 
 In: a model's outputs and the baselines of the same answers. Out: points. Fitted on training documents only (the model's
 outputs there are those of fits that did not see the document), penalty by folds over documents, and kept only for the
-outputs where it orders more within-prompt pairs right out of fold. Lies in the manifest, as names and weights; scores
-of an answer depend on no other answer. The outputs of a plain checkpoint never hold it.
+outputs where it orders more within-prompt pairs right out of fold. Weights are fitted to points as they are, not to what
+differs within prompts: on 160 judged prompts that ordered as well and kept errors in points lower (faithfulness 1.20
+against 1.29). Lies in the manifest, as names and weights; scores of an answer depend on no other answer. The outputs of a plain checkpoint never hold it.
 
 Shape suffixes: N answers, B baselines, D outputs.
 """
@@ -21,7 +22,7 @@ from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.records import Prompt, Response
 from judge_pipeline.statistics.agreement import prompt_metrics
 from judge_pipeline.statistics.baselines import Embed, all_baselines, minilm_embed
-from judge_pipeline.statistics.stack import fit_stack, graded_rows, out_of_fold
+from judge_pipeline.statistics.stack import fit_stack, levelled_rows, out_of_fold
 from judge_pipeline.statistics.table import AnswerTable, Floats, build_table
 
 LOG_LENGTH = "log length"
@@ -127,7 +128,7 @@ def fit_spec(
         known = np.isfinite(target)
         if not known.any() or np.ptp(target[known]) == 0:
             continue
-        rows = graded_rows(table, columns, target)
+        rows = levelled_rows(table, columns, target)
         honest = out_of_fold(table, columns, rows, seed=seed)
         if honest is None:
             continue

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.judge_pipeline.statistics.test_separation import table_of
 
 from judge_pipeline.statistics.agreement import prompt_metrics
 from judge_pipeline.statistics.baselines import words
 from judge_pipeline.statistics.table import AnswerTable
 from reward_model.modeling.stack import OUTPUT, StackSpec, baseline_columns, describe, fit_spec
+from tests.judge_pipeline.statistics.test_separation import table_of
 
 
 def answers(seed: int = 0) -> AnswerTable:
@@ -31,7 +31,7 @@ def test_baselines_are_added_where_they_help_out_of_fold_and_nowhere_else():
         "faithfulness": np.clip(5 + 4 * (support - support.mean()) + 0.2 * knows, 0, 10),
         "logicality": np.clip(5 + knows, 0, 10),
     }
-    outputs = {"faithfulness": 5 + 0.2 * knows + 0.1 * guesses, "logicality": 5 + knows + 0.1 * guesses}
+    outputs = {"faithfulness": 5 + 0.2 * knows + 0.1 * guesses, "logicality": targets["logicality"]}
     spec = fit_spec(table, outputs, targets)
     assert set(spec.outputs) == {"faithfulness"}
     alone, stacked = spec.outputs["faithfulness"].pairs

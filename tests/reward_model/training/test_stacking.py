@@ -6,7 +6,6 @@ import json
 
 import numpy as np
 import pytest
-from tests.reward_model.conftest import make_prompts
 
 from judge_pipeline.common.config import main
 from judge_pipeline.common.record_files import write_records
@@ -15,6 +14,7 @@ from reward_model.modeling.model import read_manifest
 from reward_model.modeling.stack import baseline_columns
 from reward_model.scoring.scorer import RewardModel
 from reward_model.training.stacking import answers_of
+from tests.reward_model.conftest import WORDS, make_prompts
 
 
 def command(*words: object) -> int:
@@ -31,9 +31,9 @@ def labelled(tmp_path):
         row["document_id"], row["context"] = row["id"], f"{row['context']} {row['id']}"
         pieces = row["context"].split()
         for place, response in enumerate(row["responses"]):
-            start = rng.integers(0, len(pieces) - 4)
-            copied = pieces[start : start + place + 1]
-            response["text"] = " ".join([*copied, *["other"] * (4 - place)])
+            start = rng.integers(0, len(pieces) - 7)
+            copied = pieces[start : start + 1 + 2 * place]
+            response["text"] = " ".join([*copied, *rng.choice(WORDS, 8 - len(copied))])
             labels.append(
                 {
                     "prompt_id": row["id"],
@@ -79,7 +79,9 @@ def test_stack_of_a_probe(labelled, tiny_base, tmp_path, monkeypatch):
     rows = {row["name"]: row for row in found["results"][0]["rows"]}
     assert "without the baselines" in rows
     assert any("Free baselines" in note for note in found["notes"])
-    assert command("score", model_dir, labelled.parent / "prompts.jsonl", "--output", tmp_path / "s.jsonl") == 0
+    assert (
+        command("score", model_dir, labelled.parent / "prompts.jsonl", "--output", tmp_path / "s.jsonl") == 0
+    )
 
 
 def test_stack_is_for_the_probe(labelled, tiny_base, tmp_path, capsys):
