@@ -63,7 +63,7 @@ def levelled_rows(table: AnswerTable, columns: Mapping[str, Floats], target_R: F
 def _known(columns: Mapping[str, Floats], target_R: Floats) -> tuple[Floats, np.ndarray]:
     """(columns and, last, target (R, F + 1), which rows have all of them (R,))."""
     values = np.column_stack([*columns.values(), target_R])
-    return values, np.isfinite(values).all(axis=1)
+    return values, np.asarray(np.isfinite(values).all(axis=1))
 
 
 def preferred_rows(table: AnswerTable, columns: Mapping[str, Floats], pairs: Sequence[Pair]) -> Rows:

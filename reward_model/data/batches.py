@@ -104,6 +104,14 @@ def over_budget(items: Sequence[EncodedPrompt], token_budget: int) -> list[int]:
     return [index for index, item in enumerate(items) if item.shape.total > token_budget]
 
 
+def orders_answers(item: EncodedExample) -> bool:
+    """Whether the targets or choices of a prompt put any two of its answers in an order."""
+    targets = item.targets_N_D
+    if item.preferences:
+        return True
+    return bool((np.nanmax(targets, 0, initial=-np.inf) - np.nanmin(targets, 0, initial=np.inf) > 1e-4).any())
+
+
 class BatchOrder(Sampler[list[int]]):
     """This process's batches of an epoch; all processes together see each batch once.
 
@@ -131,6 +139,83 @@ class BatchOrder(Sampler[list[int]]):
         order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.batches))
         mine = [self.batches[index] for index in order[self.rank :: self.world]]
         yield from mine + [self._filler] * (len(self) - len(mine))
+
+
+class StepOrder(BatchOrder):
+    """This process's batches of an epoch whose optimiser steps have a given number of prompts, however they are packed.
+
+    The prompts of a step are drawn anew each epoch; steps differ by one prompt at most. Those of a step are dealt to
+    `passes` sequences on each process, as evenly as their tokens allow, so every step takes as many passes, and which
+    prompts it has depends neither on them nor on the number of processes.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[EncodedPrompt],
+        prompts_per_step: int,
+        passes: int,
+        *,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self._tokens = [item.shape.total for item in items]
+        shortest = min(range(len(items)), key=lambda index: self._tokens[index])
+        super().__init__([[shortest]], len(items), seed=seed, rank=rank, world=world)
+        self.passes, self.steps = passes, step_count(len(items), prompts_per_step)
+
+    def __len__(self) -> int:
+        return self.steps * self.passes
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in steps_of_epoch(len(self._tokens), self.steps, self.seed, self.epoch):
+            sequences = deal(step, self._tokens, self.passes * self.world)
+            yield from (batch or self._filler for batch in sequences[self.rank :: self.world])
+
+
+def step_count(prompts: int, prompts_per_step: int) -> int:
+    """Optimiser steps of an epoch."""
+    return max(1, round(prompts / prompts_per_step))
+
+
+def steps_of_epoch(prompts: int, steps: int, seed: int, epoch: int) -> list[list[int]]:
+    """The prompts of each optimiser step, drawn from (seed, epoch)."""
+    order = np.random.default_rng([seed, epoch]).permutation(prompts)
+    return [step.tolist() for step in np.array_split(order, steps)]
+
+
+def deal(prompts: Sequence[int], tokens: Sequence[int], sequences: int) -> list[list[int]]:
+    """Prompts in so many sequences, the longest prompt first and each to the sequence that is shortest so far."""
+    dealt: list[list[int]] = [[] for _ in range(sequences)]
+    length = [0] * sequences
+    for index in sorted(prompts, key=lambda index: -tokens[index]):
+        place = min(range(sequences), key=lambda place: length[place])
+        dealt[place].append(index)
+        length[place] += tokens[index]
+    return dealt
+
+
+def passes_per_step(
+    items: Sequence[EncodedPrompt],
+    prompts_per_step: int,
+    token_budget: int,
+    *,
+    seed: int,
+    epochs: int,
+    world: int,
+) -> int:
+    """The fewest passes a process can take in every step of a run, with no sequence of several prompts over the budget."""
+    tokens = [item.shape.total for item in items]
+    steps = step_count(len(items), prompts_per_step)
+    found = 1
+    for epoch in range(epochs):
+        for step in steps_of_epoch(len(items), steps, seed, epoch):
+            while any(
+                len(one) > 1 and sum(tokens[index] for index in one) > token_budget
+                for one in deal(step, tokens, found * world)
+            ):
+                found += 1
+    return found
 
 
 class EpochDataLoader(DataLoader[EncodedExample]):

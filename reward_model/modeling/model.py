@@ -61,6 +61,8 @@ class Manifest(BaseModel):
     training_mean: dict[str, float] = Field(default_factory=dict)
     training_std: dict[str, float] = Field(default_factory=dict)
     """Mean and spread of the labels the losses were standardised with: a note, scoring does not use them."""
+    trained_documents: list[str] = Field(default_factory=list)
+    """Digests of the ids and texts of the documents that were trained on (``splits.document_digests``)."""
     versions: dict[str, str] = Field(default_factory=dict)
 
     def weight_list(self) -> list[float]:

@@ -10,7 +10,6 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -50,9 +49,7 @@ def untouched(config: TrainConfig, backbone: Backbone, probe: ProbeResult) -> nn
 
 def trained_score(metrics: Mapping[str, float]) -> float:
     """Mean over outputs and reward of the held-out pairs that the trained plain head orders right."""
-    ends = ("_pair_accuracy", "_preference_accuracy")
-    values = [value for name, value in metrics.items() if name.startswith("eval_") and name.endswith(ends)]
-    return float(np.mean(values)) if values else math.nan
+    return metrics.get("eval_pair_accuracy", math.nan)
 
 
 def probe_wins(metrics: Mapping[str, float], probe: ProbeResult) -> bool:

@@ -8,6 +8,10 @@ Phases: `sequence` learns the scores first (regression) and then their order (pa
 HelpSteer2-Preference (arXiv 2410.01257, section 4) found best. Deviation: its second phase keeps a small share
 of the regression (`anchor`), because a pairwise loss alone lets all scores of a prompt drift together, and what
 is served must stay in points.
+
+`level+order`, the default for scores, has both from the first step on, and its regression in two parts: a prompt's mean,
+and what its answers differ by, each with a weight. Most of a regression's gradient is about the mean, which says nothing
+of which answer is better.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ from reward_model.training.losses import (
     pairwise_loss,
     preference_loss,
     regression_loss,
+    split_regression_loss,
     weighted_mean,
 )
 
@@ -52,6 +57,10 @@ class Objective:
     """`sequence`: share of the run that regression alone has."""
     anchor: float = 1.0
     """`sequence`: weight of the regression in the second phase."""
+    level_weight: float = 1.0
+    """`level+order`: weight of the error of a prompt's mean."""
+    residual_weight: float = 1.0
+    """`level+order`: weight of the error of an answer's distance from its prompt's mean."""
 
     def shares(self, progress: float) -> dict[str, float]:
         """Weight of each loss at `progress` (0 start, 1 end of the run)."""
@@ -62,6 +71,8 @@ class Objective:
                 return {"pairwise": 1.0}
             case "regression+pairwise":
                 return {"regression": 1.0, "pairwise": self.pairwise_weight}
+            case "level+order":
+                return {"split": 1.0, "pairwise": self.pairwise_weight}
             case "preference":
                 return {"preference": 1.0}
             case "sequence":
@@ -94,6 +105,7 @@ class Objective:
         """Loss of a batch; `counts` are the terms of the whole optimiser step (default: this batch's)."""
         counts = self.count(batch) if counts is None else counts
         normaliser = dict(zip(PARTS, counts.to(predictions_A_D.device), strict=True))
+        normaliser["split"] = normaliser["regression"]  # the same targets
         total = 0.0 * predictions_A_D.float().sum()
         metrics: Metrics = {}
         for part, share in self.shares(progress).items():
@@ -113,6 +125,18 @@ class Objective:
                 confidence_A_D=batch["confidence_A_D"],
                 kind=self.kind,
                 delta=self.delta,
+                normaliser=normaliser,
+            )
+        if part == "split":
+            return split_regression_loss(
+                self.standardizer.apply(predictions_A_D),
+                self.standardizer.apply(targets_A_D),
+                batch["groups_A"],
+                confidence_A_D=batch["confidence_A_D"],
+                kind=self.kind,
+                delta=self.delta,
+                level_weight=self.level_weight,
+                residual_weight=self.residual_weight,
                 normaliser=normaliser,
             )
         if part == "pairwise":

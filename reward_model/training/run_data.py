@@ -105,14 +105,14 @@ def make_objective(config: TrainConfig, data: TrainingData, weights: list[float]
         raise UserError("--loss preference needs preferences", "add --targets preferences")
     if data.preferences and config.loss not in ("auto", "preference"):
         raise UserError(f"--loss {config.loss} needs scores, and preferences have none", "--loss preference")
-    automatic: LossName = "preference" if data.preferences else "sequence"
+    automatic: LossName = "preference" if data.preferences else "level+order"
     targets = torch.from_numpy(np.concatenate([item.targets_N_D for item in data.train]))
     options = config.loss_options
     return Objective(
         name=automatic if config.loss == "auto" else config.loss,
         standardizer=Standardizer.fit(targets, torch.tensor(weights)),
         delta=options.huber_delta,
-        **options.model_dump(include={"kind", "pairwise_weight", "min_gap", "switch", "anchor"}),
+        **options.model_dump(exclude={"huber_delta", "confidence"}),
     )
 
 

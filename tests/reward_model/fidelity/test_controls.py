@@ -190,8 +190,8 @@ def test_a_changed_label_file_turns_no_training_document_into_a_held_out_one(
     folder = tmp_path / "trained"
     backbone = load_backbone_for_rm(read_manifest(models[0]).base_model)
     rows = prompt_rows(12)
-    read = [digest for row in rows[:12] for digest in document_digests(row["document_id"], row["context"])]
-    backbone.manifest = backbone.manifest.model_copy(update={"trained_documents": sorted(set(read))})
+    read = document_digests([Prompt.model_validate(row) for row in rows[:12]])
+    backbone.manifest = backbone.manifest.model_copy(update={"trained_documents": read})
     save(backbone, folder)
     prompts = prompt_rows(12)
     for number, row in enumerate(prompts):
