@@ -41,7 +41,10 @@ def document_digests(items: Iterable[AboutDocument]) -> list[str]:
 
 
 def document_groups(items: Sequence[AboutDocument]) -> list[str]:
-    """For each example a name for its document: equal where ids or texts are equal, over any chain of those."""
+    """For each example a name for its document: equal where ids or texts are equal, over any chain of those.
+
+    A text that was put in another's place (`changed_document`) does not join the documents it stands between.
+    """
     parent: dict[str, str] = {}
 
     def root(name: str) -> str:
@@ -52,6 +55,10 @@ def document_groups(items: Sequence[AboutDocument]) -> list[str]:
         return name
 
     for item in items:
+        if getattr(
+            item, "changed_document", False
+        ):  # an example's; prompts as they are read know nothing of it
+            continue
         one, other = sorted((root("id:" + item.document_id), root("text:" + text_key(item.context))))
         parent[other] = one  # the smaller name leads, whatever the order of the records
     return [root("id:" + item.document_id) for item in items]

@@ -139,7 +139,7 @@ def fit_spec(
             continue
         fitted = fit_stack(rows, list(columns))
         weights = dict(zip(fitted.names, fitted.weight.tolist(), strict=True))
-        level = np.mean(target[known] - fitted.apply(columns)[known])
+        level = np.nanmean(target[known] - fitted.apply(columns)[known])
         spec.outputs[name] = StackedOutput(weights=weights, constant=float(level), pairs=(alone, stacked))
     return spec
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from reward_model.options import LossName
+from reward_model.training.contrast_loss import contrast_loss, count_contrasts
 from reward_model.training.losses import (
     Metrics,
     RegressionKind,
@@ -37,7 +38,7 @@ from reward_model.training.losses import (
     weighted_mean,
 )
 
-PARTS = ("regression", "pairwise", "preference")
+PARTS = ("regression", "pairwise", "preference", "contrast")
 ROUNDING = 1e-4
 """Points within which two targets are the same."""
 
@@ -62,6 +63,9 @@ class Objective:
     residual_weight: float = 1.0
     """`level+order`: weight of the error of an answer's distance from its prompt's mean."""
 
+    contrast_weight: float = 0.0
+    """Weight of the loss on answers changed on purpose, beside whatever else is minimised; 0 where there are none."""
+
     def shares(self, progress: float) -> dict[str, float]:
         """Weight of each loss at `progress` (0 start, 1 end of the run)."""
         match self.name:
@@ -81,13 +85,16 @@ class Objective:
                 return {"regression": self.anchor, "pairwise": self.pairwise_weight}
 
     def count(self, batch: Mapping[str, Any]) -> Tensor:
-        """(3,) how many terms each of `PARTS` has in a batch; counts of several batches add up."""
+        """(4,) how many terms each of `PARTS` has in a batch; counts of several batches add up."""
         targets_A_D = batch["targets_A_D"]
         return torch.stack(
             [
                 count_targets(targets_A_D, batch["confidence_A_D"]),
                 count_pairs(self._ranked(targets_A_D), batch["groups_A"], self._ties()),
                 torch.tensor(float(batch["winners_P"].numel()), device=targets_A_D.device),
+                count_contrasts(batch["gaps_C_D"])
+                if "gaps_C_D" in batch
+                else torch.zeros(()).to(targets_A_D),
             ]
         )
 
@@ -108,7 +115,10 @@ class Objective:
         normaliser["split"] = normaliser["regression"]  # the same targets
         total = 0.0 * predictions_A_D.float().sum()
         metrics: Metrics = {}
-        for part, share in self.shares(progress).items():
+        shares = self.shares(progress)
+        if self.contrast_weight and "gaps_C_D" in batch:  # held-out prompts have none
+            shares = {**shares, "contrast": self.contrast_weight}
+        for part, share in shares.items():
             loss, found = self._part(part, predictions_A_D.float(), batch, normaliser[part])
             total = total + share * loss
             metrics |= found
@@ -145,6 +155,14 @@ class Objective:
                 self._ranked(targets_A_D),
                 batch["groups_A"],
                 min_gap=self._ties(),
+                normaliser=normaliser,
+            )
+        if part == "contrast":
+            return contrast_loss(
+                self.standardizer.apply(predictions_A_D),
+                batch["better_C"],
+                batch["worse_C"],
+                batch["gaps_C_D"],
                 normaliser=normaliser,
             )
         rewards_A = weighted_mean(predictions_A_D, self.standardizer.weights_D)

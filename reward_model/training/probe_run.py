@@ -134,7 +134,7 @@ def fit_and_measure(
     """Fit on the training side of a store that was read, measure on the held-out side, and say how it came out."""
     learnt = [*encoded.train, *encoded.unlabelled]
     documents = documents_of(learnt, [*data.train, *data.unlabelled])
-    rows = fold_rows(encoded.train, documents[: len(encoded.train)], config.seed)
+    rows = fold_rows(encoded.train, documents[: len(encoded.train)], config.seed, config.augment_weight)
     training = Training(store, rows, documents, len(encoded.train), config.seed)
     probe = fit_probe(training, say, VIEWS if config.view == "auto" else [config.view])
     dtype = score_weight(backbone.model).dtype

@@ -93,6 +93,8 @@ def train(config: TrainConfig) -> Path:
     if is_finished(config, COMMAND, data.sources, MANIFEST):
         say(f"{config.output} is a finished model of this configuration: nothing to do")
         return config.output
+    if config.augment:
+        say(data.augmented.describe())
     set_seed(config.seed)
     weights = {name: config.weights.get(name, 1.0) for name in data.dimensions}
     backbone = build_backbone(config, data.dimensions, weights)

@@ -99,6 +99,14 @@ class TrainConfig(TrainingSettings):
     eval_labels: Path | None = Field(None, description="held-out labels, instead of a split by document")
     eval_prompts: Path | None = Field(None, description="prompts of --eval-labels")
 
+    augment: Path | None = Field(
+        None,
+        description="file `reward-model augment` wrote: answers made worse on purpose, learnt beside the labels",
+    )
+    augment_weight: float = Field(
+        0.3, gt=0, description="weight of the answers made worse on purpose beside the labels"
+    )
+
     merge: bool = Field(
         True, description="save the adapter merged into a plain model; the adapter stays in DIR/adapter"
     )

@@ -28,6 +28,7 @@ from reward_model.data.batches import (
     PromptDataset,
     StepOrder,
     collate,
+    contrasted,
     token_batches,
 )
 from reward_model.shared_prefix.layout import Layout
@@ -82,7 +83,7 @@ class RewardTrainer(GuardedTrainer):
         )
         self.objective, self.dimensions, self.shared_prefix = objective, list(dimensions), shared_prefix
         self._train, self._prompts_per_step, self._head = list(train), prompts_per_step, head
-        self._train_batches = token_batches(train, token_budget)
+        self._train_batches = token_batches(train, token_budget, contrasted(train))
         self._eval_batches = token_batches(held_out, token_budget)
         self._parts: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
         self._parts_steps = 0
