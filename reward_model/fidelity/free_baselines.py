@@ -17,10 +17,10 @@ from judge_pipeline.statistics.table import AnswerTable, Floats, Pair
 from reward_model.modeling.likelihood import answer_log_probs, base_model_is_local, load_language_model
 from reward_model.modeling.model import Manifest
 from reward_model.modeling.prompt_format import PromptRenderer
+from reward_model.modeling.stack import LOG_LENGTH
 from reward_model.options import Likelihood
 
 STACK = "ridge of all baselines"
-LOG_LENGTH = "log length"
 NOT_STACKED = ("constant", "random, one draw", "shorter answer")
 """Baselines that a stack can learn nothing more from."""
 

@@ -125,7 +125,8 @@ def terminal_report(found: Mapping[str, Any]) -> str:
 
 def markdown_report(found: Mapping[str, Any]) -> str:
     """All tables as Markdown."""
-    parts = ["\n".join(f"- {remark}" for remark in found["remarks"])] if found["remarks"] else []
+    lines = [f"- {line}" for line in (*found["remarks"], *found["notes"])]
+    parts = ["\n".join(lines)] if lines else []
     parts += [
         f"**{heading}** {text}\n\n{render.markdown(*cells)}"
         for heading, text, cells in overview_tables(found)

@@ -2,7 +2,7 @@
 
 In: a model's outputs and the baselines of the same answers. Out: points. Fitted on training documents only (the model's
 outputs there are those of fits that did not see the document), penalty by folds over documents, and kept only for the
-outputs where it orders more within-prompt pairs right out of fold. Weights are fitted to points as they are, not to what
+outputs where it orders more within-prompt pairs right out of fold, by more than chance. Weights are fitted to points as they are, not to what
 differs within prompts: on 160 judged prompts that ordered as well and kept errors in points lower (faithfulness 1.20
 against 1.29). Lies in the manifest, as names and weights; scores of an answer depend on no other answer. The outputs of a plain checkpoint never hold it.
 
@@ -22,6 +22,7 @@ from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.records import Prompt, Response
 from judge_pipeline.statistics.agreement import prompt_metrics
 from judge_pipeline.statistics.baselines import Embed, all_baselines, minilm_embed
+from judge_pipeline.statistics.bootstrap import DocumentBootstrap
 from judge_pipeline.statistics.stack import fit_stack, levelled_rows, out_of_fold
 from judge_pipeline.statistics.table import AnswerTable, Floats, build_table
 
@@ -30,6 +31,10 @@ TEXT_BASELINES = ("bigram support", "longer answer", LOG_LENGTH)
 EMBEDDED = ("question similarity", "evidence similarity")
 OUTPUT = "output:"
 """Before the name of a model's output among the columns of a stack."""
+NOTHING = "–"
+LEVEL = 0.8
+"""Baselines are kept where the paired interval of their gain at this level lies above zero: one chance in ten that a
+gain of nothing does."""
 
 
 class StackedOutput(BaseModel):
@@ -38,7 +43,7 @@ class StackedOutput(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     weights: dict[str, float]
-    """Column → weight; columns are outputs (`output:NAME`) and baselines."""
+    """Column → weight; columns are the output itself (`output:NAME`) and baselines."""
     constant: float
     """Added, so that the mean over training answers is that of their labels."""
     pairs: tuple[float, float]
@@ -76,12 +81,14 @@ class StackSpec(BaseModel):
 
 
 def one_prompt(name: str, document: str, context: str, query: str, responses: Sequence[str]) -> Prompt:
-    """Texts as a record; empty answers are marked as records demand."""
+    """Texts as a record, which demands a document (a dash, without words, where it is withheld) and marks empty answers."""
     answers = [
         Response(id=str(number), text=text, flags=[] if text.strip() else ["empty"])
         for number, text in enumerate(responses)
     ]
-    return Prompt(id=name, document_id=document, context=context, query=query, responses=answers)
+    texts = {"context": context, "query": query}
+    filled = {key: text if text.strip() else NOTHING for key, text in texts.items()}
+    return Prompt(id=name, document_id=document, responses=answers, **filled)
 
 
 @cache
@@ -122,25 +129,28 @@ def fit_spec(
         seed: of the folds.
     """
     baselines = baseline_columns(table, embedding_model)
-    columns = {f"{OUTPUT}{name}": column for name, column in outputs.items()} | baselines
+    bootstrap = DocumentBootstrap(table.document_P, seed=seed, level=LEVEL)
     spec = StackSpec(baselines=list(baselines), embedding_model=embedding_model)
     for name, target in targets.items():
         known = np.isfinite(target)
         if not known.any() or np.ptp(target[known]) == 0:
             continue
+        columns = {f"{OUTPUT}{name}": outputs[name]} | baselines
         rows = levelled_rows(table, columns, target)
         honest = out_of_fold(table, columns, rows, seed=seed)
         if honest is None:
             continue
         alone, stacked = (
-            prompt_metrics(table, target, scores)["pairs"].value for scores in (outputs[name], honest)
+            prompt_metrics(table, target, scores)["pairs"] for scores in (outputs[name], honest)
         )
-        if alone is None or stacked is None or stacked <= alone:
+        gain = bootstrap.difference(stacked, alone)
+        if gain.low is None or gain.low <= 0:
             continue
         fitted = fit_stack(rows, list(columns))
         weights = dict(zip(fitted.names, fitted.weight.tolist(), strict=True))
         level = np.nanmean(target[known] - fitted.apply(columns)[known])
-        spec.outputs[name] = StackedOutput(weights=weights, constant=float(level), pairs=(alone, stacked))
+        shares = (alone.value or 0.0, stacked.value or 0.0)
+        spec.outputs[name] = StackedOutput(weights=weights, constant=float(level), pairs=shares)
     return spec
 
 

@@ -71,6 +71,8 @@ def test_scoring_reads_the_same_baselines_one_prompt_at_a_time_and_the_manifest_
         own = again.read(prompt.context, prompt.query, [item.text for item in prompt.responses])
         assert own == pytest.approx(np.stack([columns[name][rows] for name in spec.baselines], axis=1))
     assert set(spec.outputs["faithfulness"].weights) == {f"{OUTPUT}faithfulness", *spec.baselines}
+    withheld = again.read("", "Q?", ["river stone", "stone river"])
+    assert withheld[:, spec.baselines.index("bigram support")].tolist() == [0.0, 0.0]
     empty = again.read("A river.", "Q?", ["", "river"])
     assert empty[0] == pytest.approx(0)
     assert empty[1][spec.baselines.index("longer answer")] == len(words("river"))

@@ -79,6 +79,7 @@ def test_stack_of_a_probe(labelled, tiny_base, tmp_path, monkeypatch):
     rows = {row["name"]: row for row in found["results"][0]["rows"]}
     assert "without the baselines" in rows
     assert any("Free baselines" in note for note in found["notes"])
+    assert "Free baselines" in (model_dir / "README.md").read_text()
     assert (
         command("score", model_dir, labelled.parent / "prompts.jsonl", "--output", tmp_path / "s.jsonl") == 0
     )
