@@ -2,18 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from judge_pipeline.common.record_files import read_labels
 from judge_pipeline.common.records import Label, Response
-
-Labels = dict[tuple[str, str], Label]
-"""Labels by prompt id and response id."""
-
-
-def labels_by_answer(path: Path) -> Labels:
-    """The rows of a label run."""
-    return {(row.prompt_id, row.response_id): row for row in read_labels(path)}
 
 
 def as_judged(response: Response, label: Label | None) -> Response:

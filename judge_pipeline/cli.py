@@ -9,15 +9,15 @@ from pathlib import Path
 from pydantic import Field
 
 from judge_pipeline.common import config as configuration
-from judge_pipeline.common.config import Command, Config
-from judge_pipeline.evaluation import evaluate
+from judge_pipeline.common.config import POSITIONAL, Command, Config
+from judge_pipeline.evaluation.evaluate_config import EvaluateConfig
 from judge_pipeline.labelling import label
 
 
 class ReportConfig(Config):
     """Settings of `judge-pipeline report`."""
 
-    run: Path = Field(description="directory of a label run", json_schema_extra={"positional": True})
+    run: Path = Field(description="directory of a label run", json_schema_extra=POSITIONAL)
 
 
 def run_report(config: ReportConfig) -> int:
@@ -36,7 +36,14 @@ REPORT = Command(
     example="judge-pipeline report labels",
 )
 
-COMMANDS: list[Command] = [label.COMMAND, REPORT, evaluate.COMMAND]
+EVALUATE = Command(
+    name="evaluate",
+    help="compare scores with people's judgements, beside baselines",
+    config=EvaluateConfig,
+    run="judge_pipeline.evaluation.run:run_evaluation",
+    example="judge-pipeline evaluate runs/labels --prompts judged-by-people.jsonl --output runs/agreement",
+)
+COMMANDS: list[Command] = [label.COMMAND, REPORT, EVALUATE]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

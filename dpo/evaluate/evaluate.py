@@ -15,8 +15,6 @@ With an adapter, `pretrained=BASE,peft=OUTPUT`.
 
 from __future__ import annotations
 
-import asyncio
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,11 +23,10 @@ from dpo.evaluate.evaluate_config import EvaluateConfig
 from dpo.evaluate.match import Match, match_files, take_labels, vote_by_reward
 from dpo.evaluate.page import evaluation_page, print_evaluation
 from dpo.evaluate.stats import evaluation
-from judge_pipeline.calls.call import Call
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.progress import Progress
 from judge_pipeline.common.quiet import quiet_libraries
-from judge_pipeline.common.record_files import write_text
+from judge_pipeline.common.record_files import write_json, write_text
 from judge_pipeline.common.run_dir import prepare_run
 from judge_pipeline.engines.judge_config import JudgeConfig
 
@@ -46,42 +43,23 @@ def score_with(model_dir: Path, matches: Sequence[Match]) -> None:
                 points = model.score(match.prompt.context, match.prompt.query, texts)
             except UserError as error:
                 raise UserError(f"prompt '{match.prompt.id}': {error.message}", error.hint) from error
-            rewards = model.reward(points)
-            position = 0
+            rows = iter(zip(points.clip(0, 10).tolist(), model.reward(points).tolist(), strict=True))
             for side in match.answers:
-                for index, answer in enumerate(side):
-                    scores = dict(
-                        zip(model.dimensions, map(float, points[position].clip(0, 10)), strict=True)
-                    )
-                    side[index] = answer.model_copy(
-                        update={"scores": scores, "reward": float(rewards[position])}
-                    )
-                    position += 1
+                for index, (answer, (row, reward)) in enumerate(zip(side, rows, strict=False)):
+                    scores = dict(zip(model.dimensions, row, strict=True))
+                    side[index] = answer.model_copy(update={"scores": scores, "reward": reward})
             progress.update()
 
 
-async def _ask(judge: JudgeConfig, matches: Sequence[Match], store_path: Path) -> dict[str, Any]:
-    from judge_pipeline.calls.store import CallStore
-    from judge_pipeline.engines.open import open_engine
-    from judge_pipeline.engines.run_calls import run_calls
-    from judge_pipeline.evaluation.pairwise import judge_pair, pair_calls, vote_summary
+def ask_about(matches: Sequence[Match], judge: JudgeConfig, store: Path) -> dict[str, Any]:
+    """Let the judge decide between both models' first answers; returns how its votes came about."""
+    from judge_pipeline.evaluation.judges import ask_judge, vote_summary
 
-    store = CallStore(store_path)
-    try:
-        engine = await open_engine(judge, store)
-        try:
-            calls: list[Call] = []
-            for match in matches:
-                pair = match.prompt.model_copy(
-                    update={"responses": [match.answers[0][0], match.answers[1][0]]}
-                )
-                calls += pair_calls(pair, 0, 1, structured=engine.supports_schema)
-            replies = await run_calls(engine, store, calls, "pairwise")
-        finally:
-            await engine.close()
-    finally:
-        store.close()
-    votes = [judge_pair(replies[2 * i], replies[2 * i + 1]) for i in range(len(matches))]
+    pairs = []
+    for match in matches:
+        both = {"responses": [side[0] for side in match.answers]}
+        pairs.append((match.prompt.model_copy(update=both), 0, 1))
+    votes = ask_judge(judge, store, pairs).votes
     for match, vote in zip(matches, votes, strict=True):
         match.vote = vote.vote
     return vote_summary(votes)
@@ -90,9 +68,8 @@ async def _ask(judge: JudgeConfig, matches: Sequence[Match], store_path: Path) -
 def run(config: EvaluateConfig) -> int:
     """Compare; 0 when every prompt was decided, 1 when the judge or a reward failed on some."""
     quiet_libraries()
-    inputs = [path for path in (config.a, config.b) if path]
     matches, left_out = match_files(config.a, config.b)
-    prepare_run(config.output, config, "dpo evaluate", config.existing, inputs)
+    prepare_run(config.output, config, "dpo evaluate", config.existing, [config.a, config.b])
     if config.reward_model is not None:
         score_with(config.reward_model, matches)
     elif config.labels_a is not None and config.labels_b is not None:
@@ -100,7 +77,7 @@ def run(config: EvaluateConfig) -> int:
     found: dict[str, Any] = {"decided_by": "the reward"}
     if config.pairwise:
         found = {"decided_by": "the judge, both orders of the first answers"}
-        found["pairwise"] = asyncio.run(_ask(config.judge, matches, config.output / "calls.sqlite"))
+        found["pairwise"] = ask_about(matches, config.judge, config.output / "calls.sqlite")
     else:
         for match in matches:
             match.vote = vote_by_reward(match, config.tie_margin)
@@ -111,8 +88,7 @@ def run(config: EvaluateConfig) -> int:
             )
     found |= {"a": config.name_a, "b": config.name_b, "left_out": left_out}
     found |= evaluation(matches, config.bootstrap, config.seed)
-    page = evaluation_page(found, matches, config.show)
-    write_text(config.output / "report.html", page)
-    write_text(config.output / "evaluation.json", json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+    write_text(config.output / "report.html", evaluation_page(found, matches, config.show))
+    write_json(config.output / "evaluation.json", found)
     print_evaluation(found, config.output)
     return 0 if found["judged"] == found["prompts"] else 1

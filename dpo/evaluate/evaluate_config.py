@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from judge_pipeline.common.config import Config
+from judge_pipeline.common.config import POSITIONAL, Config
 from judge_pipeline.common.run_dir import EXISTING_HELP, Existing
 from judge_pipeline.engines.judge_config import JudgeConfig
 from reward_model.options import HOW
@@ -15,12 +15,8 @@ from reward_model.options import HOW
 class EvaluateConfig(Config):
     """Settings of `dpo evaluate`."""
 
-    a: Path = Field(
-        description="answers of model A, e.g. the trained one", json_schema_extra={"positional": True}
-    )
-    b: Path = Field(
-        description="answers of model B, e.g. the one before", json_schema_extra={"positional": True}
-    )
+    a: Path = Field(description="answers of model A, e.g. the trained one", json_schema_extra=POSITIONAL)
+    b: Path = Field(description="answers of model B, e.g. the one before", json_schema_extra=POSITIONAL)
     output: Path = Field(description="directory of the evaluation")
     existing: Existing = Field("refuse", description=EXISTING_HELP, json_schema_extra=HOW)
     name_a: str = Field("A", description="what the report calls model A")
@@ -45,7 +41,7 @@ class EvaluateConfig(Config):
     def _one_decides(self) -> EvaluateConfig:
         if (self.labels_a is None) != (self.labels_b is None):
             raise ValueError("--labels-a and --labels-b go together")
-        if sum((self.reward_model is not None, self.labels_a is not None)) > 1:
+        if self.reward_model is not None and self.labels_a is not None:
             raise ValueError("--reward-model and --labels-a/-b: one of them gives the rewards")
         if self.judge.batch_out or self.judge.batch_in:
             raise ValueError(

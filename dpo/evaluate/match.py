@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from dpo.judged import as_judged, labels_by_answer
+from dpo.judged import as_judged
 from judge_pipeline.common.errors import DataError, UserError
-from judge_pipeline.common.record_files import read_prompts
+from judge_pipeline.common.record_files import labels_by_answer, read_prompts
 from judge_pipeline.common.records import Label, Prompt, Response
 from judge_pipeline.replies.verdicts import VERDICT_POINTS
 
@@ -28,17 +27,23 @@ class Match:
 
     def mean_reward(self, side: int) -> float | None:
         """Mean reward of one side's answers; None unless every answer of it has one."""
-        rewards = [answer.reward for answer in self.answers[side]]
-        known = [reward for reward in rewards if reward is not None]
-        return float(np.mean(known)) if known and len(known) == len(rewards) else None
+        known = [answer.reward for answer in self.answers[side] if answer.reward is not None]
+        return float(np.mean(known)) if known and len(known) == len(self.answers[side]) else None
 
     def mean_length(self, side: int) -> float:
         """Mean length of one side's answers, in characters."""
         return float(np.mean([len(answer.text) for answer in self.answers[side]]))
 
+    def mean_score(self, side: int, dimension: str) -> float | None:
+        """Mean of one side's scores of a dimension, where there are any."""
+        values = [(answer.scores or {}).get(dimension) for answer in self.answers[side]]
+        known = [value for value in values if value is not None]
+        return float(np.mean(known)) if known else None
 
-def _usable(prompt: Prompt) -> list[Response]:
-    return [response for response in prompt.responses if response.text.strip()]
+    def facts(self, side: int) -> list[tuple[int, float]]:
+        """(facts an answer states, how many the document supports) where faithfulness was judged whole."""
+        labels = (self.labels[side].get(answer.id) for answer in self.answers[side])
+        return [found for label in labels if label and (found := facts_of(label)) is not None]
 
 
 def match_files(first: Path, second: Path) -> tuple[list[Match], dict[str, int]]:
@@ -51,14 +56,12 @@ def match_files(first: Path, second: Path) -> tuple[list[Match], dict[str, int]]
     others = {prompt.id: prompt for prompt in read_prompts(second, need_responses=True)}
     matches: list[Match] = []
     left_out = {"only in the first file": 0, "only in the second file": 0, "without an answer": 0}
-    empty = [0, 0]
-    seen = set()
+    left_out |= {"empty answers of the first file": 0, "empty answers of the second file": 0}
     for prompt in read_prompts(first, need_responses=True):
-        other = others.get(prompt.id)
+        other = others.pop(prompt.id, None)
         if other is None:
             left_out["only in the first file"] += 1
             continue
-        seen.add(prompt.id)
         if (prompt.query, prompt.context) != (other.query, other.context):
             raise DataError(
                 f"prompt '{prompt.id}' has another question or document than in {first}",
@@ -66,19 +69,17 @@ def match_files(first: Path, second: Path) -> tuple[list[Match], dict[str, int]]
                 field="query" if prompt.query != other.query else "context",
                 hint="both models must have answered the same prompts",
             )
-        answers = (_usable(prompt), _usable(other))
-        for side, (record, kept) in enumerate(zip((prompt, other), answers, strict=True)):
-            empty[side] += len(record.responses) - len(kept)
-        if all(answers):
-            matches.append(Match(prompt, answers))
+        ours, theirs = ([item for item in x.responses if item.text.strip()] for x in (prompt, other))
+        left_out["empty answers of the first file"] += len(prompt.responses) - len(ours)
+        left_out["empty answers of the second file"] += len(other.responses) - len(theirs)
+        if ours and theirs:
+            matches.append(Match(prompt, (ours, theirs)))
         else:
             left_out["without an answer"] += 1
-    left_out["only in the second file"] = len(others.keys() - seen)
-    left_out |= {"empty answers of the first file": empty[0], "empty answers of the second file": empty[1]}
+    left_out["only in the second file"] = len(others)
     if not matches:
-        raise UserError(
-            f"{first} and {second} have no answered prompt in common", "prompts are matched by their id"
-        )
+        message = f"{first} and {second} have no answered prompt in common"
+        raise UserError(message, "prompts are matched by their id")
     return matches, left_out
 
 
@@ -87,16 +88,14 @@ def take_labels(matches: Iterable[Match], runs: tuple[Path, Path]) -> None:
     found = [labels_by_answer(path) for path in runs]
     for match in matches:
         for answers, labels, kept in zip(match.answers, found, match.labels, strict=True):
-            for position, answer in enumerate(answers):
-                label = labels.get((match.prompt.id, answer.id))
-                answers[position] = as_judged(answer, label)
-                if label:
-                    kept[answer.id] = label
+            own = {item.id: labels.get((match.prompt.id, item.id)) for item in answers}
+            answers[:] = [as_judged(item, own[item.id]) for item in answers]
+            kept.update({name: label for name, label in own.items() if label})
 
 
 def facts_of(label: Label) -> tuple[int, float] | None:
     """(facts the answer states, how many the document supports); None where faithfulness was not judged whole."""
-    statements: list[dict[str, Any]] | None = label.evidence.get("faithfulness", {}).get("statements")
+    statements = label.evidence.get("faithfulness", {}).get("statements")
     if statements is None or any(row.get("verdict") not in VERDICT_POINTS for row in statements):
         return None
     return len(statements), sum(VERDICT_POINTS[row["verdict"]] for row in statements)
@@ -107,6 +106,4 @@ def vote_by_reward(match: Match, tie_margin: float) -> float | None:
     first, second = match.mean_reward(0), match.mean_reward(1)
     if first is None or second is None:
         return None
-    if abs(first - second) <= tie_margin + 1e-9:
-        return 0.5
-    return 1.0 if first > second else 0.0
+    return 0.5 if abs(first - second) <= tie_margin + 1e-9 else float(first > second)

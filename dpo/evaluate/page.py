@@ -9,8 +9,17 @@ from typing import Any
 from markupsafe import Markup
 
 from dpo.evaluate.match import Match
-from judge_pipeline.common.html.charts import bars, histogram, stat_tiles, table
-from judge_pipeline.common.html.page import Section, code_block, columns, details, join, prose, render_page
+from judge_pipeline.common.html.charts import histogram, interval_bars, stat_tiles, table
+from judge_pipeline.common.html.page import (
+    Section,
+    caption,
+    code_block,
+    columns,
+    details,
+    join,
+    prose,
+    render_page,
+)
 from judge_pipeline.common.records import Response
 from judge_pipeline.statistics.render import interval
 
@@ -45,8 +54,7 @@ def print_evaluation(found: dict[str, Any], output: Path) -> None:
     for reason, count in found["left_out"].items():
         if count:
             print(f"  left out, {reason}: {count}")
-    undecided = found["prompts"] - found["judged"]
-    if undecided:
+    if undecided := found["prompts"] - found["judged"]:
         print(f"  undecided for lack of a reward or a verdict: {undecided}")
     print(f"  report: {output / 'report.html'}")
 
@@ -55,8 +63,6 @@ def evaluation_page(found: dict[str, Any], matches: Sequence[Match], show: int) 
     """One self-contained HTML file."""
     a, b = found["a"], found["b"]
     shares = {f"{a} better": found["win"], "as good": found["tie"], f"{b} better": found["loss"]}
-    values = {name: item["value"] for name, item in shares.items() if item["value"] is not None}
-    intervals = {n: (i["low"], i["high"]) for n, i in shares.items() if i["low"] is not None}
     tiles = [
         ("prompts", found["prompts"], f"{found['documents']} documents"),
         ("win", interval(found["win"], 2), f"share of prompts where {a} is better"),
@@ -64,31 +70,20 @@ def evaluation_page(found: dict[str, Any], matches: Sequence[Match], show: int) 
         ("reward difference", interval(found["reward"]["difference"], 2), "points, mean over prompts"),
         ("length difference", interval(found["length"]["difference"], 0), "characters"),
     ]
-    differences = [
-        first - second
-        for match in matches
-        if (first := match.mean_reward(0)) is not None and (second := match.mean_reward(1)) is not None
-    ]
+    wins = interval_bars(shares, "share of prompts")
+    figures = table(["figure", a, b, f"{a} minus {b}"], figure_rows(found), align=["left"] * 4)
     sections = [
         Section("In short", stat_tiles(tiles), "short", f"Decided by {found['decided_by']}."),
-        Section(
-            "Who wins",
-            bars(values, "share of prompts", intervals),
-            "wins",
-            "Whiskers are 95% intervals over documents.",
-        ),
-        Section(
-            "Figures",
-            table(["figure", a, b, f"{a} minus {b}"], figure_rows(found), align=["left"] * 4),
-            "figures",
-        ),
+        Section("Who wins", wins, "wins", "Whiskers are 95% intervals over documents."),
+        Section("Figures", figures, "figures"),
     ]
+    rewards = [(match.mean_reward(0), match.mean_reward(1)) for match in matches]
+    differences = [one - other for one, other in rewards if one is not None and other is not None]
     if differences:
         chart = histogram({f"{a} minus {b}": differences}, 20, "reward difference, points")
         sections.append(Section("Differences of reward", chart, "differences"))
-    sections.append(
-        Section("Side by side", join(*(_side_by_side(match, a, b) for match in matches[:show])), "answers")
-    )
+    pairs = join(*(_side_by_side(match, a, b) for match in matches[:show]))
+    sections.append(Section("Side by side", pairs, "answers"))
     return render_page(f"{a} against {b}", "Answers of two models to the same prompts", sections)
 
 
@@ -105,10 +100,7 @@ def _side_by_side(match: Match, a: str, b: str) -> Markup:
 
 
 def _answer(answer: Response) -> Markup:
-    points = ", ".join(
-        f"{name} {value:.1f}" for name, value in (answer.scores or {}).items() if value is not None
-    )
+    points = [f"{name} {value:.1f}" for name, value in (answer.scores or {}).items() if value is not None]
     head = f"reward {answer.reward:.2f}" if answer.reward is not None else "no reward"
-    flags = f" · {', '.join(answer.flags)}" if answer.flags else ""
-    note = f"{head}{flags}{' · ' + points if points else ''}"
-    return join(Markup('<p class="caption">{}</p>').format(note), prose(answer.text))
+    note = " · ".join(filter(None, (head, ", ".join(answer.flags), ", ".join(points))))
+    return join(caption(note), prose(answer.text))

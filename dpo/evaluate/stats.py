@@ -6,12 +6,14 @@ Prompts over one document are not independent, so documents are resampled (perce
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from dpo.evaluate.match import Match, facts_of
+from dpo.evaluate.match import Match
 from judge_pipeline.statistics.bootstrap import DocumentBootstrap, Ratio
+from judge_pipeline.statistics.table import build_table
 
 Value = Callable[[Match], float | None]
 
@@ -21,18 +23,14 @@ class Figures:
 
     def __init__(self, matches: Sequence[Match], replicates: int, seed: int) -> None:
         self.matches = matches
-        names = {match.prompt.document_id: 0 for match in matches}
-        numbers = {name: number for number, name in enumerate(names)}
-        documents = np.array([numbers[match.prompt.document_id] for match in matches])
+        documents = build_table([match.prompt for match in matches]).document_P
         self.bootstrap = DocumentBootstrap(documents, replicates, seed)
 
     def ratio(self, top: Value, bottom: Value = lambda match: 1.0) -> Ratio:
         """Σ top / Σ bottom over the prompts where both are known."""
         pairs = [(top(match), bottom(match)) for match in self.matches]
-        known = np.array([a is not None and b is not None for a, b in pairs])
-        numerator = np.array([a or 0.0 for a, _ in pairs]) * known
-        denominator = np.array([b or 0.0 for _, b in pairs]) * known
-        return Ratio(numerator, denominator)
+        known = [(0.0, 0.0) if a is None or b is None else (a, b) for a, b in pairs]
+        return Ratio(*np.array(known, dtype=float).T)
 
     def mean(self, value: Value, per: Value = lambda match: 1.0) -> dict[str, Any]:
         """A mean with its interval, JSON-ready."""
@@ -41,14 +39,31 @@ class Figures:
     def sides(self, value: Callable[[Match, int], float | None]) -> dict[str, Any]:
         """A figure of A, of B, and A minus B over the prompts where both are known."""
 
-        def both(match: Match, side: int) -> float | None:
+        def both(side: int, match: Match) -> float | None:
             return value(match, side) if value(match, 1 - side) is not None else None
 
-        first, second = self.ratio(lambda m: both(m, 0)), self.ratio(lambda m: both(m, 1))
+        first, second = self.ratio(partial(both, 0)), self.ratio(partial(both, 1))
         return {
             "a": self.bootstrap.ratio(first).as_json(),
             "b": self.bootstrap.ratio(second).as_json(),
             "difference": self.bootstrap.difference(first, second).as_json(),
+        }
+
+    def facts(self, side: int) -> dict[str, Any] | None:
+        """FactScore's two figures: facts an answer states, and the share of them that is supported."""
+        if not any(match.facts(side) for match in self.matches):
+            return None
+
+        def stated(match: Match) -> float:
+            return float(sum(count for count, _ in match.facts(side)))
+
+        def supported(match: Match) -> float:
+            return float(sum(good for _, good in match.facts(side)))
+
+        answers = self.mean(stated, lambda match: len(match.facts(side)) or None)
+        return {
+            "facts_per_answer": answers,
+            "share_supported": self.mean(supported, lambda match: stated(match) or None),
         }
 
 
@@ -56,54 +71,22 @@ def evaluation(matches: Sequence[Match], replicates: int = 2000, seed: int = 0) 
     """All figures of a comparison; `vote`, rewards and labels of the matches are set before."""
     figures = Figures(matches, replicates, seed)
 
-    def is_vote(wanted: float) -> Value:
-        return lambda match: None if match.vote is None else float(match.vote == wanted)
+    def share_of(vote: float) -> dict[str, Any]:
+        return figures.mean(lambda match: None if match.vote is None else float(match.vote == vote))
 
-    found: dict[str, Any] = {
+    answers = (answer for match in matches for side in match.answers for answer in side)
+    names = dict.fromkeys(name for answer in answers for name in answer.scores or {})
+    facts = {"a": figures.facts(0), "b": figures.facts(1)}
+    return {
         "prompts": len(matches),
         "documents": figures.bootstrap.documents,
         "judged": sum(match.vote is not None for match in matches),
-        "win": figures.mean(is_vote(1.0)),
-        "tie": figures.mean(is_vote(0.5)),
-        "loss": figures.mean(is_vote(0.0)),
+        "win": share_of(1.0),
+        "tie": share_of(0.5),
+        "loss": share_of(0.0),
         "preference": figures.mean(lambda match: match.vote),
-        "reward": figures.sides(lambda match, side: match.mean_reward(side)),
-        "length": figures.sides(lambda match, side: match.mean_length(side)),
+        "reward": figures.sides(Match.mean_reward),
+        "length": figures.sides(Match.mean_length),
+        "dimensions": {name: figures.sides(partial(Match.mean_score, dimension=name)) for name in names},
+        "facts": facts if all(facts.values()) else None,
     }
-    names = list(
-        dict.fromkeys(
-            name for m in matches for side in m.answers for item in side for name in item.scores or {}
-        )
-    )
-    found["dimensions"] = {name: figures.sides(_dimension(name)) for name in names}
-    facts = [_facts(figures, side) for side in (0, 1)]
-    found["facts"] = {"a": facts[0], "b": facts[1]} if all(facts) else None
-    return found
-
-
-def _dimension(name: str) -> Callable[[Match, int], float | None]:
-    def mean(match: Match, side: int) -> float | None:
-        values = [(item.scores or {}).get(name) for item in match.answers[side]]
-        known = [value for value in values if value is not None]
-        return float(np.mean(known)) if known else None
-
-    return mean
-
-
-def _facts(figures: Figures, side: int) -> dict[str, Any] | None:
-    """FactScore's two figures: facts an answer states, and the share of them that is supported."""
-
-    def rows(match: Match) -> list[tuple[int, float]]:
-        labels = (match.labels[side].get(item.id) for item in match.answers[side])
-        return [row for label in labels if label and (row := facts_of(label)) is not None]
-
-    if not any(rows(match) for match in figures.matches):
-        return None
-    answers = figures.mean(
-        lambda m: float(sum(count for count, _ in rows(m))), lambda m: float(len(rows(m))) or None
-    )
-    supported = figures.mean(
-        lambda m: sum(good for _, good in rows(m)),
-        lambda m: float(sum(count for count, _ in rows(m))) or None,
-    )
-    return {"facts_per_answer": answers, "share_supported": supported}

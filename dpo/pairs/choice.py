@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from itertools import combinations
 
-from dpo.pairs.pairs_config import Arm
+from dpo.pairs.pairs_config import PairsConfig
 from dpo.pairs.score_short import SHORT_REWARD
 from judge_pipeline.common.records import Prompt, Response, Scores
 from judge_pipeline.common.weighting import weighted_reward
@@ -23,19 +23,14 @@ EXCLUDING_FLAGS = ("empty", "truncated", "refused", "duplicate")
 
 @dataclass(frozen=True)
 class Rules:
-    """What makes a pair worth training on."""
+    """What makes a pair worth training on: the settings, and the weights that their file names."""
 
-    arm: Arm = "best-worst"
-    every_pair: bool = False
-    min_responses: int = 5
-    min_margin: float = 0.0
-    keep_flagged: frozenset[str] = frozenset()
-    weights: dict[str, float] | None = None
-    """Dimension weights for a reward made from scores (others weigh 1); None takes the reward as it stands."""
-    task_weights: dict[str, dict[str, float]] | None = None
-    reference: str | None = None
-    contrast_rejected: Literal["random", "worst"] = "random"
-    seed: int = 0
+    config: PairsConfig
+    task_weights: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def weights(self, task: str | None) -> dict[str, float] | None:
+        """Dimension weights for a prompt of this task (others weigh 1); None takes the reward as it stands."""
+        return self.task_weights.get(task or "", self.config.weights or None)
 
 
 @dataclass(frozen=True)
@@ -55,19 +50,18 @@ class Choice:
         return self.chosen_reward - self.rejected_reward
 
 
-def weights_for(task: str | None, rules: Rules) -> dict[str, float] | None:
-    """Dimension weights that apply to a prompt of this task."""
-    if rules.task_weights and task in rules.task_weights:
-        return rules.task_weights[str(task)]
-    return rules.weights
+def task_of(prompt: Prompt) -> str | None:
+    """The prompt's `task` field."""
+    task = (prompt.model_extra or {}).get("task")
+    return None if task is None else str(task)
 
 
 def reward_of(response: Response, task: str | None, rules: Rules) -> float | None:
     """The reward an arm compares; None when the response has none."""
-    if rules.arm == "short-context-rm":
+    if rules.config.arm == "short-context-rm":
         value = (response.model_extra or {}).get(SHORT_REWARD)
         return float(value) if value is not None else None
-    weights = weights_for(task, rules)
+    weights = rules.weights(task)
     if weights is None:
         return response.reward
     scores: Scores = response.scores or {}
@@ -78,10 +72,9 @@ def usable(prompt: Prompt, rules: Rules, counts: Counter[str]) -> list[Response]
     """Answers that may stand in a pair: no excluded flag, no text that an earlier one has."""
     kept: list[Response] = []
     texts: set[str] = set()
+    excluded = set(EXCLUDING_FLAGS).difference(rules.config.keep_flagged)
     for response in prompt.responses:
-        flagged = [
-            flag for flag in response.flags if flag in EXCLUDING_FLAGS and flag not in rules.keep_flagged
-        ]
+        flagged = [flag for flag in response.flags if flag in excluded]
         text = response.text.strip()
         if not text:
             counts["responses: empty"] += 1
@@ -98,63 +91,52 @@ def usable(prompt: Prompt, rules: Rules, counts: Counter[str]) -> list[Response]
 def choose(prompt: Prompt, rules: Rules, counts: Counter[str]) -> list[Choice]:
     """The pairs of one prompt; `counts` collects why answers and pairs were left out."""
     counts["prompts: read"] += 1
-    answers = usable(prompt, rules, counts)
-    if rules.arm == "contrast":
-        return _contrast(prompt, answers, rules, counts)
-    task = (prompt.model_extra or {}).get("task")
-    scored = []
-    for response in answers:
-        reward = reward_of(response, task, rules)
-        if reward is None:
-            counts["responses: without a reward"] += 1
-        else:
-            scored.append((reward, response))
-    if len(scored) < rules.min_responses:
-        counts[f"prompts: fewer than {rules.min_responses} scored answers"] += 1
+    config, answers = rules.config, usable(prompt, rules, counts)
+    rewards = [reward_of(response, task_of(prompt), rules) for response in answers]
+    if config.arm == "contrast":
+        return _contrast(prompt, answers, rewards, config, counts)
+    scored = [(reward, item) for reward, item in zip(rewards, answers, strict=True) if reward is not None]
+    if len(scored) < len(answers):
+        counts["responses: without a reward"] += len(answers) - len(scored)
+    if len(scored) < config.min_responses:
+        counts[f"prompts: fewer than {config.min_responses} scored answers"] += 1
         return []
     scored.sort(key=lambda item: -item[0])  # stable: of equal rewards the earlier answer stays first
-    if rules.every_pair:
-        candidates = [(a, b) for i, a in enumerate(scored) for b in scored[i + 1 :]]
-    else:
-        # Of equally bad answers the first sampled one is taken, as for the best: no order is favoured.
-        worst = next(item for item in scored if item[0] == scored[-1][0])
-        candidates = [(scored[0], worst)]
-    return [
-        Choice(best[1], other[1], best[0], other[0])
-        for best, other in candidates
-        if _wide_enough(best[0] - other[0], rules, counts)
-    ]
+    # Of equally bad answers the first sampled one is taken, as for the best: no order is favoured.
+    worst = next(item for item in scored if item[0] == scored[-1][0])
+    candidates = combinations(scored, 2) if config.pairs == "all" else [(scored[0], worst)]
+    pairs = []
+    for (better, chosen), (worse, rejected) in candidates:
+        if better - worse <= 1e-9:  # rewards are means: equal ones may differ in their last bit
+            counts["pairs: tied"] += 1
+        elif better - worse < config.min_margin:
+            counts[f"pairs: margin below {config.min_margin:g}"] += 1
+        else:
+            pairs.append(Choice(chosen, rejected, better, worse))
+    return pairs
 
 
-def _wide_enough(margin: float, rules: Rules, counts: Counter[str]) -> bool:
-    if margin <= 1e-9:  # rewards are means: equal ones may differ in their last bit
-        counts["pairs: tied"] += 1
-        return False
-    if margin < rules.min_margin:
-        counts[f"pairs: margin below {rules.min_margin:g}"] += 1
-        return False
-    return True
-
-
-def _contrast(prompt: Prompt, answers: list[Response], rules: Rules, counts: Counter[str]) -> list[Choice]:
+def _contrast(
+    prompt: Prompt,
+    answers: list[Response],
+    rewards: list[float | None],
+    config: PairsConfig,
+    counts: Counter[str],
+) -> list[Choice]:
     """The reference answer against a sampled one; no reward is needed unless the worst is asked for."""
-    references = [item for item in answers if rules.reference in (item.id, item.source)]
-    sampled = [item for item in answers if rules.reference not in (item.id, item.source)]
+    rated = list(zip(answers, rewards, strict=True))
+    references = [(item, reward) for item, reward in rated if config.reference in (item.id, item.source)]
+    sampled = [(item, reward) for item, reward in rated if config.reference not in (item.id, item.source)]
+    scored = [(item, reward) for item, reward in sampled if reward is not None]
+    worst = config.contrast_rejected == "worst"
     if not references:
         counts["prompts: without the reference answer"] += 1
-        return []
-    if not sampled:
+    elif not sampled:
         counts["prompts: without a sampled answer"] += 1
-        return []
-    task = (prompt.model_extra or {}).get("task")
-    rewards = {item.id: reward_of(item, task, rules) for item in answers}
-    if rules.contrast_rejected == "worst":
-        sampled = [item for item in sampled if rewards[item.id] is not None]
-        if not sampled:
-            counts["prompts: without a scored sampled answer"] += 1
-            return []
-        rejected = min(sampled, key=lambda item: rewards[item.id] or 0.0)
+    elif worst and not scored:
+        counts["prompts: without a scored sampled answer"] += 1
     else:
-        rejected = random.Random(f"{rules.seed}:{prompt.id}").choice(sampled)
-    chosen = references[0]
-    return [Choice(chosen, rejected, rewards[chosen.id], rewards[rejected.id])]
+        drawn = random.Random(f"{config.seed}:{prompt.id}").choice(sampled)
+        (chosen, chosen_reward), rejected = references[0], min(scored, key=lambda x: x[1]) if worst else drawn
+        return [Choice(chosen, rejected[0], chosen_reward, rejected[1])]
+    return []

@@ -8,7 +8,6 @@ margins, the lengths of chosen against rejected, and how often each dimension de
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import sys
 from collections import Counter
@@ -19,22 +18,22 @@ from typing import Any
 import yaml
 
 from dpo.chat import to_messages
-from dpo.judged import as_judged, labels_by_answer
-from dpo.pairs.choice import EXCLUDING_FLAGS, Choice, Rules, choose, weights_for
+from dpo.judged import as_judged
+from dpo.pairs.choice import EXCLUDING_FLAGS, Choice, Rules, choose, task_of
 from dpo.pairs.pairs_config import Arm, PairsConfig
 from dpo.pairs.records import Pair, read_pairs
 from dpo.pairs.report import pair_report, print_report
 from judge_pipeline.common.errors import UserError
-from judge_pipeline.common.record_files import read_prompts, write_records, write_text
+from judge_pipeline.common.record_files import labels_by_answer, read_prompts, write_json, write_records
 from judge_pipeline.common.records import DIMENSIONS, Prompt, Scores
 from judge_pipeline.common.run_dir import check_place, describe_run, write_run_yaml
 from judge_pipeline.common.weighting import full_weights
 
 
-def read_task_weights(path: Path | None) -> dict[str, dict[str, float]] | None:
+def read_task_weights(path: Path | None) -> dict[str, dict[str, float]]:
     """Task → dimension → weight from a YAML or JSON file."""
     if path is None:
-        return None
+        return {}
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -49,37 +48,12 @@ def read_task_weights(path: Path | None) -> dict[str, dict[str, float]] | None:
         ) from error
 
 
-def rules_of(config: PairsConfig) -> Rules:
-    """The selection's rules from the settings."""
-    return Rules(
-        arm=config.arm,
-        every_pair=config.pairs == "all",
-        min_responses=config.min_responses,
-        min_margin=config.min_margin,
-        keep_flagged=frozenset(config.keep_flagged),
-        weights=config.weights or None,
-        task_weights=read_task_weights(config.task_weights),
-        reference=config.reference,
-        contrast_rejected=config.contrast_rejected,
-        seed=config.seed,
-    )
-
-
-def check_weights_used(rules: Rules, dimensions: set[str], tasks: set[str]) -> None:
-    """Refuse weights that weigh nothing in the file, and those that are none.
-
-    Args:
-        rules: with the weights.
-        dimensions: that some answer has a score of.
-        tasks: that some prompt has.
-
-    Raises:
-        UserError: see `full_weights`; a task that no prompt has is a warning.
-    """
-    by_task = {f"--task-weights, task '{task}'": row for task, row in (rules.task_weights or {}).items()}
-    for flag, weights in {"--weights": rules.weights or {}, **by_task}.items():
+def check_weights_used(rules: Rules, dimensions: set[str], tasks: set[str | None]) -> None:
+    """Refuse weights of dimensions that no answer has a score of (see `full_weights`); warn of tasks no prompt has."""
+    by_task = {f"--task-weights, task '{task}'": row for task, row in rules.task_weights.items()}
+    for flag, weights in {"--weights": rules.config.weights, **by_task}.items():
         full_weights(weights, sorted(dimensions), "no answer has a score of '{name}'", flag)
-    for task in sorted(set(rules.task_weights or {}) - tasks):
+    for task in sorted(rules.task_weights.keys() - tasks):
         print(f"warning: --task-weights: no prompt has the task '{task}'", file=sys.stderr)
 
 
@@ -96,7 +70,6 @@ def _with_labels(prompts: Iterator[Prompt], path: Path | None) -> Iterator[Promp
 
 def to_row(prompt: Prompt, choice: Choice, arm: Arm) -> dict[str, Any]:
     """A row of the output; every row has the same keys, so that Arrow finds one schema."""
-    extra = prompt.model_extra or {}
     names = list(dict.fromkeys([*DIMENSIONS, *(choice.chosen.scores or {}), *(choice.rejected.scores or {})]))
 
     def scores(found: Scores | None) -> Scores:
@@ -115,7 +88,7 @@ def to_row(prompt: Prompt, choice: Choice, arm: Arm) -> dict[str, Any]:
         "rejected_id": choice.rejected.id,
         "chosen_scores": scores(choice.chosen.scores),
         "rejected_scores": scores(choice.rejected.scores),
-        "task": str(extra["task"]) if extra.get("task") is not None else None,
+        "task": task_of(prompt),
         "template": (choice.rejected.model_extra or {}).get("template"),
         "arm": arm,
     }
@@ -138,19 +111,9 @@ def mixed_in(rows: list[dict[str, Any]], config: PairsConfig) -> list[dict[str, 
             f"--mix-proportion {int(most * 1000) / 1000:g} is the most it gives",
         )
     chance = random.Random(config.seed)
-    blank = dict.fromkeys(rows[0], None) if rows else {}
-    blank_scores = dict.fromkeys(rows[0]["chosen_scores"], None) if rows else {}
-    mixed = [
-        {
-            **blank,
-            "chosen_scores": blank_scores,
-            "rejected_scores": blank_scores,
-            **_known(pair),
-            "arm": "mix",
-        }
-        for pair in chance.sample(others, wanted)
-    ]
-    everything = rows + mixed
+    no_scores = dict.fromkeys(rows[0]["chosen_scores"])
+    blank = {**dict.fromkeys(rows[0]), "chosen_scores": no_scores, "rejected_scores": no_scores}
+    everything = rows + [{**blank, **_known(pair), "arm": "mix"} for pair in chance.sample(others, wanted)]
     chance.shuffle(everything)
     return everything
 
@@ -167,20 +130,15 @@ def run(config: PairsConfig) -> int:
     inputs = [path for path in (config.scored, config.labels, config.mix) if path]
     run_file = Path(f"{config.output}.run.yaml")
     check_place(config.output, run_file, inputs)
-    rules = rules_of(config)
+    rules = Rules(config, read_task_weights(config.task_weights))
     counts: Counter[str] = Counter()
     rows: list[dict[str, Any]] = []
-    decided_by: list[dict[str, float] | None] = []
-    prompts = _with_labels(read_prompts(config.scored, need_responses=True), config.labels)
     dimensions: set[str] = set()
-    tasks: set[str] = set()
-    for prompt in prompts:
+    tasks: set[str | None] = set()
+    for prompt in _with_labels(read_prompts(config.scored, need_responses=True), config.labels):
         dimensions.update(name for response in prompt.responses for name in response.scores or {})
-        tasks.add(str((prompt.model_extra or {}).get("task")))
-        for choice in choose(prompt, rules, counts):
-            row = to_row(prompt, choice, config.arm)
-            rows.append(row)
-            decided_by.append(weights_for(row["task"], rules))
+        tasks.add(task_of(prompt))
+        rows += [to_row(prompt, choice, config.arm) for choice in choose(prompt, rules, counts)]
     check_weights_used(rules, dimensions, tasks)
     if not rows:
         reasons = "\n  ".join(f"{name}: {count}" for name, count in sorted(counts.items()))
@@ -189,13 +147,13 @@ def run(config: PairsConfig) -> int:
             "rewards come from `reward-model score`; see --min-responses, --min-margin and --keep-flagged "
             f"({', '.join(EXCLUDING_FLAGS)} are left out)",
         )
-    report = pair_report(rows, decided_by, counts)
+    report = pair_report(rows, [rules.weights(row["task"]) for row in rows], counts)
     rows = mixed_in(rows, config)
     report["pairs_written"] = len(rows)
     report["pairs_mixed_in"] = sum(row["arm"] == "mix" for row in rows)
     write_records(config.output, rows)
     write_run_yaml(run_file, describe_run(config, "dpo pairs", inputs))
     report_path = Path(f"{config.output}.report.json")
-    write_text(report_path, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    write_json(report_path, report)
     print_report(report, config.output, report_path, sys.stdout)
     return 0

@@ -1,10 +1,4 @@
-"""Settings of `dpo pairs`.
-
-Arms (LongReward, section 4.1):
-- `best-worst`: the highest reward against the lowest, the paper's own;
-- `short-context-rm`: the same with rewards from a model that saw question and answer only;
-- `contrast`: a given reference answer, preferred by construction, against a sampled one.
-"""
+"""Settings of `dpo pairs`."""
 
 from __future__ import annotations
 
@@ -13,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from judge_pipeline.common.config import Config
+from judge_pipeline.common.config import POSITIONAL, Config
 
 Arm = Literal["best-worst", "contrast", "short-context-rm"]
 FlagName = Literal["empty", "truncated", "refused", "duplicate"]
@@ -22,7 +16,7 @@ FlagName = Literal["empty", "truncated", "refused", "duplicate"]
 class PairsConfig(Config):
     """Settings of `dpo pairs`."""
 
-    scored: Path = Field(description="prompts with scored responses", json_schema_extra={"positional": True})
+    scored: Path = Field(description="prompts with scored responses", json_schema_extra=POSITIONAL)
     output: Path = Field(description="file to write, .jsonl or .parquet")
     labels: Path | None = Field(
         None, description="label run whose rewards are used instead of the file's own"

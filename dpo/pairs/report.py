@@ -56,20 +56,19 @@ def length_report(rows: Sequence[Row]) -> dict[str, Any]:
 
     The test is a sign test over prompts (one vote a prompt, so that many pairs of one prompt count once).
     """
-    chosen = np.array([len(row["chosen"][-1]["content"]) for row in rows], dtype=float)
-    rejected = np.array([len(row["rejected"][-1]["content"]) for row in rows], dtype=float)
-    votes: dict[str, float] = {}
-    for row, difference in zip(rows, chosen - rejected, strict=True):
-        votes[row["prompt_id"]] = votes.get(row["prompt_id"], 0.0) + float(difference)
-    longer = sum(vote > 0 for vote in votes.values())
-    shorter = sum(vote < 0 for vote in votes.values())
-    p_value = float(stats.binomtest(longer, longer + shorter).pvalue) if longer + shorter else 1.0
-    share = longer / (longer + shorter) if longer + shorter else 0.5
+    sides = [[len(row[side][-1]["content"]) for row in rows] for side in ("chosen", "rejected")]
+    chosen, rejected = np.array(sides, dtype=float)
+    votes: Counter[str] = Counter()
+    for row, difference in zip(rows, (chosen - rejected).astype(int).tolist(), strict=True):
+        votes[row["prompt_id"]] += difference
+    longer, shorter = (sum(sign * vote > 0 for vote in votes.values()) for sign in (1, -1))
+    decided = longer + shorter
+    p_value, share = (stats.binomtest(longer, decided).pvalue, longer / decided) if decided else (1.0, 0.5)
     bias = None
     if p_value < SIGNIFICANT:
         side, of = ("longer", share) if share > 0.5 else ("shorter", 1 - share)
         bias = f"the chosen answer is {side} for {of:.0%} of the prompts (sign test, p = {p_value:.2g})"
-    margins = np.array([row["margin"] if row["margin"] is not None else np.nan for row in rows], dtype=float)
+    margins = np.array([row["margin"] for row in rows], dtype=float)  # None becomes NaN
     return {
         "unit": "characters",
         "chosen_mean": float(chosen.mean()),
@@ -79,7 +78,7 @@ def length_report(rows: Sequence[Row]) -> dict[str, Any]:
         "prompts_chosen_longer": longer,
         "prompts_chosen_shorter": shorter,
         "share_longer": share,
-        "sign_test_p": p_value,
+        "sign_test_p": float(p_value),
         "length_bias": bias,
         "margin_length_spearman": _spearman(margins, chosen - rejected),
     }
@@ -97,28 +96,23 @@ def deciding_dimensions(
 ) -> dict[str, dict[str, float | int]]:
     """For each dimension: pairs where its weighted gap is the widest, mean gap, and pairs where it objects."""
     decided: Counter[str] = Counter()
-    objects: Counter[str] = Counter()
     gaps: dict[str, list[float]] = {}
     for row, used in zip(rows, weights, strict=True):
-        contributions = {}
+        weighted = {}
         for name, better in (row["chosen_scores"] or {}).items():
             worse = (row["rejected_scores"] or {}).get(name)
-            if better is None or worse is None:
-                continue
-            weight = (used or {}).get(name, 1.0)
-            contributions[name] = weight * (better - worse)
-            gaps.setdefault(name, []).append(better - worse)
-            objects[name] += better < worse
-        if contributions and max(contributions.values()) > 0:
-            decided[max(contributions, key=lambda name: contributions[name])] += 1
-    order = [*DIMENSIONS, *sorted(set(gaps) - set(DIMENSIONS))]
+            if better is not None and worse is not None:
+                gaps.setdefault(name, []).append(better - worse)
+                weighted[name] = (used or {}).get(name, 1.0) * (better - worse)
+        if weighted and max(weighted.values()) > 0:
+            decided[max(weighted, key=lambda name: weighted[name])] += 1
     return {
         name: {
             "decides": decided[name],
-            "objects": objects[name],
+            "objects": sum(gap < 0 for gap in gaps[name]),
             "mean_gap": float(np.mean(gaps[name])),
         }
-        for name in order
+        for name in [*DIMENSIONS, *sorted(set(gaps) - set(DIMENSIONS))]
         if name in gaps
     }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from judge_pipeline.common.config import Config
+from judge_pipeline.common.config import POSITIONAL, Config
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.quiet import quiet_libraries
 from judge_pipeline.common.record_files import read_prompts, write_records
@@ -23,7 +23,7 @@ SHORT_REWARD = "short_context_reward"
 class ScoreShortConfig(Config):
     """Settings of `dpo score-short`."""
 
-    prompts: Path = Field(description="prompts with responses", json_schema_extra={"positional": True})
+    prompts: Path = Field(description="prompts with responses", json_schema_extra=POSITIONAL)
     reward_model: str = Field(description="sequence-classification model: a folder or a hub name")
     output: Path = Field(description="file to write, .jsonl or .parquet")
     batch_size: int = Field(8, ge=1, description="answers at a time", json_schema_extra={"identity": False})
@@ -41,9 +41,8 @@ def run(config: ScoreShortConfig) -> int:
     try:
         model = ShortContextRM(config.reward_model, config.batch_size)
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"the reward model '{config.reward_model}' does not load: {error}", "name a folder or hub model"
-        ) from error
+        message = f"the reward model '{config.reward_model}' does not load: {error}"
+        raise UserError(message, "name a folder or hub model") from error
     rewards = model.score([query for query, _ in answers], [item.text for _, item in answers])
     for (_, item), reward in zip(answers, rewards, strict=True):
         setattr(item, SHORT_REWARD, float(reward))  # responses keep fields that the schema does not name

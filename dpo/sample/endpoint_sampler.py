@@ -40,12 +40,8 @@ class EndpointSampler:
         self.key_hint = f"put the right key into {key_variable}, or name another variable: --api-key-variable"
         self.concurrency = concurrency
         self.at_a_time = concurrency * 8
-        self.client = openai.OpenAI(
-            base_url=base_url,
-            api_key=api_key(key_variable),
-            timeout=timeout_s,
-            max_retries=retries,
-        )
+        key = api_key(key_variable)
+        self.client = openai.OpenAI(base_url=base_url, api_key=key, timeout=timeout_s, max_retries=retries)
         self.knows_n = True
         self.dialect = Dialect()
 
@@ -124,7 +120,6 @@ def _is_about_n(error: openai.APIStatusError) -> bool:
 
 def _to_draw(choice: Any, seed: int, tokens: int | None) -> Draw:
     finish: Finish = {"length": "length", "content_filter": "refused"}.get(choice.finish_reason, "stop")  # type: ignore[assignment]
-    refusal = getattr(choice.message, "refusal", None)
-    if refusal:
+    if refusal := getattr(choice.message, "refusal", None):
         finish = "refused"
     return Draw(choice.message.content or refusal or "", finish, seed, -1 if tokens is None else tokens)

@@ -25,11 +25,7 @@ from judge_pipeline.common.progress import Progress
 from judge_pipeline.common.quiet import quiet_libraries
 from judge_pipeline.common.record_files import JsonlAppender, read_prompts, write_records
 from judge_pipeline.common.records import Prompt, Response
-from judge_pipeline.common.run_dir import (
-    prepare_run,
-    read_run_yaml,
-    write_run_yaml,
-)
+from judge_pipeline.common.run_dir import prepare_run, read_run_yaml, write_run_yaml
 from judge_pipeline.common.window import over_window
 from judge_pipeline.engines.vllm_in_process import require_vllm, vllm_installed
 from judge_pipeline.prompts.fences import escape_control_tokens
@@ -45,6 +41,14 @@ class Tally:
     flags: Counter[str] = field(default_factory=Counter)
     skipped: list[str] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
+
+    def count(self, answered: Prompt, draws: list[Draw]) -> None:
+        """Add a prompt whose last answers are `draws`."""
+        self.prompts += 1
+        self.answers += len(draws)
+        self.tokens += sum(max(draw.tokens, 0) for draw in draws)
+        for response in answered.responses[len(answered.responses) - len(draws) :]:
+            self.flags.update(response.flags)
 
 
 def open_sampler(config: SampleConfig) -> Sampler:
@@ -82,19 +86,15 @@ def too_long(config: SampleConfig, sampler: Sampler) -> set[str]:
     """
     if sampler.window is None:
         return set()
-    names: list[str] = []
-
-    def lengths() -> Iterator[tuple[str, int]]:
-        for prompt in read_prompts(config.prompts):
-            try:
-                tokens = sampler.count_tokens(to_messages(prompt)) or 0
-            except UserError as error:
-                raise UserError(f"prompt '{prompt.id}': {error.message}", error.hint) from error
-            names.append(prompt.id)
-            yield prompt.id, tokens + config.max_new_tokens
-
+    lengths: list[tuple[str, int]] = []
+    for prompt in read_prompts(config.prompts):
+        try:
+            tokens = sampler.count_tokens(to_messages(prompt)) or 0
+        except UserError as error:
+            raise UserError(f"prompt '{prompt.id}': {error.message}", error.hint) from error
+        lengths.append((prompt.id, tokens + config.max_new_tokens))
     over = over_window(
-        lengths(),
+        lengths,
         sampler.window,
         config.overflow,
         hint=f"{config.max_new_tokens} tokens of each are for the answer; --overflow skip leaves them out; fewer "
@@ -102,19 +102,15 @@ def too_long(config: SampleConfig, sampler: Sampler) -> set[str]:
         may_be_all=True,
         whose=f"the '{config.model}'",
     )
-    return {names[position] for position in over}
+    return {lengths[position][0] for position in over}
 
 
 def warn_of_control_text(config: SampleConfig, sampler: Sampler) -> None:
     """Say which prompts spell markers of chat templates where a server, not we, turns text into tokens."""
     if sampler.template is not None:
         return
-    names = [
-        p.id
-        for p in read_prompts(config.prompts)
-        if any(escape_control_tokens(t) != t for t in (p.context, p.query))
-    ]
-    if names:
+    texts = ((prompt.id, to_messages(prompt)[0]["content"]) for prompt in read_prompts(config.prompts))
+    if names := [name for name, text in texts if escape_control_tokens(text) != text]:
         print(
             f"warning: {len(names)} prompts spell what may be a control token (first '{names[0]}'), and the endpoint "
             "may take it for one; --engine vllm and transformers read it as text",
@@ -153,10 +149,9 @@ def with_answers(prompt: Prompt, draws: list[Draw], source: str, template: str |
     return prompt.model_copy(update={"responses": kept})
 
 
-def _answered(output: Path) -> list[str]:
-    """Ids of the prompts that the output holds."""
-    there = output.is_file() and output.stat().st_size > 0
-    return [prompt.id for prompt in read_prompts(output)] if there else []
+def _answered(output: Path) -> Iterator[Prompt]:
+    """The prompts that the output holds."""
+    return read_prompts(output) if output.is_file() and output.stat().st_size > 0 else iter(())
 
 
 def _groups(config: SampleConfig, skip: set[str], size: int) -> Iterator[list[Prompt]]:
@@ -187,23 +182,15 @@ def _sample_all(
                 else:
                     answered = with_answers(prompts[request.prompt_id], draws, config.model, template)
                     output.append(answered)
-                    _count(tally, answered, draws)
+                    tally.count(answered, draws)
                 progress.update(1, answers=tally.answers, tokens=tally.tokens, failed=len(tally.failed))
-
-
-def _count(tally: Tally, answered: Prompt, draws: list[Draw]) -> None:
-    tally.prompts += 1
-    tally.answers += len(draws)
-    tally.tokens += sum(max(draw.tokens, 0) for draw in draws)
-    for response in answered.responses[len(answered.responses) - len(draws) :]:
-        tally.flags.update(response.flags)
 
 
 def _restore_order(config: SampleConfig) -> None:
     """Answers may finish in any order; the file ends in the order of the input."""
-    found = _answered(config.output)
     rank = {prompt.id: position for position, prompt in enumerate(read_prompts(config.prompts))}
-    if found != sorted(found, key=lambda name: rank.get(name, len(rank))):
+    found = [rank.get(prompt.id, len(rank)) for prompt in _answered(config.output)]
+    if found != sorted(found):
         answered = sorted(read_prompts(config.output), key=lambda prompt: rank.get(prompt.id, len(rank)))
         write_records(config.output, answered)
 
@@ -220,12 +207,14 @@ def run(config: SampleConfig) -> int:
     run_file = Path(f"{config.output}.run.yaml")
     prepare_run(config.output, config, "dpo sample", config.existing, [config.prompts], run_file=run_file)
     JsonlAppender(config.output).close()  # cuts off a line that a killed run left torn
-    done = set(_answered(config.output))
+    done = {prompt.id for prompt in _answered(config.output)}
     tally = Tally()
     if len(done) < total:
         sampler = open_sampler(config)
         try:
-            _record_template(run_file, sampler)
+            about = {"engine": sampler.name, "window": sampler.window, "prompt_format": PROMPT_FORMAT}
+            about |= {"chat_template": sampler.template or "the endpoint's own"}
+            write_run_yaml(run_file, {**read_run_yaml(run_file), "sampler": about})
             skipped = too_long(config, sampler)
             warn_of_control_text(config, sampler)
             tally.skipped = sorted(skipped)
@@ -236,17 +225,6 @@ def run(config: SampleConfig) -> int:
     return _report(config, tally, len(done))
 
 
-def _record_template(run_file: Path, sampler: Sampler) -> None:
-    run = read_run_yaml(run_file)
-    run["sampler"] = {
-        "engine": sampler.name,
-        "window": sampler.window,
-        "prompt_format": PROMPT_FORMAT,
-        "chat_template": sampler.template or "the endpoint's own",
-    }
-    write_run_yaml(run_file, run)
-
-
 def _report(config: SampleConfig, tally: Tally, resumed: int) -> int:
     flags = ", ".join(f"{count} {name}" for name, count in sorted(tally.flags.items())) or "none marked"
     print(
@@ -254,10 +232,8 @@ def _report(config: SampleConfig, tally: Tally, resumed: int) -> int:
         f"{tally.tokens} tokens; {flags}"
     )
     if tally.skipped:
-        print(
-            f"{len(tally.skipped)} prompts left out, over the window: {', '.join(tally.skipped[:5])}",
-            file=sys.stderr,
-        )
+        first = ", ".join(tally.skipped[:5])
+        print(f"{len(tally.skipped)} prompts left out, over the window: {first}", file=sys.stderr)
     for name, reason in tally.failed[:5]:
         print(f"prompt '{name}' has no answers: {reason}", file=sys.stderr)
     if tally.failed:

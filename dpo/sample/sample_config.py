@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from judge_pipeline.common.config import Config, check_url
+from judge_pipeline.common.config import POSITIONAL, Config, check_url
 from judge_pipeline.common.run_dir import EXISTING_HELP, Existing
 from reward_model.options import HOW
 
@@ -16,7 +16,7 @@ class SampleConfig(Config):
     """Settings of `dpo sample`."""
 
     prompts: Path = Field(
-        description="prompts file, .jsonl, .jsonl.gz or .parquet", json_schema_extra={"positional": True}
+        description="prompts file, .jsonl, .jsonl.gz or .parquet", json_schema_extra=POSITIONAL
     )
     model: str = Field(
         description="model that answers: a folder, a hub name, 'smollm2', or the endpoint's model name"
@@ -32,9 +32,7 @@ class SampleConfig(Config):
         description="auto: the endpoint if --base-url is given, else vLLM if installed, else transformers",
     )
     base_url: str | None = Field(
-        None,
-        description="OpenAI-compatible endpoint, e.g. http://localhost:8000/v1",
-        json_schema_extra=HOW,
+        None, description="OpenAI-compatible endpoint, e.g. http://localhost:8000/v1", json_schema_extra=HOW
     )
     api_key_variable: str = Field(
         "OPENAI_API_KEY",
@@ -47,9 +45,7 @@ class SampleConfig(Config):
         "auto", description="type of the weights"
     )
     engine_args: dict[str, Any] = Field(
-        default_factory=dict,
-        description="more arguments for vllm.LLM, name=value,…",
-        json_schema_extra=HOW,
+        {}, description="more arguments for vllm.LLM, name=value,…", json_schema_extra=HOW
     )
     overflow: Literal["error", "skip"] = Field(
         "error",

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from dpo.chat import ChatEncoder, ChatMessages
-from dpo.sample.base import Decoding, Draw, Failed, Finish, Request
+from dpo.sample.base import Decoding, Draw, Failed, Request
 from judge_pipeline.common.local_models import end_tokens, load_model, window_of
 from judge_pipeline.engines.shared_decoding import draw_tokens, make_decoder
 
@@ -44,41 +44,31 @@ class TransformersSampler:
     @torch.inference_mode()
     def _answer_one(self, request: Request, how: Decoding) -> list[Draw]:
         device = self.model.device
-        streams = [
-            torch.Generator(device).manual_seed(request.seed + index) for index in range(request.count)
-        ]
+        streams = [torch.Generator(device).manual_seed(request.seed + i) for i in range(request.count)]
         ends = torch.tensor(sorted(self.ends), device=device)
         prompt = self.encoder.ids(request.messages, add_generation_prompt=True)
         logits = self.decoder.start_copies(prompt, request.count)
         steps: list[list[int]] = []
         done = torch.zeros(request.count, dtype=torch.bool, device=device)
         while True:
-            tokens = _next(logits.float(), how, streams)
+            if how.temperature == 0:
+                tokens = logits.argmax(dim=-1)
+            else:
+                tokens = draw_tokens(logits.float(), how.temperature, how.top_p, streams)
             steps.append(tokens.tolist())
             done |= torch.isin(tokens, ends)
             if len(steps) == how.max_new_tokens or bool(done.all()):
                 break
             # An answer that has ended stays in the batch, where it changes nothing of the others.
             logits = self.decoder.step(steps[-1])
-        rows = [self._until_end(list(row)) for row in zip(*steps, strict=True)]
-        return [self._to_draw(row, request.seed + index) for index, row in enumerate(rows)]
-
-    def _until_end(self, row: list[int]) -> list[int]:
-        end = next((index for index, token in enumerate(row) if token in self.ends), len(row))
-        return row[: end + 1]
+        rows = zip(*steps, strict=True)
+        return [self._to_draw(list(row), request.seed + index) for index, row in enumerate(rows)]
 
     def _to_draw(self, row: list[int], seed: int) -> Draw:
-        ended = row[-1] in self.ends
-        finish: Finish = "stop" if ended else "length"
-        text = self.tokenizer.decode(row[:-1] if ended else row, skip_special_tokens=True)
-        return Draw(text, finish, seed, len(row))
+        end = next((index for index, token in enumerate(row) if token in self.ends), None)
+        text = self.tokenizer.decode(row[:end], skip_special_tokens=True)
+        return Draw(text, "length", seed, len(row)) if end is None else Draw(text, "stop", seed, end + 1)
 
     def close(self) -> None:
         """Let go of the weights."""
         del self.model, self.decoder
-
-
-def _next(logits: torch.Tensor, how: Decoding, streams: list[torch.Generator]) -> torch.Tensor:
-    if how.temperature == 0:
-        return logits.argmax(dim=-1)
-    return draw_tokens(logits, how.temperature, how.top_p, streams)

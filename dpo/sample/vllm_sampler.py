@@ -37,20 +37,14 @@ class VllmSampler:
         self, requests: Sequence[Request], decoding: Decoding
     ) -> Iterator[tuple[Request, list[Draw] | Failed]]:
         """All requests at once; vLLM gives answer i of a request the seed `seed + i`, as we record it."""
-        prompts = [
-            {"prompt_token_ids": self.encoder.ids(request.messages, add_generation_prompt=True)}
-            for request in requests
-        ]
-        params = [
-            self._sampling(
-                n=request.count,
-                temperature=decoding.temperature,
-                top_p=decoding.top_p,
-                max_tokens=decoding.max_new_tokens,
-                seed=request.seed,
-            )
-            for request in requests
-        ]
+        how = {
+            "temperature": decoding.temperature,
+            "top_p": decoding.top_p,
+            "max_tokens": decoding.max_new_tokens,
+        }
+        ids = (self.encoder.ids(request.messages, add_generation_prompt=True) for request in requests)
+        prompts = [{"prompt_token_ids": row} for row in ids]
+        params = [self._sampling(n=request.count, seed=request.seed, **how) for request in requests]
         outputs = self._llm.generate(prompts, params, use_tqdm=False)
         for request, output in zip(requests, outputs, strict=True):
             yield request, [_to_draw(part, request.seed + part.index) for part in output.outputs]

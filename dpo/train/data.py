@@ -19,6 +19,7 @@ from datasets import Dataset, load_from_disk
 
 from dpo.chat import ChatEncoder, template_id
 from dpo.pairs.records import Pair, read_pairs
+from dpo.train.train_config import TrainConfig
 from judge_pipeline.common.errors import DataError, UserError
 from judge_pipeline.common.record_files import read_rows
 from reward_model.data.splits import held_out_names
@@ -50,37 +51,19 @@ def load_pairs(path: Path) -> list[NumberedPair]:
 
 
 def check_template(
-    pairs: Sequence[NumberedPair], template: str | None, model: str, path: Path, allow: bool
+    config: TrainConfig, pairs: Sequence[NumberedPair], template: str | None, path: Path
 ) -> None:
-    """Refuse pairs whose answers were sampled with another chat template than the model's.
-
-    Raises:
-        DataError: with the first such line; `allow` makes it a warning.
-    """
-    own = template_id(template)
-    for item in pairs:
-        if item.pair.template is None or item.pair.template == own:
-            continue
-        message = f"the answers were sampled with another chat template than that of '{model}'"
-        if allow:
-            say(f"warning: {path}, line {item.line}: {message}")
-            return
-        raise DataError(
-            message,
-            path=path,
-            line=item.line,
-            field="template",
-            hint="train the model that was sampled, or go on with --allow-other-template",
-        )
-
-
-def split_pairs(
-    pairs: Sequence[NumberedPair], fraction: float, seed: int
-) -> tuple[list[NumberedPair], list[NumberedPair]]:
-    """(training, held out) by document; see `held_out_names`."""
-    held = held_out_names({item.document for item in pairs}, fraction, seed)
-    train = [item for item in pairs if item.document not in held]
-    return train, [item for item in pairs if item.document in held]
+    """Raise DataError for answers sampled with another chat template than the model's; or warn, where allowed."""
+    known = (None, template_id(template))
+    other = next((item for item in pairs if item.pair.template not in known), None)
+    if other is None:
+        return
+    message = f"the answers were sampled with another chat template than that of '{config.model}'"
+    if config.allow_other_template:
+        say(f"warning: {path}, line {other.line}: {message}")
+        return
+    hint = "train the model that was sampled, or go on with --allow-other-template"
+    raise DataError(message, path=path, line=other.line, field="template", hint=hint)
 
 
 def refuse_leak(train: Sequence[NumberedPair], held_out: Sequence[NumberedPair], path: Path) -> None:
@@ -102,15 +85,8 @@ def on_disk(pairs: Sequence[NumberedPair], folder: Path) -> Dataset:
     done = folder / "complete"
     if not done.exists():
         shutil.rmtree(folder, ignore_errors=True)
-        rows = [
-            {
-                "prompt": [turn.model_dump() for turn in item.pair.prompt],
-                "chosen": [turn.model_dump() for turn in item.pair.chosen],
-                "rejected": [turn.model_dump() for turn in item.pair.rejected],
-                "line": item.line,
-            }
-            for item in pairs
-        ]
+        columns = {"prompt", "chosen", "rejected"}
+        rows = [{**item.pair.model_dump(include=columns), "line": item.line} for item in pairs]
         Dataset.from_list(rows).save_to_disk(str(folder))
         done.touch()
     return load_from_disk(str(folder))
@@ -213,35 +189,22 @@ def _check_row(row: dict[str, Any], encoder: ChatEncoder, path: Path) -> None:
                 hint="take the pair out; `dpo pairs` leaves empty answers out",
             )
     if row["chosen_ids"] == row["rejected_ids"]:
-        raise DataError(
-            "chosen and rejected are the same tokens", path=path, line=row["line"], field="rejected"
-        )
+        message = "chosen and rejected are the same tokens"
+        raise DataError(message, path=path, line=row["line"], field="rejected")
 
 
-def datasets_for(
-    pairs_file: Path,
-    eval_file: Path | None,
-    fraction: float,
-    seed: int,
-    template: tuple[str | None, str, bool],
-) -> tuple[list[NumberedPair], list[NumberedPair]]:
-    """Read, check against the model's template and split.
-
-    Args:
-        pairs_file: training pairs.
-        eval_file: held-out pairs, or None for a split by document.
-        fraction, seed: of that split.
-        template: the model's chat template, its name, and whether another one is allowed.
-    """
-    text, model, allow = template
-    pairs = load_pairs(pairs_file)
-    check_template(pairs, text, model, pairs_file, allow)
-    if eval_file is None:
-        train, held_out = split_pairs(pairs, fraction, seed)
+def datasets_for(config: TrainConfig, template: str | None) -> tuple[list[NumberedPair], list[NumberedPair]]:
+    """(training, held-out) pairs, checked against the model's chat template; held out are files or documents."""
+    pairs = load_pairs(config.pairs)
+    check_template(config, pairs, template, config.pairs)
+    if config.eval_pairs is None:
+        held = held_out_names({item.document for item in pairs}, config.eval_fraction, config.seed)
+        train = [item for item in pairs if item.document not in held]
+        held_out = [item for item in pairs if item.document in held]
     else:
-        train, held_out = pairs, load_pairs(eval_file)
-        check_template(held_out, text, model, eval_file, allow)
-        refuse_leak(train, held_out, eval_file)
+        train, held_out = pairs, load_pairs(config.eval_pairs)
+        check_template(config, held_out, template, config.eval_pairs)
+        refuse_leak(train, held_out, config.eval_pairs)
     if not train:
-        raise UserError(f"{pairs_file}: no pair is left to train on", "hold out fewer: --eval-fraction")
+        raise UserError(f"{config.pairs}: no pair is left to train on", "hold out fewer: --eval-fraction")
     return train, held_out

@@ -157,10 +157,9 @@ def _whole(head: nn.Module) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]
     bias: Any = getattr(head, "bias", None)
     if hasattr(weight, "full_tensor"):  # FSDP2 keeps a DTensor
         yield weight.full_tensor(), None if bias is None else bias.full_tensor()
-        return
-    if hasattr(weight, "ds_id"):  # DeepSpeed ZeRO-3
+    elif hasattr(weight, "ds_id"):  # DeepSpeed ZeRO-3
         deepspeed = importlib.import_module("deepspeed")
         with deepspeed.zero.GatheredParameters([item for item in (weight, bias) if item is not None]):
             yield weight, bias
-        return
-    yield weight, bias
+    else:
+        yield weight, bias

@@ -8,7 +8,6 @@ on from its last checkpoint when the same command is given again.
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -29,7 +28,7 @@ from dpo.train.trl_version import check_trl
 from judge_pipeline.common.bundled_models import resolve_model
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.local_models import load_tokenizer, window_of
-from judge_pipeline.common.record_files import write_text
+from judge_pipeline.common.record_files import write_json
 from reward_model.training.adapters import compute_dtype, keep_gradients_on_cpu, lora_config, weight_options
 from reward_model.training.callbacks import StopOnInterrupt, read_metrics
 from reward_model.training.guards import explain_out_of_memory, show_log
@@ -67,9 +66,8 @@ def load_policy(config: TrainConfig, path: str) -> Any:
     try:
         model = AutoModelForCausalLM.from_pretrained(path, **options)
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"the model '{config.model}' does not load: {error}", "name a model folder or hub model"
-        ) from error
+        message = f"the model '{config.model}' does not load: {error}"
+        raise UserError(message, "name a model folder or hub model") from error
     keep_gradients_on_cpu(model)
     return model
 
@@ -98,20 +96,10 @@ class Inputs:
 
 
 def read_inputs(config: TrainConfig) -> Inputs:
-    """Pairs and model of a run.
-
-    Raises:
-        UserError, DataError: see `datasets_for`, `max_length_of` and `load_policy`.
-    """
+    """Pairs and model of a run; see `datasets_for`, `max_length_of` and `load_policy` for what is refused."""
     path = resolve_model(config.model)
     tokenizer = load_tokenizer(path, config.model)
-    train, held_out = datasets_for(
-        config.pairs,
-        config.eval_pairs,
-        config.eval_fraction,
-        config.seed,
-        (tokenizer.chat_template, config.model, config.allow_other_template),
-    )
+    train, held_out = datasets_for(config, tokenizer.chat_template)
     return Inputs(load_policy(config, path), tokenizer, max_length_of(config, path), train, held_out)
 
 
@@ -147,12 +135,7 @@ def build_trainer(
 
 
 def run(config: TrainConfig) -> int:
-    """Train; 0 when finished.
-
-    Raises:
-        UserError: bad input, a loss that is not finite, out of memory; what was finished is kept.
-        KeyboardInterrupt: stopped by the user, after a checkpoint.
-    """
+    """Train; 0 when finished. What was finished is kept whatever stops it; an interrupt saves a checkpoint first."""
     show_log()
     check_trl()
     prepare_process(config)
@@ -230,7 +213,7 @@ def summarise(
     }
     if not config.keep_checkpoints:
         shutil.rmtree(config.checkpoints, ignore_errors=True)
-    write_text(config.output / SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    write_json(config.output / SUMMARY, summary)
     _print_summary(summary, config)
 
 
@@ -274,15 +257,11 @@ def _print_summary(summary: dict[str, Any], config: TrainConfig) -> None:
         f"{config.output}: {summary['steps']} steps on {summary['pairs']} pairs in {summary['seconds']:.0f} s; "
         f"{summary['tokens_seen']} tokens seen, {saved:.0%} of them not computed twice"
     )
-    for name, row, prefix in (
-        ("first step", summary["first"], ""),
-        ("last step", summary["last"], ""),
-        ("held out", summary["held_out"], "eval_"),
-    ):
-        if row:
+    for name, key in (("first step", "first"), ("last step", "last"), ("held out", "held_out")):
+        if row := {name.removeprefix("eval_"): value for name, value in (summary[key] or {}).items()}:
             print(
-                f"  {name:<10} loss {row[prefix + 'loss']:.4f} · margin {row[prefix + 'rewards/margins']:+.4f} · "
-                f"accuracy {row[prefix + 'rewards/accuracies']:.0%} · CE of chosen {row[prefix + 'ce/chosen']:.3f}"
+                f"  {name:<10} loss {row['loss']:.4f} · margin {row['rewards/margins']:+.4f} · "
+                f"accuracy {row['rewards/accuracies']:.0%} · CE of chosen {row['ce/chosen']:.3f}"
             )
     for sign in summary["warnings"]:
         print(f"  UNSTABLE · {sign}")

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from judge_pipeline.common.config import POSITIONAL
 from reward_model.options import HOW, Method
 from reward_model.training import settings as training
 
@@ -29,13 +30,10 @@ class TrainConfig(training.TrainingSettings):
     LEARNING_RATES: ClassVar = {"full": 1e-6, "lora": 1e-5, "qlora": 1e-5}
     BF16_ON_CPU = True
 
-    pairs: Path = Field(
-        description="preference pairs, .jsonl or .parquet", json_schema_extra={"positional": True}
-    )
+    pairs: Path = Field(description="preference pairs, .jsonl or .parquet", json_schema_extra=POSITIONAL)
     model: str = Field(
         description="model to train: the one that was sampled; smollm2, a folder, or a hub name"
     )
-
     eval_pairs: Path | None = Field(None, description="held-out pairs, instead of a split by document")
 
     method: Method = Field("lora", description="train all weights or an adapter")

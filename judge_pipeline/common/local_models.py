@@ -38,14 +38,11 @@ def load_tokenizer(path: str, name: str, role: str = "model") -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"the tokenizer of the {role} '{name}' cannot be loaded: {error}", NAME_A_MODEL
-        ) from error
+        message = f"the tokenizer of the {role} '{name}' cannot be loaded: {error}"
+        raise UserError(message, NAME_A_MODEL) from error
     if not tokenizer.chat_template:
-        raise UserError(
-            f"the {role} '{name}' has no chat template",
-            "use an instruction-tuned model, or add chat_template.jinja to it",
-        )
+        hint = "use an instruction-tuned model, or add chat_template.jinja to it"
+        raise UserError(f"the {role} '{name}' has no chat template", hint)
     return tokenizer
 
 

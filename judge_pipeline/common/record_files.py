@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from judge_pipeline.common.errors import DataError, UserError, disk_error
+from judge_pipeline.common.errors import DataError, UserError, writing
 from judge_pipeline.common.records import FieldError, Label, Prompt
 
 Record = TypeVar("Record", bound=BaseModel)
@@ -166,6 +166,11 @@ def read_labels(path: Path | str) -> Iterator[Label]:
     return read_records(file, Label, lambda row: (row.prompt_id, row.response_id), key_field="response_id")
 
 
+def labels_by_answer(path: Path | str) -> dict[tuple[str, str], Label]:
+    """The rows of a `labels.jsonl` by prompt id and response id."""
+    return {(row.prompt_id, row.response_id): row for row in read_labels(path)}
+
+
 def to_json(record: BaseModel | dict[str, Any]) -> str:
     """One line of JSON, without a line end; fields nobody set are left out so that files stay readable."""
     row = record.model_dump(mode="json", exclude_unset=True) if isinstance(record, BaseModel) else record
@@ -179,9 +184,8 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DataError(
-            f"is not JSON ({error})", path=path, hint="delete it; the next run writes it"
-        ) from error
+        hint = "delete it; the next run writes it"
+        raise DataError(f"is not JSON ({error})", path=path, hint=hint) from error
     return content if isinstance(content, dict) else {}
 
 
@@ -205,32 +209,32 @@ def write_text(path: Path, text: str) -> None:
     _replace(path, [text])
 
 
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Replace a JSON file, whole or not at all."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
 def _replace(path: Path, pieces: Iterable[str], finish: Callable[[Path], None] | None = None) -> int:
     """Write `pieces` to a temporary neighbour of `path`, make it durable, and move it into place."""
     count = 0
-    temporary: Path | None = None
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as file:
-            packed = path.suffix == ".gz"
-            with gzip.GzipFile(fileobj=file, mode="wb", mtime=0) if packed else nullcontext(file) as sink:
-                for piece in pieces:
-                    sink.write(piece.encode())
-                    count += 1
-            file.flush()
-            os.fsync(file.fileno())
-        if finish is not None:
-            finish(temporary)
-        temporary.chmod(0o644)  # mkstemp makes files private; results are meant to be shared
-        os.replace(temporary, path)
-        temporary = None
-    except OSError as error:
-        raise disk_error(error, path) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                packed = path.suffix == ".gz"
+                with gzip.GzipFile(fileobj=file, mode="wb", mtime=0) if packed else nullcontext(file) as sink:
+                    for piece in pieces:
+                        sink.write(piece.encode())
+                        count += 1
+                file.flush()
+                os.fsync(file.fileno())
+            if finish is not None:
+                finish(Path(name))
+            os.chmod(name, 0o644)  # mkstemp makes files private; results are meant to be shared
+            os.replace(name, path)
+        finally:
+            Path(name).unlink(missing_ok=True)  # gone already unless something failed
     return count
 
 
@@ -251,9 +255,8 @@ def _jsonl_to_parquet(path: Path) -> None:
         columns = pa.Table.from_struct_array(pa.array(rows)) if rows else pa.table({})
         pq.write_table(columns, path)
     except pa.ArrowException as error:
-        raise UserError(
-            f"these records do not fit into one Parquet schema: {error}", "write .jsonl instead"
-        ) from error
+        message = f"these records do not fit into one Parquet schema: {error}"
+        raise UserError(message, "write .jsonl instead") from error
 
 
 class JsonlAppender:
@@ -265,12 +268,10 @@ class JsonlAppender:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        try:
+        with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("ab+")
             self._cut_torn_tail()
-        except OSError as error:
-            raise disk_error(error, self.path) from error
 
     def _cut_torn_tail(self) -> None:
         size = self.path.stat().st_size
@@ -282,19 +283,15 @@ class JsonlAppender:
 
     def append(self, record: BaseModel | dict[str, Any]) -> None:
         """Write one row and wait until it is on disk."""
-        try:
+        with writing(self.path):
             self._file.write(to_json(record).encode() + b"\n")
             self._file.flush()
             os.fsync(self._file.fileno())
-        except OSError as error:
-            raise disk_error(error, self.path) from error
 
     def close(self) -> None:
         """Close the file."""
-        try:
+        with writing(self.path):  # what a failed append left in the buffer does not fit now either
             self._file.close()
-        except OSError as error:  # what a failed append left in the buffer does not fit now either
-            raise disk_error(error, self.path) from error
 
     def __enter__(self) -> JsonlAppender:
         return self

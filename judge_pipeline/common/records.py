@@ -7,9 +7,9 @@ field. Files are read as streams, so a file larger than memory is no problem.
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 DIMENSIONS: tuple[str, ...] = ("helpfulness", "logicality", "faithfulness", "completeness")
 """The paper's four dimensions, in the order of a reward model's outputs."""
@@ -53,11 +53,18 @@ def _not_blank(value: str) -> str:
     return _whole_characters(value)
 
 
-def _in_range(scores: Scores | None) -> Scores | None:
-    for name, value in (scores or {}).items():
+def _in_range(scores: Scores) -> Scores:
+    for name, value in scores.items():
         if value is not None and not SCORE_RANGE[0] <= value <= SCORE_RANGE[1]:
             raise ValueError(f"'{name}' is {value}, outside 0–10")
     return scores
+
+
+Reference = Annotated[str, BeforeValidator(_identifier)]
+Name = Annotated[Reference, AfterValidator(_not_blank)]
+Text = Annotated[str, AfterValidator(_not_blank)]
+Points = Annotated[Scores, AfterValidator(_in_range)]
+NullIsEmpty = BeforeValidator(_list_or_nothing)
 
 
 class Response(BaseModel):
@@ -65,20 +72,14 @@ class Response(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    id: str
-    text: str
+    id: Name
+    text: Annotated[str, AfterValidator(_whole_characters)]
     source: str | None = None
-    human: Scores | None = None
-    scores: Scores | None = None
+    human: Points | None = None
+    scores: Points | None = None
     reward: float | None = None
-    flags: list[str] = Field(default_factory=list)
+    flags: Annotated[list[str], NullIsEmpty] = Field(default_factory=list)
     """Marks set when sampling: `empty`, `truncated`, `duplicate`."""
-
-    _id = field_validator("id", mode="before")(_identifier)
-    _id_text = field_validator("id")(_not_blank)
-    _text = field_validator("text")(_whole_characters)
-    _flags = field_validator("flags", mode="before")(_list_or_nothing)
-    _ranges = field_validator("human", "scores")(_in_range)
 
     @model_validator(mode="after")
     def _text_is_there(self) -> Response:
@@ -92,10 +93,8 @@ class Preference(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    winner: str
-    loser: str
-
-    _ids = field_validator("winner", "loser", mode="before")(_identifier)
+    winner: Reference
+    loser: Reference
 
 
 class Prompt(BaseModel):
@@ -103,31 +102,25 @@ class Prompt(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    id: str
-    document_id: str = ""
+    id: Name
+    document_id: Reference = ""
     """Prompts over the same document share it; splits never cut through it. Default: a hash of the text."""
-    context: str
-    query: str
-    responses: list[Response] = Field(default_factory=list)
-    preferences: list[Preference] = Field(default_factory=list)
-
-    _ids = field_validator("id", "document_id", mode="before")(_identifier)
-    _lists = field_validator("responses", "preferences", mode="before")(_list_or_nothing)
-    _texts = field_validator("id", "context", "query")(_not_blank)
+    context: Text
+    query: Text
+    responses: Annotated[list[Response], NullIsEmpty] = Field(default_factory=list)
+    preferences: Annotated[list[Preference], NullIsEmpty] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _consistent(self) -> Prompt:
         if not self.document_id:
             self.document_id = hashlib.sha256(self.context.encode()).hexdigest()[:16]
         ids = [response.id for response in self.responses]
-        doubled = sorted({name for name in ids if ids.count(name) > 1})
-        if doubled:
+        if doubled := sorted({name for name in ids if ids.count(name) > 1}):
             position = max(index for index, name in enumerate(ids) if name == doubled[0])
-            raise FieldError(
-                f"responses.{position}.id", f"'{doubled[0]}' appears twice", "give every response its own id"
-            )
-        for number, preference in enumerate(self.preferences):
-            for side, name in (("winner", preference.winner), ("loser", preference.loser)):
+            message = f"'{doubled[0]}' appears twice"
+            raise FieldError(f"responses.{position}.id", message, "give every response its own id")
+        for number, choice in enumerate(self.preferences):
+            for side, name in (("winner", choice.winner), ("loser", choice.loser)):
                 if name not in ids:
                     raise FieldError(
                         f"preferences.{number}.{side}", f"'{name}' is no response of this prompt"
@@ -157,14 +150,11 @@ class Label(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    prompt_id: str
-    response_id: str
-    scores: Scores
+    prompt_id: Reference
+    response_id: Reference
+    scores: Points
     reward: float | None
     status: Literal["labelled", "partial", "failed"]
     failures: list[Failure] = Field(default_factory=list)
     evidence: dict[str, Any] = Field(default_factory=dict)
     usage: Usage = Field(default_factory=Usage)
-
-    _ids = field_validator("prompt_id", "response_id", mode="before")(_identifier)
-    _ranges = field_validator("scores")(_in_range)

@@ -22,7 +22,7 @@ from pydantic import BaseModel
 
 from judge_pipeline import __version__
 from judge_pipeline.common.config import Config, leaves
-from judge_pipeline.common.errors import UserError, disk_error
+from judge_pipeline.common.errors import UserError, writing
 from judge_pipeline.common.record_files import read_yaml, write_text
 
 Existing = Literal["refuse", "resume", "replace"]
@@ -136,7 +136,7 @@ def prepare_run(
     check_place(output, run_file, inputs, existing)
     run = describe_run(config, command, inputs, extra)
     resuming = False
-    try:
+    with writing(run_file):
         if run_file.is_file():
             # A start that failed before its first result is nothing to lose, whatever it was to be.
             if existing == "replace" or _has_work(output, run_file, idle):
@@ -149,8 +149,6 @@ def prepare_run(
         elif output.is_file() and existing == "refuse":
             raise UserError(f"{output} is there already", "name another file, or choose --existing replace")
         write_run_yaml(run_file, run)
-    except OSError as error:
-        raise disk_error(error, run_file) from error
     return resuming
 
 
@@ -181,19 +179,12 @@ def _meet_earlier_run(
         _remove(output, run_file)
         return False
     before, now = _compared(config, earlier), _compared(config, run)
-    lines = [
-        f"{name}: {before.get(name)!r} there, {now.get(name)!r} now"
-        for name in sorted({*before, *now})
-        if before.get(name) != now.get(name)
-    ]
+    differing = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+    lines = [f"{name}: {before.get(name)!r} there, {now.get(name)!r} now" for name in differing]
     old, new = earlier.get("inputs") or {}, run["inputs"]
-    settings_differ = bool(lines)
-    lines += [
-        f"inputs: {path} has other content now"
-        for path in sorted(new)
-        if old.get(path, new[path]) != new[path]
-    ]
-    if not settings_differ:  # else they have said already that other files are read now
+    changed = [path for path in sorted(old.keys() & new.keys()) if old[path] != new[path]]
+    lines += [f"inputs: {path} has other content now" for path in changed]
+    if not differing:  # else they have said already that other files are read now
         lines += [f"inputs: {path} was read there, not now" for path in sorted(old.keys() - new.keys())]
         lines += [f"inputs: {path} is read now, not there" for path in sorted(new.keys() - old.keys())]
     if lines and existing == "refuse":
@@ -214,12 +205,8 @@ def _compared(config: Config, run: dict[str, Any]) -> dict[str, Any]:
         value: Any = run.get("config")
         for name in leaf.path:
             value = value.get(name) if isinstance(value, dict) else None
-        dotted = f"config.{leaf.dotted}"
-        found |= (
-            {f"{dotted}.{key}": item for key, item in value.items()}
-            if isinstance(value, dict)
-            else {dotted: value}
-        )
+        parts = {f".{key}": item for key, item in value.items()} if isinstance(value, dict) else {"": value}
+        found |= {f"config.{leaf.dotted}{key}": item for key, item in parts.items()}
     return found
 
 

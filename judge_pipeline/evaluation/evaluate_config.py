@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from judge_pipeline.common.config import Config
+from judge_pipeline.common.config import POSITIONAL, Config
 from judge_pipeline.common.run_dir import EXISTING_HELP, Existing
 from judge_pipeline.engines.judge_config import JudgeConfig
 
@@ -16,7 +16,7 @@ class EvaluateConfig(Config):
 
     scored: Path = Field(
         description="a label run, a labels file, scored prompts, or prompts with people's values only (baselines)",
-        json_schema_extra={"positional": True},
+        json_schema_extra=POSITIONAL,
     )
     prompts: list[Path] = Field(
         [], description="prompts with `human` or `preferences`; default: those SCORED holds or was made from"

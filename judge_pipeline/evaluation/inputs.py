@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from judge_pipeline.common.errors import UserError
-from judge_pipeline.common.record_files import read_labels, read_prompts, read_rows
+from judge_pipeline.common.record_files import labels_by_answer, read_prompts, read_rows
 from judge_pipeline.common.records import Label, Prompt
 from judge_pipeline.common.run_dir import read_run_yaml
 from judge_pipeline.statistics.table import (
@@ -59,7 +59,7 @@ def group_name(prompt: Prompt, path: Path) -> str:
 def read_scored(scored: Path, prompt_files: Sequence[Path]) -> ScoredAnswers:
     """Read scores and prompts. Prompts default to the file of scores itself, or to those the label run read."""
     if holds_labels(scored):
-        labels = {(row.prompt_id, row.response_id): row for row in read_labels(scored)}
+        labels = labels_by_answer(scored)
         table = read_table(prompt_files or labelled_prompts(scored))
         return ScoredAnswers(table, _label_columns(table, labels, scored), labels, _coverage(table, labels))
     table = read_table(prompt_files or [scored])
@@ -107,30 +107,24 @@ def _label_columns(table: AnswerTable, labels: dict[tuple[str, str], Label], pat
 
 
 def _coverage(table: AnswerTable, labels: dict[tuple[str, str], Label]) -> list[str]:
-    missing = sum(key not in labels for key in table.row_of)
-    extra = sum(key not in table.row_of for key in labels)
+    missing, extra = len(table.row_of.keys() - labels.keys()), len(labels.keys() - table.row_of.keys())
     partial = sum(label.status != "labelled" for label in labels.values())
-    notes = []
-    if missing:
-        notes.append(f"{missing} of {table.rows} answers have no label and are left out")
-    if extra:
-        notes.append(f"{extra} labels belong to answers that the prompts do not hold; they are left out")
-    if partial:
-        notes.append(f"{partial} labels are partial or failed; each counts where it has a score")
-    return notes
+    notes = {
+        f"{missing} of {table.rows} answers have no label and are left out": missing,
+        f"{extra} labels belong to answers that the prompts do not hold; they are left out": extra,
+        f"{partial} labels are partial or failed; each counts where it has a score": partial,
+    }
+    return [note for note, count in notes.items() if count]
 
 
 def _scores_onto(table: AnswerTable, scored: Path) -> ScoredAnswers:
     """Scores of one file on the answers of others, matched by prompt and response id."""
     other = build_table(list(read_prompts(scored, need_responses=True)))
     found = score_columns(other, score_names(other, "scores"))
-    columns = {name: np.full(table.rows, np.nan) for name in found}
-    shared = [(row, other.row_of[key]) for key, row in table.row_of.items() if key in other.row_of]
-    if not shared:
+    source_R = np.array([other.row_of.get(key, -1) for key in table.row_of])
+    missing = int((source_R < 0).sum())
+    if missing == table.rows:
         raise UserError(f"{scored} and the prompts have no answer in common (prompt id and response id)")
-    for name, column in found.items():
-        for row, source in shared:
-            columns[name][row] = column[source]
-    missing = table.rows - len(shared)
+    columns = {name: np.where(source_R < 0, np.nan, column[source_R]) for name, column in found.items()}
     notes = [f"{missing} of {table.rows} answers have no score and are left out"] if missing else []
     return ScoredAnswers(table, columns, notes=notes)

@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from judge_pipeline.common.html.charts import bars, stat_tiles, table
+from judge_pipeline.common.html.charts import interval_bars, stat_tiles, table
 from judge_pipeline.common.html.page import Section, code_block, join, prose, render_page
 from judge_pipeline.statistics import render
 
@@ -19,20 +19,16 @@ def terminal_report(found: dict[str, Any]) -> str:
     parts = [f"note: {note}" for note in found["notes"]]
     parts += [render.terminal_table(result) for result in found["results"]]
     for part, dimension in found["dimensions"].items():
-        parts.append(
-            f"what each dimension adds ({part}, {dimension['pairs']} pairs by {found['pairs_from']})"
-        )
-        parts[-1] += "\n" + render.aligned(*_leave_one_out_rows(dimension))
-        fitted = dimension["weights"]
-        if fitted is None:
+        grid = render.aligned(*_leave_one_out_rows(dimension))
+        by = f"{dimension['pairs']} pairs by {found['pairs_from']}"
+        parts.append(f"what each dimension adds ({part}, {by})\n{grid}")
+        if (fitted := dimension["weights"]) is None:
             parts.append(f"{part}: too few decided pairs to fit weights (at least {dimension['min_pairs']})")
         else:
-            parts.append(
-                f"weights fitted to people's choices ({part})\n" + render.aligned(*_fitted_rows(fitted))
-            )
-            parts[-1] += f"\nhand them on: {fitted['flag']}"
-    parts += _rater_lines(found["raters"])
-    parts += _judge_lines(found.get("judge_baselines", {}))
+            grid = render.aligned(*_fitted_rows(fitted))
+            hand_on = f"hand them on: {fitted['flag']}"
+            parts.append(f"weights fitted to people's choices ({part})\n{grid}\n{hand_on}")
+    parts += _rater_lines(found["raters"]) + _judge_lines(found.get("judge_baselines", {}))
     return "\n\n".join(parts)
 
 
@@ -69,16 +65,14 @@ def _rater_lines(raters: dict[str, Any]) -> list[str]:
 
 def _judge_lines(summary: dict[str, Any]) -> list[str]:
     lines = []
-    pairwise = summary.get("pairwise")
-    if pairwise:
+    if pairwise := summary.get("pairwise"):
         first = pairwise["first_place"]
         lines.append(
             f"pairwise judge: {pairwise['judged']} of {pairwise['pairs']} pairs judged, {pairwise['failed']} failed; "
             f"{pairwise['inconsistent']} turned round with the order, {pairwise['undecided']} undecided in all"
             + ("" if first is None else f"; the first place won {first:.0%}")
         )
-    holistic = summary.get("holistic")
-    if holistic:
+    if holistic := summary.get("holistic"):
         reasons = ", ".join(f"{count} {reason}" for reason, count in holistic["reasons"].items())
         lines.append(
             f"holistic judge: {holistic['answers']} answers, {holistic['failed']} without a score"
@@ -89,30 +83,21 @@ def _judge_lines(summary: dict[str, Any]) -> list[str]:
 
 def _dimension_section(part: str, dimension: dict[str, Any], source: str) -> Section:
     heads, rows = _leave_one_out_rows(dimension)
-    values = {row["reward"]: row["accuracy"]["value"] for row in dimension["leave_one_out"]}
-    spans = {
-        row["reward"]: (row["accuracy"]["low"], row["accuracy"]["high"])
-        for row in dimension["leave_one_out"]
-        if row["accuracy"]["low"] is not None
-    }
+    figures = {row["reward"]: row["accuracy"] for row in dimension["leave_one_out"]}
     parts: list[Markup | str] = [
-        bars(values, "share of decided pairs ordered as people order them", spans),
+        interval_bars(figures, "share of decided pairs ordered as people order them"),
         table(heads, rows, sortable=False),
     ]
-    fitted = dimension["weights"]
-    if fitted is None:
+    if (fitted := dimension["weights"]) is None:
         parts.append(prose(f"No weights fitted: that takes at least {dimension['min_pairs']} decided pairs."))
     else:
         heads, rows = _fitted_rows(fitted)
         weights = [
-            [name, fitted["weights"][name], fitted["free_coefficients"][name]] for name in fitted["weights"]
+            [name, weight, fitted["free_coefficients"][name]] for name, weight in fitted["weights"].items()
         ]
+        columns = ["dimension", "weight (non-negative, mean 1)", "coefficient of the free fit"]
         parts += [
-            table(
-                ["dimension", "weight (non-negative, mean 1)", "coefficient of the free fit"],
-                weights,
-                caption=f"Fitted to {fitted['pairs']} pairs",
-            ),
+            table(columns, weights, caption=f"Fitted to {fitted['pairs']} pairs"),
             table(heads, rows, sortable=False, caption=f"{fitted['folds']} folds, split by document"),
             code_block(fitted["flag"]),
         ]
@@ -134,14 +119,12 @@ def evaluation_page(found: dict[str, Any], name: str) -> str:
         _dimension_section(part, dimension, found["pairs_from"])
         for part, dimension in found["dimensions"].items()
     ]
-    lines = _rater_lines(found["raters"])
-    if lines:
+    if lines := _rater_lines(found["raters"]):
         intro = (
             "Nothing can agree with a mean of ratings much better than the ratings agree among themselves."
         )
         sections.append(Section("Agreement among raters", join(*map(prose, lines)), "raters", intro))
-    asked = _judge_lines(found.get("judge_baselines", {}))
-    if asked:
+    if asked := _judge_lines(found.get("judge_baselines", {})):
         intro = "Both read the whole document; the pairwise judge sees each pair in both orders."
         sections.append(Section("Judge baselines", join(*map(prose, asked)), "judge-baselines", intro))
     sections.append(render.legend_section())

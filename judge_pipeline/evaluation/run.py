@@ -1,7 +1,9 @@
-"""The work behind `judge-pipeline evaluate`: read, ask the judge baselines, compare, write.
+"""`judge-pipeline evaluate`: does a judge, or anything that scored the answers, agree with people?
 
-In: settings. Out: `agreement.json`, `agreement.md`, `report.html`, `weights.yaml`. `evaluate_human` is the pure part: scores and people's
-values in, plain data out.
+In: scores (a label run, or a file of scored prompts) and people's values (`human`, `preferences`, in prompt records).
+Out: `agreement.json`, `agreement.md`, `report.html`, `weights.yaml` and a table in the terminal: agreement by dimension,
+data set and context length with intervals over documents, beside baselines that cost nothing; what each dimension
+adds; the weights people's choices imply; and, when asked for, the judge baselines of LongReward's section 4.4.
 """
 
 from __future__ import annotations
@@ -20,19 +22,14 @@ from judge_pipeline.common.run_dir import prepare_run
 from judge_pipeline.common.weighting import resolve_weighting, weighted_reward
 from judge_pipeline.evaluation.evaluate_config import EvaluateConfig
 from judge_pipeline.evaluation.inputs import ScoredAnswers, read_scored
-from judge_pipeline.evaluation.judges import JudgeBaselines, ask_baselines
+from judge_pipeline.evaluation.judges import ask_baselines
 from judge_pipeline.evaluation.report import evaluation_page, terminal_report
 from judge_pipeline.statistics import render
 from judge_pipeline.statistics.agreement import decided_pairs
 from judge_pipeline.statistics.baselines import all_baselines, minilm_embed
 from judge_pipeline.statistics.bootstrap import DocumentBootstrap
 from judge_pipeline.statistics.compare import PREFERENCES, Comparison, Predictor
-from judge_pipeline.statistics.raters import (
-    rater_values,
-    repeated_preferences,
-    self_agreement,
-    vote_values,
-)
+from judge_pipeline.statistics.raters import rater_values, repeated_preferences, self_agreement, vote_values
 from judge_pipeline.statistics.table import (
     OVERALL,
     REWARD,
@@ -62,9 +59,7 @@ def evaluate_human(
     bootstrap = DocumentBootstrap(table.document_P, replicates, seed)
     predictors = [Predictor(name, "model", scored.columns, in_points=True)] if scored.columns else []
     predictors += more or []
-    predictors += [
-        Predictor(label, "baseline", any_target=column) for label, column in (baselines or {}).items()
-    ]
+    predictors += [Predictor(label, "baseline", any_target=x) for label, x in (baselines or {}).items()]
     comparison = Comparison(table, predictors, bootstrap)
     results = [comparison.graded(target, column) for target, column in people.ratings.items()]
     if people.preferences:
@@ -138,31 +133,25 @@ def _dimensions(scored: ScoredAnswers, pairs: list[Pair], bootstrap: DocumentBoo
 def _raters(scored: ScoredAnswers, bootstrap: DocumentBootstrap) -> dict[str, Any]:
     """How far people, and the judge's votes, agree with themselves."""
     table = scored.table
-    found: dict[str, Any] = {}
-    for source, values in (("people", rater_values(table)), ("judge", vote_values(table, scored.labels))):
-        agreements = {name: self_agreement(table, rows, bootstrap) for name, rows in values.items()}
-        kept = {name: agreement for name, agreement in agreements.items() if agreement is not None}
-        if kept:
-            found[source] = kept
-    repeated = repeated_preferences(table, bootstrap)
-    if repeated is not None:
-        found.setdefault("people", {})[PREFERENCES] = repeated
-    return found
+    values = {"people": rater_values(table), "judge": vote_values(table, scored.labels)}
+    found: dict[str, dict[str, Any]] = {
+        source: {name: self_agreement(table, rows, bootstrap) for name, rows in ratings.items()}
+        for source, ratings in values.items()
+    }
+    found["people"][PREFERENCES] = repeated_preferences(table, bootstrap)
+    kept = {source: {n: x for n, x in rows.items() if x is not None} for source, rows in found.items()}
+    return {source: rows for source, rows in kept.items() if rows}
 
 
 def reweigh(scored: ScoredAnswers, weights: dict[str, float]) -> None:
     """Replace the reward by the weighted mean that `weights` asks for; dimensions not named keep weight 1."""
     full = resolve_weighting(weights, scored.dimensions, "null").weights
-    rows = np.stack([scored.columns[name] for name in scored.dimensions], axis=1)
-    rewards = []
-    for row in rows:
-        scores = {
-            name: None if np.isnan(value) else float(value)
-            for name, value in zip(scored.dimensions, row, strict=True)
-        }
-        reward = weighted_reward(scores, full)
-        rewards.append(np.nan if reward is None else reward)
-    scored.columns[REWARD] = np.array(rewards)
+    rows = np.stack([scored.columns[name] for name in scored.dimensions], axis=1).tolist()
+    rewards = [
+        weighted_reward({name: None if np.isnan(x) else x for name, x in zip(full, row, strict=True)}, full)
+        for row in rows
+    ]
+    scored.columns[REWARD] = np.array(rewards, dtype=float)  # None becomes NaN
 
 
 def run_evaluation(config: EvaluateConfig) -> int:
@@ -179,22 +168,17 @@ def run_evaluation(config: EvaluateConfig) -> int:
 
         scores = ShortContextRM(config.short_rm).score_table(scored.table)
         more.append(Predictor("short-context RM", "baseline", any_target=scores))
-    asked = JudgeBaselines()
+    asked: dict[str, Any] = {}
     if config.pairwise_judge or config.holistic:
         if config.judge.batch_out or config.judge.batch_in:
             raise UserError("batch files serve `label` only", "name an endpoint or a local judge")
-        asked = ask_baselines(
-            config.judge,
-            scored.table,
-            judged_by_people(scored.table).pairs,
-            config.output / "calls.sqlite",
-            pairwise=config.pairwise_judge,
-            holistic=config.holistic,
-        )
-    more += asked.predictors
+        pairs = judged_by_people(scored.table).pairs if config.pairwise_judge else None
+        store = config.output / "calls.sqlite"
+        predictors, asked = ask_baselines(config.judge, store, scored.table, pairs, config.holistic)
+        more += predictors
     baselines = all_baselines(scored.table, embed, config.seed)
     found = evaluate_human(scored, config.name, more, baselines, config.bootstrap, config.seed)
-    found["judge_baselines"] = asked.summary
+    found["judge_baselines"] = asked
     write_evaluation(config.output, found, config.name if scored.columns else "baselines")
     print(terminal_report(found))
     print(f"\nwritten: {config.output / 'agreement.json'}, agreement.md and report.html beside it")

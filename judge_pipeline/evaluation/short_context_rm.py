@@ -38,10 +38,7 @@ class ShortContextRM:
             self.model.config.pad_token_id = self.tokenizer.pad_token_id
 
     def _encode(self, query: str, answer: str) -> list[int]:
-        query, answer = (
-            escape_control_tokens(query),
-            escape_control_tokens(answer),
-        )  # an answer must not end its own turn
+        query, answer = map(escape_control_tokens, (query, answer))  # an answer must not end its own turn
         messages = [{"role": "user", "content": query}, {"role": "assistant", "content": answer}]
         if self.tokenizer.chat_template:
             ids = self.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
@@ -66,11 +63,8 @@ class ShortContextRM:
         with Progress(len(order), "short-context RM", "answers") as progress, torch.inference_mode():
             for start in range(0, len(order), self.batch_size):
                 batch = order[start : start + self.batch_size]
-                padded = self.tokenizer.pad(
-                    {"input_ids": [encoded[item] for item in batch]},
-                    return_tensors="pt",
-                    padding_side="right",
-                )
+                ids = {"input_ids": [encoded[item] for item in batch]}
+                padded = self.tokenizer.pad(ids, return_tensors="pt", padding_side="right")
                 logits = self.model(**{name: value.to(self.device) for name, value in padded.items()}).logits
                 scores[batch] = logits.float().mean(dim=-1).cpu().numpy()
                 progress.update(len(batch))

@@ -30,6 +30,8 @@ PAGE_CHARACTERS = 8_000_000
 """Documents and answers on one page, in characters, so that a page opens quickly whatever the documents' length."""
 SNIPPET = 180
 UNLABELLED = "not labelled"
+Answers = dict[str, tuple[str | None, str | None]]
+"""Response id to text and source; None where only the labels know of it."""
 
 
 @dataclass(frozen=True)
@@ -59,17 +61,6 @@ class PackedLabel:
         return self.reward if name == "reward" else self.scores.get(name)
 
 
-@dataclass(frozen=True)
-class ShownPrompt:
-    """A prompt as the report shows it; ``context`` and ``query`` are None where the prompts file has no such prompt."""
-
-    id: str
-    query: str | None
-    context: str | None
-    answers: list[tuple[str, str | None, str | None]]
-    """``(response id, text, source)``"""
-
-
 @dataclass
 class Labels:
     """All labels of a run, by prompt and response, in the file's order."""
@@ -83,6 +74,11 @@ class Labels:
         """The paper's four in their order, then others in the order they first appear."""
         seen = dict.fromkeys(name for label in self.all() for name in label.scores)
         return [name for name in dict.fromkeys([*DIMENSIONS, *seen]) if name in seen]
+
+    @property
+    def count(self) -> int:
+        """How many labels there are."""
+        return sum(map(len, self.by_prompt.values()))
 
     def all(self) -> Iterator[PackedLabel]:
         """Every label."""
@@ -105,9 +101,8 @@ class Labels:
     def failures(self) -> dict[str, Counter[str]]:
         """Dimension → reason → how often."""
         found: dict[str, Counter[str]] = defaultdict(Counter)
-        for label in self.all():
-            for failure in label.failures:
-                found[failure.dimension][failure.reason] += 1
+        for failure in chain.from_iterable(label.failures for label in self.all()):
+            found[failure.dimension][failure.reason] += 1
         return dict(found)
 
 
@@ -137,32 +132,36 @@ def load_labels(path: Path) -> Labels:
     return Labels(found, torn is not None)
 
 
-def shown_prompts(prompts: Iterable[Prompt], labels: Labels) -> Iterator[ShownPrompt]:
-    """The prompts in their file's order, then those that only the labels know."""
-    unseen = dict(labels.by_prompt)
-    for prompt in prompts:
-        answers: list[tuple[str, str | None, str | None]] = [
-            (response.id, response.text, response.source) for response in prompt.responses
-        ]
-        known = {response.id for response in prompt.responses}
-        answers += [(name, None, None) for name in unseen.pop(prompt.id, {}) if name not in known]
-        yield ShownPrompt(prompt.id, prompt.query, prompt.context, answers)
-    for name, found in unseen.items():
-        yield ShownPrompt(name, None, None, [(response, None, None) for response in found])
+def pages(prompts: Iterable[Prompt], labels: Labels) -> Iterator[Page]:
+    """Cut the run into pages of whole prompts: the file's in its order, then those that only the labels know.
 
-
-def pages(prompts: Iterable[ShownPrompt], labels: Labels) -> Iterator[Page]:
-    """Cut the run into pages of whole prompts. Prompt numbers in rows and details are local to the page."""
+    Prompt numbers in rows and details are local to the page.
+    """
     page = Page(first=1)
-    for prompt in prompts:
-        size = len(prompt.context or "") + sum(len(text or "") for _, text, _ in prompt.answers)
-        full = len(page.rows) + len(prompt.answers) > PAGE_ANSWERS or page.characters + size > PAGE_CHARACTERS
+    for name, prompt, found in _shown(prompts, labels):
+        answers: Answers = {item.id: (item.text, item.source) for item in prompt.responses} if prompt else {}
+        answers |= {response: (None, None) for response in found if response not in answers}
+        size = sum(len(text or "") for text, _ in answers.values()) + (len(prompt.context) if prompt else 0)
+        full = len(page.rows) + len(answers) > PAGE_ANSWERS or page.characters + size > PAGE_CHARACTERS
         if page.rows and full:
             yield page
             page = Page(first=page.first + len(page.rows))
         page.characters += size
-        _add(page, prompt, labels.by_prompt.get(prompt.id, {}), labels.dimensions)
+        query, context = (prompt.query, prompt.context) if prompt else (None, None)
+        page.prompts.append([name, _snippet(query)])
+        page.documents.append({"query": query, "context": context})
+        _add_answers(page, answers, found, labels.dimensions, utf16_offset(context or ""))
     yield page
+
+
+def _shown(
+    prompts: Iterable[Prompt], labels: Labels
+) -> Iterator[tuple[str, Prompt | None, dict[str, PackedLabel]]]:
+    unseen = dict(labels.by_prompt)
+    for prompt in prompts:
+        yield prompt.id, prompt, unseen.pop(prompt.id, {})
+    for name, found in unseen.items():
+        yield name, None, found
 
 
 def utf16_offset(text: str) -> Callable[[int], int]:
@@ -191,12 +190,15 @@ def convert_offsets(value: Any, convert: Callable[[int], int]) -> Any:
     return value
 
 
-def _add(page: Page, prompt: ShownPrompt, labels: dict[str, PackedLabel], dimensions: list[str]) -> None:
-    number = len(page.prompts)
-    page.prompts.append([prompt.id, _snippet(prompt.query)])
-    page.documents.append({"query": prompt.query, "context": prompt.context})
-    convert = utf16_offset(prompt.context or "")
-    for name, text, source in prompt.answers:
+def _add_answers(
+    page: Page,
+    answers: Answers,
+    labels: dict[str, PackedLabel],
+    dimensions: list[str],
+    convert: Callable[[int], int],
+) -> None:
+    """Rows and details of the answers to the page's last prompt."""
+    for name, (text, source) in answers.items():
         row: list[Any] = [[None] * len(dimensions), None, UNLABELLED, []]
         detail: dict[str, Any] = {"failures": [], "evidence": {}, "usage": None}
         if (label := labels.get(name)) is not None:
@@ -208,7 +210,7 @@ def _add(page: Page, prompt: ShownPrompt, labels: dict[str, PackedLabel], dimens
                 "evidence": convert_offsets(label.evidence(), convert),
                 "usage": label.usage.model_dump(),
             }
-        page.rows.append([number, name, _snippet(text), *row])
+        page.rows.append([len(page.prompts) - 1, name, _snippet(text), *row])
         page.details.append({"text": text, "source": source, **detail})
 
 

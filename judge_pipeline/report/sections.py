@@ -15,14 +15,7 @@ from markupsafe import Markup
 
 from judge_pipeline.common.formatting import format_percent, format_seconds, format_value
 from judge_pipeline.common.html.charts import histogram, stat_tiles, table
-from judge_pipeline.common.html.page import (
-    Section,
-    code_block,
-    details,
-    join,
-    notice,
-    prose,
-)
+from judge_pipeline.common.html.page import Section, code_block, details, join, notice, prose
 from judge_pipeline.report.data import Labels
 
 NOT_ADDED = frozenset({"calls taken from the call store", "calls saved by sharing", "attempts that failed"})
@@ -36,18 +29,12 @@ def overview(labels: Labels, summary: dict[str, Any], answers: int, prompts: int
     states = Counter(label.status for label in labels.all())
     waiting = answers - sum(states.values())
     rewards = labels.values("reward")
+    labelled = format_percent(states["labelled"] / answers) if answers else None
+    mean = f"{np.mean(rewards):.2f}" if rewards else None
     tiles: list[tuple[str, object, str]] = [
         ("Answers", answers, f"to {prompts:,} prompts"),
-        (
-            "Labelled",
-            _share(states["labelled"], answers),
-            f"{states['partial']:,} in part, {states['failed']:,} failed",
-        ),
-        (
-            "Mean reward",
-            f"{np.mean(rewards):.2f}" if rewards else None,
-            f"of {len(rewards):,} answers, 0–10" if rewards else "no answer has a reward",
-        ),
+        ("Labelled", labelled, f"{states['partial']:,} in part, {states['failed']:,} failed"),
+        ("Mean reward", mean, f"of {len(rewards):,} answers, 0–10" if rewards else "no answer has a reward"),
         *_spent_tiles(summary),
     ]
     parts: list[Markup] = [stat_tiles(tiles)]
@@ -70,19 +57,11 @@ def scores(labels: Labels) -> Section:
     rows = []
     for name in [*dimensions, "reward"]:
         values = labels.values(name)
-        missing = sum(1 for _ in labels.all()) - len(values)
-        tied = labels.tied_share(name)
-        rows.append(
-            [
-                name,
-                len(values),
-                missing,
-                float(np.mean(values)) if values else None,
-                float(np.std(values, ddof=1)) if len(values) > 1 else None,
-                len({round(value, 6) for value in values}),
-                None if tied is None else format_percent(tied),
-            ]
-        )
+        mean = float(np.mean(values)) if values else None
+        std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        distinct, tied = len({round(value, 6) for value in values}), labels.tied_share(name)
+        share = None if tied is None else format_percent(tied)
+        rows.append([name, len(values), labels.count - len(values), mean, std, distinct, share])
     head = ["dimension", "scored", "missing", "mean", "std", "distinct values", "tied pairs"]
     sides = ["left", *["right"] * 6]
     tied_pairs = "Tied pairs: the share of pairs of answers to the same prompt that the judge scored alike."
@@ -110,19 +89,18 @@ def failures(labels: Labels) -> Section:
 
 def spent(labels: Labels, summary: dict[str, Any]) -> Section:
     """Calls, tokens and money: of the last run, and of all runs that ever worked on this directory."""
-    labelled = sum(1 for _ in labels.all())
+    labelled = labels.count
     last, ever = _costs(summary), _costs(_mapping(summary.get("store")))
     if not last and not ever:
         last = _usage(labels)
-    headers = ["", "last run", *(["all runs"] if ever else []), "per answer"]
+    runs = {"last run": last, **({"all runs": ever} if ever else {})}
     rows: list[list[object]] = []
-    for name in dict.fromkeys([*last, *ever]):
-        total = ever.get(name, last.get(name))
-        share = total / labelled if labelled and total is not None and name not in NOT_ADDED else None
-        rows.append([name, last.get(name), *([ever.get(name)] if ever else []), share])
-    sides = ["left", *["right"] * (len(headers) - 1)]
-    grid = table(headers, rows, sortable=False, align=sides)
-    priced = "cost" in last or "cost" in ever
+    for name, total in {**last, **ever}.items():
+        share = total / labelled if labelled and name not in NOT_ADDED else None
+        rows.append([name, *(run.get(name) for run in runs.values()), share])
+    sides = ["left", *["right"] * (len(runs) + 1)]
+    grid = table(["", *runs, "per answer"], rows, sortable=False, align=sides)
+    priced = "cost" in {**last, **ever}
     note = "" if priced else "No prices were given, so the cost in money is not known."
     return Section("Spent", grid, "spent", note)
 
@@ -146,13 +124,13 @@ def _costs(block: dict[str, Any]) -> dict[str, float]:
 
 def _usage(labels: Labels) -> dict[str, float]:
     """The same from the labels' own figures, where no summary is there."""
-    usage = [label.usage for label in labels.all()]
-    return {
-        "calls made": round(sum(one.calls for one in usage)),
-        "input tokens": round(sum(one.input_tokens for one in usage)),
-        "of these, read from the engine's cache": round(sum(one.cached_input_tokens for one in usage)),
-        "output tokens": round(sum(one.output_tokens for one in usage)),
+    names = {
+        "calls made": "calls",
+        "input tokens": "input_tokens",
+        "of these, read from the engine's cache": "cached_input_tokens",
+        "output tokens": "output_tokens",
     }
+    return {name: round(sum(getattr(x.usage, field) for x in labels.all())) for name, field in names.items()}
 
 
 def settings(run: dict[str, Any]) -> Section:
@@ -186,9 +164,8 @@ def _spent_tiles(summary: dict[str, Any]) -> list[tuple[str, object, str]]:
         written = _thousands(all_runs.get("output tokens"))
         tiles.append(("Tokens", _thousands(all_runs["input tokens"]), f"read; {written} written"))
     if "cost" in all_runs:
-        tiles.append(
-            ("Cost", f"{all_runs['cost']:,.2f}", str(_mapping(summary.get("cost")).get("currency") or ""))
-        )
+        currency = str(_mapping(summary.get("cost")).get("currency") or "")
+        tiles.append(("Cost", f"{all_runs['cost']:,.2f}", currency))
     if summary.get("seconds") is not None:
         tiles.append(("Time", format_seconds(summary["seconds"]), "of the last run" if ever else ""))
     return tiles
@@ -205,7 +182,3 @@ def _thousands(value: object) -> str:
         if abs(value) >= size:
             return f"{value / size:.3g}{sign}"
     return f"{value:.0f}"
-
-
-def _share(part: int, whole: int) -> str | None:
-    return format_percent(part / whole) if whole else None

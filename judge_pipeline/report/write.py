@@ -20,7 +20,7 @@ from judge_pipeline.common.record_files import read_json, read_prompts, write_te
 from judge_pipeline.common.records import Prompt
 from judge_pipeline.common.run_dir import read_run_yaml
 from judge_pipeline.report import sections
-from judge_pipeline.report.data import Labels, Page, load_labels, pages, shown_prompts
+from judge_pipeline.report.data import Labels, Page, load_labels, pages
 
 PAGES_FOLDER = "report"
 TEMPLATES = Templates(Path(__file__).parent / "templates")
@@ -37,7 +37,7 @@ def write_report(run_dir: Path) -> Path:
     run = read_run_yaml(run_dir) if (run_dir / "run.yaml").is_file() else {}
     summary = read_json(run_dir / "summary.json")
     prompts, missing = _prompts(run_dir, run)
-    found = pages(shown_prompts(prompts, labels), labels)
+    found = pages(prompts, labels)
     first, second = next(found), next(found, None)
     index_path = run_dir / "report.html"
     if second is None:
@@ -71,12 +71,9 @@ def _write_pages(run_dir: Path, found: Iterator[Page], labels: Labels) -> list[P
     page: Page | None = next(found)
     while page is not None:
         number, following = len(written) + 1, next(found, None)
-        index = {
-            **_index(page, labels),
-            "home": "../report.html",
-            "before": page_name(number - 1) if number > 1 else None,
-            "after": page_name(number + 1) if following else None,
-        }
+        before = page_name(number - 1) if number > 1 else None
+        after = page_name(number + 1) if following else None
+        index = {**_index(page, labels), "home": "../report.html", "before": before, "after": after}
         title = f"Answers {page.first:,} to {page.first + len(page.rows) - 1:,}"
         data = {"index": index, "details": _details(page)}
         back = ("../report.html#answers", "← All answers")

@@ -89,7 +89,7 @@ def load_examples(
         UserError, DataError: the file cannot be used; the message says why and what to do.
     """
     labels_file = path / "labels.jsonl" if path.is_dir() else path
-    if _holds_labels(labels_file):
+    if holds_labels(labels_file):
         if targets not in ("auto", "judge"):
             raise UserError(
                 f"{labels_file} holds the judge's labels, which have no {targets}",
@@ -107,7 +107,8 @@ def load_examples(
     return Examples(items, found, (labels_file,))
 
 
-def _holds_labels(path: Path) -> bool:
+def holds_labels(path: Path) -> bool:
+    """Whether a file's records are the judge's labels; otherwise they are prompts."""
     first = next(itertools.islice(read_rows(path), 1), None)
     if first is None:
         raise DataError("holds no records", path=path)

@@ -91,7 +91,7 @@ def read_features(
         IndexError: the model has no such layer.
         UserError: the model cannot be exact.
     """
-    reader = _LayerReader(model, layers, POOLINGS[pooling])
+    reader = LayerReader(model, layers, POOLINGS[pooling])
     features: dict[int, Tensor] = {}
     with reader.attached():
         for group in token_batches(prompts, token_budget):
@@ -129,7 +129,7 @@ def passes(
         yield partial(shared_forward, model, input_ids, layout), layout.answer_spans
 
 
-class _LayerReader:
+class LayerReader:
     """Pools the answers' hidden states on their way through the model: what goes into layer i came out of i - 1."""
 
     def __init__(

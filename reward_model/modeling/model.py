@@ -32,6 +32,7 @@ from reward_model.modeling.head import score_layer
 from reward_model.modeling.prompt_format import PromptFormat, PromptRenderer
 from reward_model.modeling.readout import READOUT_FILE, Readout, ReadoutSpec
 from reward_model.modeling.stack import StackSpec
+from reward_model.modeling.support import SUPPORT_FILE, SupportReadout, SupportSpec
 from reward_model.shared_prefix.interface import unwrap
 
 MANIFEST = "reward_model.json"
@@ -57,6 +58,8 @@ class Manifest(BaseModel):
     """Where a better readout than the plain head looks; its weights are in ``readout.safetensors``."""
     stack: StackSpec | None = None
     """What free baselines add to the readout's outputs."""
+    support: SupportSpec | None = None
+    """Where the support of sentences is read (``--explain``); its weights are in ``support.safetensors``."""
     outputs: str = "points 0-10, no bias, no scaling to undo"
     training_mean: dict[str, float] = Field(default_factory=dict)
     training_std: dict[str, float] = Field(default_factory=dict)
@@ -78,6 +81,7 @@ class Backbone:
     tokenizer: Any
     manifest: Manifest
     readout: Readout | None = None
+    support: SupportReadout | None = None
     """Beside the plain head, where the directory has one."""
 
     @property
@@ -217,8 +221,9 @@ def save_reward_model(
     directory: str | Path,
     manifest: Manifest,
     readout: Readout | None = None,
+    support: SupportReadout | None = None,
 ) -> None:
-    """Write model (or adapter with head), tokenizer, readout where there is one and, last, the manifest.
+    """Write model (or adapter with head), tokenizer, readouts where there are any and, last, the manifest.
 
     A full model needs none of our code to load. An adapter is completed by ``load_reward_model`` (base model,
     labels, pad token); give other programs the merged model (``merge_adapter``).
@@ -233,6 +238,7 @@ def save_reward_model(
         update={
             "adapter": hasattr(model, "peft_config"),
             "readout": readout.spec if readout else None,
+            "support": support.spec if support else None,
             "versions": {name: version(name) for name in packages},
         }
     )
@@ -241,9 +247,10 @@ def save_reward_model(
         path.unlink(missing_ok=True)
         model.save_pretrained(target)  # type: ignore[operator]
         tokenizer.save_pretrained(target)
-        (target / READOUT_FILE).unlink(missing_ok=True)
-        if readout:
-            readout.save(target)
+        for file, one in ((READOUT_FILE, readout), (SUPPORT_FILE, support)):
+            (target / file).unlink(missing_ok=True)
+            if one:
+                one.save(target)
         text = json.dumps(manifest.model_dump(), ensure_ascii=False, indent=2)
         temporary = path.with_suffix(".tmp")
         temporary.write_text(text + "\n", encoding="utf-8")
@@ -299,10 +306,11 @@ def load_reward_model(
             f"could not load the tokenizer in {directory}: {error}", "train the model again"
         ) from error
     readout = Readout.load(directory, manifest.readout) if manifest.readout and with_readout else None
+    support = SupportReadout.load(directory, manifest.support) if manifest.support else None
     if not manifest.adapter:
         config = AutoConfig.from_pretrained(directory)
         model = _load_classifier(directory, str(directory), config, dtype, load_kwargs, fresh_head=False)
-        return Backbone(model, tokenizer, manifest, readout)
+        return Backbone(model, tokenizer, manifest, readout, support)
     from peft import PeftModel
 
     base = load_backbone_for_rm(
@@ -315,7 +323,7 @@ def load_reward_model(
         **load_kwargs,
     )
     model = PeftModel.from_pretrained(base.model, directory, is_trainable=trainable)
-    return Backbone(model, tokenizer, manifest, readout)
+    return Backbone(model, tokenizer, manifest, readout, support)
 
 
 def merge_adapter(model: nn.Module) -> nn.Module:

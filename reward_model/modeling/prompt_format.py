@@ -19,7 +19,7 @@ from jinja2 import TemplateError
 from pydantic import BaseModel, ConfigDict
 
 from judge_pipeline.common.errors import UserError
-from reward_model.shared_prefix.layout import EncodedPrompt
+from reward_model.shared_prefix.layout import EncodedPrompt, Span
 
 _USER, _ANSWER = "USERTEXT7f3a91", "ANSWERTEXT7f3a91"
 _PLACEHOLDER = re.compile(r"\{(context|query)\}")
@@ -125,6 +125,45 @@ class PromptRenderer:
         """Ids of an answer and its end. White space before the answer is not scored (templates strip it too)."""
         return self._ids([], text.lstrip(), [self.format.end])
 
+    def answer_places(self, text: str) -> list[Span]:
+        """For each id of ``answer_ids`` the characters of `text` it stands for, (-1, -1) for those of the end.
+
+        A character of several tokens is named by each of them.
+
+        Raises:
+            UserError: the tokenizer cannot tell.
+        """
+        lead = len(text) - len(text.lstrip())
+        return self._places([], text.lstrip(), [self.format.end], 0, lead, len(text.lstrip()))
+
+    def context_places(self, context: str, query: str) -> list[Span]:
+        """For each id of ``prefix_ids`` the characters of the document it stands for, (-1, -1) for all others.
+
+        Raises:
+            UserError: the tokenizer cannot tell.
+        """
+        before = self.format.user.partition("{context}")[0].replace("{query}", query)
+        start = len(before) if context else 0
+        text = self._user_text(context, query)
+        return self._places([self.format.head], text, [self.format.middle], start, 0, len(context))
+
+    def _places(
+        self, before: Sequence[str], text: str, after: Sequence[str], start: int, shift: int, length: int
+    ) -> list[Span]:
+        """Places in `text[start : start + length]`, counted from `shift`."""
+        runs, number, offset = self._runs(before, text, after)
+        places: list[Span] = []
+        for place, run in enumerate(runs):
+            if isinstance(run, int):
+                places.append((-1, -1))
+            elif run:
+                for first, last in self._encoded(run, return_offsets_mapping=True)["offset_mapping"]:
+                    # A token that begins in what stands before still ends in the text.
+                    inner = first - offset - start, last - offset - start
+                    held = place == number and 0 < inner[1] <= length
+                    places.append((max(inner[0], 0) + shift, inner[1] + shift) if held else (-1, -1))
+        return places
+
     def encode(self, context: str, query: str, responses: Sequence[str]) -> EncodedPrompt:
         """Tokenize a prompt and its answers; never cuts. Compare ``shape.longest`` with the model's window."""
         return EncodedPrompt.of(
@@ -154,22 +193,37 @@ class PromptRenderer:
 
     def _ids(self, before: Sequence[str], text: str = "", after: Sequence[str] = ()) -> list[int]:
         """Tokenize runs between control tokens; ``text`` joins the runs beside it but is never split itself."""
-        runs: list[str | int] = [""]
-        for piece in before:
-            self._append(runs, piece)
-        runs[-1] = f"{runs[-1]}{text}" if isinstance(runs[-1], str) else text
-        for piece in after:
-            self._append(runs, piece)
         ids: list[int] = []
-        for run in runs:
+        for run in self._runs(before, text, after)[0]:
             if isinstance(run, int):
                 ids.append(run)
             elif run:
-                encoded = self.tokenizer(
-                    run, add_special_tokens=False, split_special_tokens=True, verbose=False
-                )
-                ids.extend(encoded["input_ids"])
+                ids.extend(self._encoded(run)["input_ids"])
         return ids
+
+    def _runs(
+        self, before: Sequence[str], text: str, after: Sequence[str]
+    ) -> tuple[list[str | int], int, int]:
+        """Control tokens and the text between them; the run that holds ``text``, and where in it that begins."""
+        runs: list[str | int] = [""]
+        for piece in before:
+            self._append(runs, piece)
+        place, offset = len(runs) - 1, len(str(runs[-1]))
+        runs[-1] = f"{runs[-1]}{text}"
+        for piece in after:
+            self._append(runs, piece)
+        return runs, place, offset
+
+    def _encoded(self, run: str, **options: bool) -> Any:
+        try:
+            return self.tokenizer(
+                run, add_special_tokens=False, split_special_tokens=True, verbose=False, **options
+            )
+        except NotImplementedError as error:
+            raise UserError(
+                "the model's tokenizer cannot say where its tokens lie in the text",
+                "train from a base model with a fast tokenizer (tokenizer.json)",
+            ) from error
 
     def _append(self, runs: list[str | int], piece: str) -> None:
         start = 0

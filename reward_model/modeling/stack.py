@@ -86,9 +86,8 @@ def one_prompt(name: str, document: str, context: str, query: str, responses: Se
         Response(id=str(number), text=text, flags=[] if text.strip() else ["empty"])
         for number, text in enumerate(responses)
     ]
-    texts = {"context": context, "query": query}
-    filled = {key: text if text.strip() else NOTHING for key, text in texts.items()}
-    return Prompt(id=name, document_id=document, responses=answers, **filled)
+    context, query = (text if text.strip() else NOTHING for text in (context, query))
+    return Prompt(id=name, document_id=document, context=context, query=query, responses=answers)
 
 
 @cache

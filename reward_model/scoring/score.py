@@ -27,6 +27,7 @@ from judge_pipeline.common.window import over_window
 from reward_model.modeling.model import MANIFEST, Manifest, read_manifest
 from reward_model.modeling.prompt_format import PromptRenderer
 from reward_model.scoring.engine import Array, Engine, make_engine, reward_weights
+from reward_model.scoring.explain import explained_text, make_explainer, sample, write_notes
 from reward_model.scoring.resume import (
     OVER_WINDOW,
     Summary,
@@ -127,6 +128,7 @@ def _score_all(
 ) -> None:
     """Score what is not `known[0]` (done already) of `known[1]` prompts, group by group."""
     done, total = known
+    explainer = make_explainer(config, engine)
     started = time.monotonic()
     with Progress(total, "scoring", "prompts", done=len(done)) as progress:
         todo = (prompt for prompt in read_prompts(config.prompts) if prompt.id not in done)
@@ -134,8 +136,15 @@ def _score_all(
         at_a_time = config.token_budget * (VLLM_PASSES if config.engine == "vllm" else 1)
         for group in _groups(todo, engine, manifest.max_length, at_a_time):
             encoded = [item for _, item in group if item is not None]
-            points = iter(engine.score_encoded(encoded, config.token_budget))
+            if explainer:
+                texts = [explained_text(prompt) for prompt, item in group if item is not None]
+                read = explainer.explain(list(zip(texts, encoded, strict=True)), config.token_budget)
+                points, notes = iter([one for one, _ in read]), iter([one for _, one in read])
+            else:
+                points, notes = iter(engine.score_encoded(encoded, config.token_budget)), iter([])
             for prompt, item in group:
+                if explainer:
+                    write_notes(prompt, next(notes) if item else [])
                 fill(prompt, next(points) if item else (), manifest.dimensions, weights)
                 file.append(prompt)
                 summary.count(prompt)
@@ -218,4 +227,6 @@ def run(config: ScoreConfig) -> int:
         f"been {summary.tokens_one_by_one:,} tokens ({saved:,} saved)"
         + (f"; {summary.reads}" if summary.reads else "")
     )
+    if config.explain:
+        print(sample(config.output))
     return 0

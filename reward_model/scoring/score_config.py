@@ -66,4 +66,9 @@ class ScoreConfig(Config):
         description="torch: cuda, cuda:1, cpu; by default a GPU when there is one",
         json_schema_extra=HOW,
     )
+    explain: bool = Field(
+        False,
+        description="torch: give every response `explain`: the support of each sentence, which are flagged as "
+        "unsupported, and the part of the document each looks at, from the same reading",
+    )
     vllm: VllmSettings = Field(default_factory=VllmSettings)

@@ -31,7 +31,7 @@ from reward_model.scoring.stacked import StackedPrompt
 from reward_model.shared_prefix.chunked import chunked_hidden
 from reward_model.shared_prefix.exactness import prepare_shared_prefix
 from reward_model.shared_prefix.interface import hidden_one_by_one, shared_forward, unwrap
-from reward_model.shared_prefix.layout import EncodedPrompt, PromptShape, join_ids
+from reward_model.shared_prefix.layout import EncodedPrompt, PromptShape, Span, join_ids
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,7 @@ class RewardModel:
         tokens_read: tokens that went through the model so far; tokens_one_by_one: what separate passes would read.
         readout: what scores in place of the plain head, if anything.
         stack: what free baselines add to it, if anything; None from then on leaves them out.
+        support: what tells the support of sentences, where the model was trained on evidence.
         layers: layers of the model that run; depth: layers it has.
     """
 
@@ -57,13 +58,14 @@ class RewardModel:
         self.renderer = backbone.renderer
         self.readout = backbone.readout
         self.stack = backbone.manifest.stack if backbone.readout else None
+        self.support = backbone.support
         self.depth = self.layers = len(decoder_layers(self.model))
-        self._layer = -1
+        self.score_layer = -1
         if self.readout and self.readout.spec.layer < self.depth:
             if cut_above(self.model, self.readout.spec.layer):
                 self.layers = self.readout.spec.layer
             else:
-                self._layer = self.readout.spec.layer
+                self.score_layer = self.readout.spec.layer
         self.shared: SharedPrefix = shared
         self.tokens_read = 0
         self.tokens_one_by_one = 0
@@ -163,13 +165,15 @@ class RewardModel:
         Raises:
             UserError: a prompt is longer than the window; checked for all prompts before the first is scored.
         """
-        for index, prompt in enumerate(prompts):
-            self._check_length(prompt, index)
+        self.check_lengths(prompts)
         for prompt, points in zip(prompts, self._read(prompts, token_budget), strict=True):
-            if self.stack is not None and isinstance(prompt, StackedPrompt):
-                stacked = self.stack.apply(points, prompt.baselines_N_B, self.dimensions)
-                points = stacked.astype(np.float32)
-            yield points
+            yield self.stacked(prompt, points)
+
+    def stacked(self, prompt: EncodedPrompt, points_N_D: np.ndarray) -> np.ndarray:
+        """The model's own points of a prompt with what the baselines add, where there is a stack."""
+        if self.stack is None or not isinstance(prompt, StackedPrompt):
+            return points_N_D
+        return self.stack.apply(points_N_D, prompt.baselines_N_B, self.dimensions).astype(np.float32)
 
     def _read(self, prompts: Sequence[EncodedPrompt], token_budget: int) -> Iterator[np.ndarray]:
         """What the model alone says, prompt by prompt."""
@@ -200,8 +204,7 @@ class RewardModel:
         Raises:
             UserError: a prompt is longer than the window.
         """
-        for index, prompt in enumerate(prompts):
-            self._check_length(prompt, index)
+        self.check_lengths(prompts)
         return read_features(
             self.model,
             prompts,
@@ -228,13 +231,31 @@ class RewardModel:
         weights = np.asarray(self.manifest.weight_list())
         return (scores_N_D @ weights) / weights.sum()
 
-    def _check_length(self, prompt: EncodedPrompt, index: int) -> None:
-        longest = prompt.shape.longest
-        if longest > self.max_length:
-            raise UserError(
-                f"prompt {index} needs {longest} tokens with its longest answer, the model's window is {self.max_length}",
-                hint="skip it (--overflow skip), or train with a longer window (rope_parameters); it is never cut",
-            )
+    def score_spans(self, length: int) -> list[Span]:
+        """The spans of an answer of `length` tokens whose mean states at `score_layer`, side by side, score it."""
+        pooling = self.readout.spec.pooling if self.readout else "last"
+        spans = {"mean": (0, length), "last": (length - 1, length)}
+        return [spans[name] for name in pooling.split("+")]
+
+    def count_tokens(self, prompts: Sequence[EncodedPrompt]) -> None:
+        """Count prompts that were read once for all their answers."""
+        self.tokens_read += sum(prompt.shape.total for prompt in prompts)
+        self.tokens_one_by_one += sum(prompt.shape.total_one_by_one for prompt in prompts)
+
+    def check_lengths(self, prompts: Sequence[EncodedPrompt]) -> None:
+        """Refuse prompts that are longer than the window.
+
+        Raises:
+            UserError: names the first.
+        """
+        for index, prompt in enumerate(prompts):
+            longest = prompt.shape.longest
+            if longest > self.max_length:
+                raise UserError(
+                    f"prompt {index} needs {longest} tokens with its longest answer, the model's window is "
+                    f"{self.max_length}",
+                    hint="skip it (--overflow skip), or train with a longer window (rope_parameters); it is never cut",
+                )
 
     def _score_group(self, group: Sequence[EncodedPrompt], token_budget: int) -> Iterator[np.ndarray]:
         shapes = [shape for prompt in group for shape in self.readings(prompt)]
@@ -266,7 +287,7 @@ class RewardModel:
             [*group, *(prompt.withheld() for prompt in group)] if twice else group,
             token_budget=token_budget,
             shared=self.shared == "on",
-            layers=[self._layer],
+            layers=[self.score_layer],
             pooling=readout.spec.pooling,
         )[:, 0]
         points = readout.apply(*states.chunk(2)) if twice else readout.apply(states)

@@ -26,7 +26,7 @@ longest sequence of the batch all raise ``UserError``. ``exactness`` holds the c
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -47,6 +47,10 @@ NAME = "shared_prefix"
 ONE_BY_ONE = "score answers one by one instead (--shared-prefix off)"
 
 _active: ContextVar[AttentionPlan | None] = ContextVar("shared_prefix_plan", default=None)
+
+AttentionListener = Callable[[torch.Tensor, torch.Tensor, AttentionPlan, float], None]
+"""(queries (Tq, Hq, D), keys (Tk, Hkv, D), plan, scale) of a layer, as they go into its attention."""
+_listener: ContextVar[AttentionListener | None] = ContextVar("shared_prefix_listener", default=None)
 
 
 @contextmanager
@@ -78,6 +82,16 @@ def active_plan(plan: AttentionPlan) -> Iterator[AttentionPlan]:
             "through transformers' attention interface; recurrent or custom layers would mix the answers",
             hint=ONE_BY_ONE,
         )
+
+
+@contextmanager
+def listen_to_attention(listener: AttentionListener) -> Iterator[None]:
+    """Show `listener` the queries and keys of every layer that runs inside, under a plan."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
 
 
 def enable_shared_prefix(model: nn.Module, backend: str | None = None) -> nn.Module:
@@ -217,6 +231,8 @@ def _attention_interface(
     autocast = torch.is_autocast_enabled(device.type)
     dtype = torch.get_autocast_dtype(device.type) if autocast else value.dtype
     q, k, v = (x[0].transpose(0, 1).to(dtype) for x in (query, key, value))
+    if listener := _listener.get():
+        listener(q, k, plan, scale)
     kernel = choose_kernel(device, dtype, plan.kernel_name, max(q.shape[-1], v.shape[-1]))
     return attend(q, k, v, plan, kernel, scale).unsqueeze(0), None
 

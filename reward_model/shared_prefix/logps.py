@@ -28,11 +28,9 @@ class HeadShape:
     @classmethod
     def of(cls, config: Any) -> HeadShape:
         """Read from a model's text configuration; the same fields as TRL's fused head reads."""
-        scale = getattr(config, "logit_scale", None)
-        if scale is None:
-            scale = getattr(config, "output_multiplier", None)
-        if scale is None:
-            scale = getattr(config, "lm_head_multiplier", None)
+        names = ("logit_scale", "output_multiplier", "lm_head_multiplier")
+        given = (getattr(config, name, None) for name in names)
+        scale = next((value for value in given if value is not None), None)
         dividing = getattr(config, "logits_scaling", None)
         if scale is None and dividing is not None:
             scale = dividing if config.model_type == "hyperclovax" else 1 / dividing

@@ -27,6 +27,7 @@ from reward_model.modeling.model import (
 )
 from reward_model.modeling.model_card import CardFacts, render_card
 from reward_model.modeling.stack import StackSpec
+from reward_model.modeling.support import SupportReadout
 from reward_model.training.adapters import compute_dtype
 from reward_model.training.guards import say
 from reward_model.training.keep_probe import (
@@ -43,6 +44,7 @@ from reward_model.training.objective import Objective
 from reward_model.training.probe_run import ProbeResult
 from reward_model.training.run_data import EncodedData, TrainingData
 from reward_model.training.sharding import weights_are_sharded
+from reward_model.training.support import trained_support
 from reward_model.training.train_config import TrainConfig
 from reward_model.training.trainer import RewardTrainer
 
@@ -74,7 +76,9 @@ def export(
         for note in notes:
             say(note)
         facts = card_facts(config, data, backbone, objective, metrics, encoded)
-        save(config, backbone, trained, render_card(replace(facts, notes=[*facts.notes, *notes])))
+        facts = replace(facts, notes=[*facts.notes, *notes])
+        support = trained_support(config, data, backbone, trained, None, say)
+        save(config, backbone, trained, render_card(with_support(facts, support)), support)
     finish(config)
 
 
@@ -108,9 +112,11 @@ def export_probe(
         if config.method == "probe":
             write_metrics(output, probe)
         write_report(output, probe)
-        write_text(output / "README.md", render_card(facts))
         model = untouched(config, backbone, probe)
-        save_reward_model(model, backbone.tokenizer, output, backbone.manifest, probe.readout)
+        support = trained_support(config, data, backbone, model, probe.readout.spec, say)
+        facts = with_support(facts, support)
+        write_text(output / "README.md", render_card(facts))
+        save_reward_model(model, backbone.tokenizer, output, backbone.manifest, probe.readout, support)
     finish(config)
 
 
@@ -154,20 +160,34 @@ def gathered_model(config: TrainConfig, backbone: Backbone, trainer: RewardTrain
     return PeftModel.from_pretrained(base.model, folder)
 
 
-def save(config: TrainConfig, backbone: Backbone, trained: nn.Module, card: str) -> None:
+def with_support(facts: CardFacts, support: SupportReadout | None) -> CardFacts:
+    """The card's facts with a line on what `--explain` is worth."""
+    if support is None:
+        return facts
+    note = f"`reward-model score --explain`: {support.spec.describe()}"
+    return replace(facts, notes=[*facts.notes, note])
+
+
+def save(
+    config: TrainConfig,
+    backbone: Backbone,
+    trained: nn.Module,
+    card: str,
+    support: SupportReadout | None = None,
+) -> None:
     """Write the model directory; an adapter goes with its head to `adapter/`, merged weights beside it."""
     output, tokenizer, manifest = config.output, backbone.tokenizer, backbone.manifest
     try:
         if config.method == "full" or not config.merge:
             write_text(output / "README.md", card)
-            save_reward_model(trained, tokenizer, output, manifest)
+            save_reward_model(trained, tokenizer, output, manifest, support=support)
             write_text(output / "README.md", card)  # PEFT puts a card of its own in this place
             return
-        save_reward_model(trained, tokenizer, output / ADAPTER, manifest)
+        save_reward_model(trained, tokenizer, output / ADAPTER, manifest, support=support)
         write_text(output / "README.md", card)
         # Merged into freshly loaded weights: those in memory may be quantized or sharded.
         merged = merge_adapter(load_reward_model(output / ADAPTER, compute_dtype(config)).model)
-        save_reward_model(merged, tokenizer, output, manifest)
+        save_reward_model(merged, tokenizer, output, manifest, support=support)
     except OSError as error:
         raise disk_error(error, output) from error
 

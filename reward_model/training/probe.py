@@ -29,7 +29,7 @@ Tensor = torch.Tensor
 FOLDS = 5
 TIE = 0.002
 """Explained variance within which two candidates are the same."""
-CHOICE_ROWS = 2000
+CHOICE_ROWS = 1000
 """Answers, of documents drawn by their names, that candidates are compared on; the chosen one is fitted to all."""
 GAP = 1.0
 """What a choice of people's is worth where there are no points: its scale is of no consequence."""

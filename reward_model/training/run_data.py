@@ -17,7 +17,8 @@ from judge_pipeline.common.record_files import read_prompts
 from judge_pipeline.common.weighting import full_weights
 from reward_model.data.batches import EncodedExample, encode_examples, fit_window
 from reward_model.data.contrasts import Augmented, add_contrasts
-from reward_model.data.examples import Example, check_learnable, load_examples, usable
+from reward_model.data.evidence import AnswerEvidence, Key, load_evidence
+from reward_model.data.examples import Example, check_learnable, holds_labels, load_examples, usable
 from reward_model.data.splits import document_groups, refuse_leak, split_by_document
 from reward_model.modeling.model import Backbone
 from reward_model.options import LossName
@@ -37,6 +38,8 @@ class TrainingData:
     preferences: bool
     unlabelled: list[Example] = field(default_factory=list)
     """Prompts the plain head is taught on beside those of `train`."""
+    evidence: dict[Key, AnswerEvidence] = field(default_factory=dict)
+    """What the judge found of single sentences and key points; empty where labels hold none or it is not wanted."""
     augmented: Augmented = field(default_factory=Augmented)
     """What answers made worse on purpose added to `train`."""
 
@@ -73,7 +76,9 @@ def read_data(config: TrainConfig) -> TrainingData:
     added = add_contrasts(config.augment, train, held_out, found.dimensions)
     more = read_unlabelled(config.unlabelled, added.train, held_out, len(found.dimensions))
     sources += tuple(path for path in (config.augment, config.unlabelled) if path)
-    return TrainingData(added.train, held_out, found.dimensions, sources, preferences, more, added)
+    labels = found.sources[0]
+    evidence = load_evidence(labels) if config.evidence == "on" and holds_labels(labels) else {}
+    return TrainingData(added.train, held_out, found.dimensions, sources, preferences, more, evidence, added)
 
 
 def read_unlabelled(

@@ -85,6 +85,11 @@ class TrainConfig(TrainingSettings):
     prompts: Path | None = Field(
         None, description="prompts the labels belong to, if run.yaml does not name them"
     )
+    evidence: Literal["on", "off"] = Field(
+        "on",
+        description="learn from the judge's verdicts on single statements, where labels hold them, which sentences of "
+        "an answer the document supports: what `reward-model score --explain` needs",
+    )
     targets: Targets = Field(
         "auto",
         description="learn from judge, human or preferences; auto: judge from labels, human from prompts",

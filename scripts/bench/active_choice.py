@@ -32,14 +32,12 @@ from reward_model.modeling.model import load_backbone_for_rm
 from reward_model.modeling.ridge import fit_probe
 from reward_model.scoring.scorer import TOKEN_BUDGET, RewardModel
 from scripts.bench import known_defects
-from scripts.bench.evidence_common import environment, write_result
+from scripts.bench.evidence_common import command_line, environment, settings_of, write_result
 
 
 def arguments() -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of squality_stories.jsonl.gz")
     parser.add_argument("--base-model", default="smollm2")
     parser.add_argument("--prompts", type=int, default=60, help="prompts to choose from")
@@ -62,16 +60,8 @@ def read_features(model: RewardModel, prompts: list[Prompt]) -> list[Floats]:
 
 def targets_of(prompts: list[Prompt], labels: dict[tuple[str, str], Label]) -> list[Floats]:
     """Points (N, D) of every prompt's answers."""
-    return [
-        np.array(
-            [
-                [labels[prompt.id, response.id].scores[name] for name in DIMENSIONS]
-                for response in prompt.responses
-            ],
-            dtype=float,
-        )
-        for prompt in prompts
-    ]
+    keys = ([(prompt.id, response.id) for response in prompt.responses] for prompt in prompts)
+    return [np.array([[labels[k].scores[n] for n in DIMENSIONS] for k in row], dtype=float) for row in keys]
 
 
 def labelled(
@@ -79,9 +69,8 @@ def labelled(
 ) -> Labelled:
     """The chosen prompts' answers as one set."""
     rows = [documents[i] for i in chosen for _ in features[i]]
-    return Labelled(
-        np.concatenate([features[i] for i in chosen]), np.concatenate([targets[i] for i in chosen]), rows
-    )
+    inputs, points = (np.concatenate([values[i] for i in chosen]) for values in (features, targets))
+    return Labelled(inputs, points, rows)
 
 
 def fidelity(known: Labelled, features: list[Floats], targets: list[Floats]) -> float:
@@ -126,47 +115,41 @@ def main() -> None:
     pool_prompts = training[: args.prompts]
     test = [known_defects.thin(prompt, args.answers, args.seed) for prompt in test]
     model = RewardModel(load_backbone_for_rm(args.base_model))
-    pool = (
-        read_features(model, pool_prompts),
-        targets_of(pool_prompts, labels),
-        [prompt.document_id for prompt in pool_prompts],
-    )
+    documents = [prompt.document_id for prompt in pool_prompts]
+    pool = (read_features(model, pool_prompts), targets_of(pool_prompts, labels), documents)
     held = (read_features(model, test), targets_of(test, labels))
-    curves: dict[str, list[list[float]]] = {"active": [], "random": []}
+    active: list[list[float]] = []
+    chance: list[list[float]] = []
     for number in range(args.starts):
         rng = random.Random(f"{args.seed}:{number}")
         start = rng.sample(range(len(pool_prompts)), args.first)
-        curves["active"].append(grow(args, start, True, pool, held, rng))
-        curves["random"].append(grow(args, start, False, pool, held, rng))
-    sizes = [args.first * (turn + 1) for turn in range(args.rounds)]
-    gaps = np.array(curves["active"]) - np.array(curves["random"])
+        active.append(grow(args, start, True, pool, held, rng))
+        chance.append(grow(args, start, False, pool, held, rng))
+    gaps = np.array(active) - np.array(chance)
     rows: list[dict[str, Any]] = [
         {
-            "labelled": size,
-            "active": float(np.mean([curve[turn] for curve in curves["active"]])),
-            "random": float(np.mean([curve[turn] for curve in curves["random"]])),
-            "gap": float(gaps[:, turn].mean()),
-            "gap_standard_error": float(gaps[:, turn].std(ddof=1) / np.sqrt(len(gaps))),
-            "active_wins": int((gaps[:, turn] > 0).sum()),
+            "labelled": args.first * (turn + 1),
+            "active": float(np.array(active)[:, turn].mean()),
+            "random": float(np.array(chance)[:, turn].mean()),
+            "gap": float(gap.mean()),
+            "gap_standard_error": float(gap.std(ddof=1) / np.sqrt(len(gap))),
+            "active_wins": int((gap > 0).sum()),
         }
-        for turn, size in enumerate(sizes)
+        for turn, gap in enumerate(gaps.T)
     ]
-    cells = [
-        [
-            str(row["labelled"]),
-            f"{row['active']:.3f}",
-            f"{row['random']:.3f}",
-            f"{row['gap']:+.3f} ± {row['gap_standard_error']:.3f}",
-            f"{row['active_wins']}/{args.starts}",
-        ]
-        for row in rows
-    ]
+    cells = []
+    for row in rows:
+        gap = f"{row['gap']:+.3f} ± {row['gap_standard_error']:.3f}"
+        means = [f"{row[name]:.3f}" for name in ("active", "random")]
+        cells.append([str(row["labelled"]), *means, gap, f"{row['active_wins']}/{args.starts}"])
     print(markdown(["labelled prompts", "active", "random", "gap ± standard error", "active ahead"], cells))
-    settings = {name: str(value) for name, value in vars(args).items() if name != "data"}
-    write_result(
-        Path(__file__).with_suffix(".json"),
-        {"settings": settings, "pool": len(pool_prompts), "test": len(test), "rows": rows, **environment()},
-    )
+    result = {
+        "settings": settings_of(args, "data"),
+        "pool": len(pool_prompts),
+        "test": len(test),
+        "rows": rows,
+    }
+    write_result(Path(__file__).with_suffix(".json"), {**result, **environment()})
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ is missing (`resume_s`); then the report. The endpoint that answers would refuse
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -21,7 +20,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from judge_pipeline.calls.call import Call, CallUsage, Message, Reply
 from judge_pipeline.calls.store import CallStore, Finished
-from scripts.bench.evidence_common import environment, write_result
+from judge_pipeline.common.records import DIMENSIONS
+from scripts.bench.evidence_common import command_line, environment, write_result
 
 HERE = Path(__file__)
 ANSWERS, CALLS_A_PROMPT = 10, 100
@@ -40,9 +40,8 @@ def fill(path: Path, calls: int) -> float:
     reply = Reply(text="It says so. " * 20, usage=CallUsage(input_tokens=900, output_tokens=60))
     started = time.monotonic()
     for start in range(0, calls, GROUP):
-        store.put(
-            [Finished(call(n), "judge", reply, "http://x", str(n)) for n in range(start, start + GROUP)]
-        )
+        numbers = range(start, start + GROUP)
+        store.put([Finished(call(n), "judge", reply, "http://x", str(n)) for n in numbers])
     seconds = time.monotonic() - started
     store.close()
     return seconds
@@ -53,24 +52,18 @@ def write_run(folder: Path, prompts: int) -> None:
     with (folder / "prompts.jsonl").open("w") as inputs, (folder / "run" / "labels.jsonl").open("w") as rows:
         for number in range(prompts):
             responses = [{"id": str(n), "text": f"Part {n} weighs {n} kg."} for n in range(ANSWERS)]
-            inputs.write(
-                json.dumps(
-                    {
-                        "id": str(number),
-                        "context": f"Machine {number} has parts. " * 800,
-                        "query": "How heavy?",
-                        "responses": responses,
-                    }
-                )
-                + "\n"
-            )
-            names = ("helpfulness", "logicality", "faithfulness", "completeness")
+            prompt = {
+                "id": str(number),
+                "context": f"Machine {number} has parts. " * 800,
+                "query": "How heavy?",
+            }
+            inputs.write(json.dumps({**prompt, "responses": responses}) + "\n")
             row: dict[str, Any] = {
                 "prompt_id": str(number),
-                "scores": dict.fromkeys(names, 5.0),
+                "scores": dict.fromkeys(DIMENSIONS, 5.0),
                 "reward": 5.0,
                 "status": "labelled",
-                "evidence": {name: {"analysis": "It was looked at. " * 40} for name in names},
+                "evidence": {name: {"analysis": "It was looked at. " * 40} for name in DIMENSIONS},
                 "usage": {"calls": 10, "input_tokens": 9000, "output_tokens": 600},
             }
             rows.writelines(json.dumps({**row, "response_id": str(n)}) + "\n" for n in range(ANSWERS))
@@ -78,9 +71,7 @@ def write_run(folder: Path, prompts: int) -> None:
 
 def main() -> int:
     """Run, print, and write the results beside this file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--calls", type=int, default=200_000)
     options = parser.parse_args()
     prompts = options.calls // CALLS_A_PROMPT
@@ -91,15 +82,8 @@ def main() -> int:
         write_run(folder, prompts)
         command = [
             *(sys.executable, "-m", "judge_pipeline.cli", "label", str(folder / "prompts.jsonl")),
-            *(
-                "--output",
-                str(folder / "run"),
-                "--judge.base-url",
-                "http://127.0.0.1:9/v1",
-                "--judge.model",
-                "judge",
-            ),
-            *("--retrieval", "bm25", "--existing", "resume"),
+            *("--output", str(folder / "run"), "--judge.base-url", "http://127.0.0.1:9/v1"),
+            *("--judge.model", "judge", "--retrieval", "bm25", "--existing", "resume"),
         ]
         started = time.monotonic()
         done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from pydoc_data.topics import topics  # type: ignore[import-untyped, unused-ignore]
 from typing import Any
@@ -30,7 +30,7 @@ from judge_pipeline.common.records import Prompt
 from judge_pipeline.statistics.render import interval
 from reward_model.cli import main as reward_model
 from reward_model.data.splits import hash_fraction
-from scripts.bench.evidence_common import environment, write_result
+from scripts.bench.evidence_common import command_line, environment, write_result
 
 QUESTION = (
     "Explain the rules that this part of the Python reference gives about '{topic}', and name one exception."
@@ -42,28 +42,23 @@ def default_prompts(shortest: int, longest: int, count: int) -> list[Prompt]:
     """A question of our own about documents that Python itself carries, between two lengths in characters."""
     names = sorted(name for name, text in topics.items() if shortest <= len(text) <= longest)
     names = sorted(names, key=lambda name: hash_fraction(name, 0))[:count]
-    return [
-        Prompt(id=name, document_id=name, context=topics[name].strip(), query=QUESTION.format(topic=name))
-        for name in names
-    ]
+    texts = {name: (topics[name].strip(), QUESTION.format(topic=name)) for name in names}
+    return [Prompt(id=n, document_id=n, context=text, query=query) for n, (text, query) in texts.items()]
 
 
-def must(code: int, what: str) -> None:
-    """Stop the benchmark when a command failed; its message stands above."""
-    if code != 0:
-        raise SystemExit(f"{what} ended with {code}")
+def must(command: Callable[[list[str]], int], *words: object) -> None:
+    """Run a command; stop the benchmark when it failed, its message stands above."""
+    if (code := command([str(word) for word in words])) != 0:
+        raise SystemExit(f"{words[0]} ended with {code}")
 
 
 def sample_and_score(prompts: Path, model: str, name: str, seed: int, args: argparse.Namespace) -> Path:
     """Answers of `model` with rewards; both commands go on where an earlier run stopped."""
     answers, scored = prompts.parent / f"{name}.jsonl", prompts.parent / f"{name}.scored.jsonl"
-    sampling = ["--n", str(args.n), "--max-new-tokens", str(args.max_new_tokens), "--seed", str(seed)]
-    must(dpo(["sample", str(prompts), "--model", model, "--output", str(answers), *sampling]), "dpo sample")
+    sampling = ["--n", args.n, "--max-new-tokens", args.max_new_tokens, "--seed", seed]
+    must(dpo, "sample", prompts, "--model", model, "--output", answers, *sampling)
     if not scored.is_file():
-        must(
-            reward_model(["score", str(args.reward_model), str(answers), "--output", str(scored)]),
-            "reward-model score",
-        )
+        must(reward_model, "score", args.reward_model, answers, "--output", scored)
     return scored
 
 
@@ -76,20 +71,12 @@ def one_seed(
     write_records(to_train, train)
     write_records(to_hold, held)
     scored = sample_and_score(to_train, args.model, "answers", seed, args)
-    pairs = folder / "pairs.jsonl"
-    least = ["--min-responses", str(min(args.n, 4)), "--keep-flagged", "truncated"]
-    must(dpo(["pairs", str(scored), "--output", str(pairs), *least]), "dpo pairs")
-    training = [
-        "--num-train-epochs",
-        str(args.epochs),
-        "--learning-rate",
-        str(args.learning_rate),
-        "--seed",
-        str(seed),
-    ]
-    training += ["--gradient-accumulation-steps", "2", "--eval-fraction", "0"]
-    trained = folder / "model"
-    must(dpo(["train", str(pairs), "--model", args.model, "--output", str(trained), *training]), "dpo train")
+    pairs, trained = folder / "pairs.jsonl", folder / "model"
+    least = ["--min-responses", min(args.n, 4), "--keep-flagged", "truncated"]
+    must(dpo, "pairs", scored, "--output", pairs, *least)
+    training = ["--num-train-epochs", args.epochs, "--learning-rate", args.learning_rate, "--seed", seed]
+    training += ["--gradient-accumulation-steps", 2, "--eval-fraction", 0]
+    must(dpo, "train", pairs, "--model", args.model, "--output", trained, *training)
     before = sample_and_score(to_hold, args.model, "before", seed + 1000, args)
     after = sample_and_score(to_hold, str(trained), "after", seed + 1000, args)
     matches, _ = match_files(after, before)
@@ -100,9 +87,7 @@ def one_seed(
 
 def parse() -> argparse.Namespace:
     """The settings."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument(
         "--reward-model", type=Path, required=True, help="directory of a trained reward model"
     )
@@ -131,9 +116,8 @@ def split(prompts: Sequence[Prompt], share: float) -> tuple[list[Prompt], list[P
 def main() -> None:
     """Run every seed, print the figures, write the results."""
     args = parse()
-    prompts = (
-        list(read_prompts(args.prompts)) if args.prompts else default_prompts(900, args.longest, args.count)
-    )
+    default = args.prompts is None
+    prompts = default_prompts(900, args.longest, args.count) if default else list(read_prompts(args.prompts))
     train, held = split(prompts, args.held_out)
     started = time.monotonic()
     per_seed: dict[str, dict[str, Any]] = {}
@@ -148,10 +132,9 @@ def main() -> None:
         print(f"  {name:<22} {interval(found[name], 2)}")
     for row in figure_rows(found):
         print(f"  {row[0]:<22} after {row[1]:<24} before {row[2]:<24} difference {row[3]}")
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-    settings = {
-        key: value for key, value in settings.items() if key not in ("work", "output", "reward_model")
-    }
+    left_out = ("work", "output", "reward_model")
+    settings = {key: value for key, value in vars(args).items() if key not in left_out}
+    settings["prompts"] = args.prompts and str(args.prompts)
     result = {
         "what": "mean reward on held-out documents after (a) and before (b) DPO on the reward's own pairs",
         "settings": settings,

@@ -25,9 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[2])
-)  # this folder comes first, and this file is no package
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # before this folder: this file is no package
 
 import torch
 from datasets import Dataset
@@ -38,7 +36,7 @@ from trl import DPOConfig, DPOTrainer
 from dpo.train.trainer import SharedPromptDPOTrainer
 from judge_pipeline.common.bundled_models import resolve_model
 from judge_pipeline.common.quiet import quiet_libraries
-from scripts.bench.evidence_common import environment, write_result
+from scripts.bench.evidence_common import command_line, environment, write_result
 
 PAGE = 4096
 
@@ -64,7 +62,7 @@ def make_trainer(base: type, args: argparse.Namespace, folder: str) -> Any:
     )  # fmt: skip
     rows = [
         {"prompt": "a b", "chosen": " c d", "rejected": " e f"}
-    ]  # replaced by batches of the wanted lengths
+    ]  # batches of the wanted lengths replace it
     torch.manual_seed(0)
     trainer = base(
         model=load(args.shape, args.device),
@@ -173,9 +171,7 @@ def measure(trainers: dict[str, Any], args: argparse.Namespace) -> Iterator[dict
 
 def main() -> None:
     """Measure, print a table, write the results."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument(
         "--shape", default="smollm2", choices=("smollm2", "8b"), help="model (default: smollm2)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -20,6 +21,16 @@ def processor() -> str:
         return platform.processor() or platform.machine()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+def command_line(about: str | None) -> argparse.ArgumentParser:
+    """A parser whose help shows the benchmark's docstring as it stands."""
+    return argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def settings_of(args: argparse.Namespace, *left_out: str) -> dict[str, str]:
+    """The settings as a result records them, without paths that say nothing elsewhere."""
+    return {name: str(value) for name, value in vars(args).items() if name not in left_out}
 
 
 def environment() -> dict[str, Any]:

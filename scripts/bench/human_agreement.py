@@ -20,16 +20,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from judge_pipeline.cli import main as judge_pipeline
 from judge_pipeline.statistics.compare import PREFERENCES
 from judge_pipeline.statistics.render import interval, markdown
-from scripts.bench.evidence_common import environment, write_result
+from scripts.bench.evidence_common import command_line, environment, write_result
 
 FILES = ("qmsum_meetings.jsonl", "longdocfactscore.jsonl", "mtrag.jsonl", "qa_feedback.jsonl")
 
 
 def arguments() -> tuple[argparse.Namespace, list[str]]:
     """(own settings, flags handed on to `judge-pipeline evaluate`)."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/human-agreement"))
     parser.add_argument("--files", nargs="+", default=FILES)
@@ -49,14 +47,10 @@ def evaluate(path: Path, labels: str | None, work: Path, flags: list[str]) -> di
 
 def compact(found: dict[str, Any]) -> dict[str, Any]:
     """The figures worth keeping in the repository: no texts, one row a scorer."""
-    results = [
-        {
-            "target": result["target"],
-            "documents": result["documents"],
-            "rows": [{"name": row["name"], **row["within"]} for row in result["rows"]],
-        }
-        for result in found["results"]
-    ]
+    results = []
+    for result in found["results"]:
+        rows = [{"name": row["name"], **row["within"]} for row in result["rows"]]
+        results.append({"target": result["target"], "documents": result["documents"], "rows": rows})
     kept = ("prompts", "answers", "documents", "notes", "dimensions", "raters", "judge_baselines")
     return {**{name: found[name] for name in kept if name in found}, "results": results}
 
@@ -91,10 +85,8 @@ def main() -> None:
         found = evaluate(path, labels.get(name.split(".")[0]), args.work, flags)
         results[name.split(".")[0]] = compact(found)
     print(tables(results))
-    write_result(
-        Path(__file__).with_suffix(".json"),
-        {"labels": sorted(labels), "flags": flags, "files": results, **environment()},
-    )
+    result = {"labels": sorted(labels), "flags": flags, "files": results, **environment()}
+    write_result(Path(__file__).with_suffix(".json"), result)
 
 
 if __name__ == "__main__":

@@ -30,12 +30,13 @@ import numpy as np
 import torch
 
 from judge_pipeline.common.record_files import read_prompts, write_records
-from judge_pipeline.common.records import Preference, Prompt
+from judge_pipeline.common.records import Preference, Prompt, Response
 from judge_pipeline.statistics.baselines import all_baselines, minilm_embed
 from judge_pipeline.statistics.bootstrap import DocumentBootstrap
 from judge_pipeline.statistics.compare import PREFERENCES, Comparison, Predictor
 from judge_pipeline.statistics.render import interval, markdown
 from judge_pipeline.statistics.table import REWARD, AnswerTable, Floats, build_table
+from reward_model.data.batches import EncodedExample
 from reward_model.data.splits import hash_fraction
 from reward_model.fidelity.inputs import model_columns
 from reward_model.modeling.head import score_weight
@@ -45,14 +46,12 @@ from reward_model.training.run_data import encode_data, read_data
 from reward_model.training.train import train
 from reward_model.training.train_config import TrainConfig
 from reward_model.training.trainable import build_backbone, share_prefix, start_head
-from scripts.bench.evidence_common import environment, write_result
+from scripts.bench.evidence_common import command_line, environment, settings_of, write_result
 
 
 def arguments() -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of qa_feedback.jsonl")
     parser.add_argument("--base-model", default="smollm2")
     parser.add_argument("--work", type=Path, default=Path("runs/human-preferences"))
@@ -68,25 +67,20 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def hash_order(prompt: Prompt) -> list[Response]:
+    """The answers in the order of a hash of their text."""
+    return sorted(prompt.responses, key=lambda item: hashlib.sha256(item.text.encode()).hexdigest())
+
+
 def blind(prompt: Prompt) -> Prompt:
     """The prompt without the sample's number, answers in the order of a hash of their text, under new ids."""
-    order = sorted(prompt.responses, key=lambda item: hashlib.sha256(item.text.encode()).hexdigest())
+    order = hash_order(prompt)
     names = {item.id: f"r{place}" for place, item in enumerate(order)}
-    responses = [
-        item.model_copy(update={"id": names[item.id], "source": None, "human": None}) for item in order
-    ]
-    choices = sorted(
-        (Preference(winner=names[choice.winner], loser=names[choice.loser]) for choice in prompt.preferences),
-        key=lambda choice: (choice.winner, choice.loser),
-    )
-    return Prompt(
-        id=prompt.id,
-        document_id=prompt.document_id,
-        context=prompt.context,
-        query=prompt.query,
-        responses=responses,
-        preferences=choices,
-    )
+    hidden = [item.model_copy(update={"id": names[item.id], "source": None, "human": None}) for item in order]
+    choices = sorted((names[choice.winner], names[choice.loser]) for choice in prompt.preferences)
+    preferences = [Preference(winner=winner, loser=loser) for winner, loser in choices]
+    kept = {name: getattr(prompt, name) for name in ("id", "document_id", "context", "query")}
+    return Prompt(**kept, responses=hidden, preferences=preferences)
 
 
 def split(args: argparse.Namespace) -> tuple[list[Prompt], list[Prompt], list[Prompt]]:
@@ -127,20 +121,28 @@ def settings(args: argparse.Namespace, file: Path) -> TrainConfig:
     )
 
 
+def untrained(config: TrainConfig) -> Backbone:
+    """The base model with a fresh head for the data's dimensions."""
+    names = read_data(config).dimensions
+    return build_backbone(config, names, dict.fromkeys(names, 1.0))
+
+
+def encoded(config: TrainConfig, backbone: Backbone) -> list[EncodedExample]:
+    """The training prompts as token ids."""
+    return encode_data(config, read_data(config), backbone).train
+
+
 def one_prompt_a_step(config: TrainConfig) -> TrainConfig:
     """The token budget that holds the longest prompt: about one prompt a step, as many pairs as TRL takes a step."""
-    data = read_data(config)
-    backbone = build_backbone(config, data.dimensions, dict.fromkeys(data.dimensions, 1.0))
-    longest = max(item.shape.total for item in encode_data(config, data, backbone).train)
+    longest = max(item.shape.total for item in encoded(config, untrained(config)))
     return config.model_copy(update={"token_budget": longest})
 
 
 def trl_pairs(config: TrainConfig, backbone: Backbone) -> list[dict[str, list[int]]]:
     """Every pair as the token ids our trainer sees: prefix and answer with its end."""
     data = read_data(config)
-    encoded = encode_data(config, data, backbone).train
     rows = []
-    for item in encoded:
+    for item in encoded(config, backbone):
         example = next(one for one in data.train if one.prompt_id == item.prompt_id)
         sequences = [[*item.prefix.tolist(), *answer.tolist()] for answer in item.answers]
         rows += [
@@ -152,11 +154,9 @@ def trl_pairs(config: TrainConfig, backbone: Backbone) -> list[dict[str, list[in
 
 def fresh_backbone(config: TrainConfig) -> Backbone:
     """The weights our trainer starts from, its head included, on a model of plain transformers."""
-    data = read_data(config)
-    started = build_backbone(config, data.dimensions, dict.fromkeys(data.dimensions, 1.0))
+    started, plain = untrained(config), untrained(config)
     share_prefix(started.model)
-    start_head(started, encode_data(config, data, started).train, config, config.token_budget or 8192, None)
-    plain = build_backbone(config, data.dimensions, dict.fromkeys(data.dimensions, 1.0))
+    start_head(started, encoded(config, started), config, config.token_budget or 8192, None)
     with torch.no_grad():
         score_weight(plain.model).copy_(score_weight(started.model))
     return plain
@@ -203,8 +203,7 @@ def sample_number(prompts: Sequence[Prompt], table: AnswerTable) -> Floats:
     """Minus the number in each answer's `source`, in the rows of the blinded table: the effect of the screen."""
     column = np.full(table.rows, np.nan)
     for prompt in prompts:
-        order = sorted(prompt.responses, key=lambda item: hashlib.sha256(item.text.encode()).hexdigest())
-        for place, item in enumerate(order):
+        for place, item in enumerate(hash_order(prompt)):
             column[table.row_of[prompt.id, f"r{place}"]] = -float((item.source or "0").rsplit("-", 1)[-1])
     return column
 
@@ -214,10 +213,8 @@ def measure(
 ) -> dict[str, Any]:
     """Share of people's choices each scorer predicts on the test documents."""
     table = build_table(test)
-    predictors = [
-        Predictor(name, "model", {REWARD: model_columns(model, table, 16384)[REWARD]})
-        for name, model in models.items()
-    ]
+    rewards = {name: model_columns(model, table, 16384)[REWARD] for name, model in models.items()}
+    predictors = [Predictor(name, "model", {REWARD: column}) for name, column in rewards.items()]
     baselines = all_baselines(table, minilm_embed(), seed)
     baselines["lower sample number (effect of the screen)"] = sample_number(numbered, table)
     predictors += [Predictor(name, "baseline", any_target=column) for name, column in baselines.items()]
@@ -233,18 +230,16 @@ def main() -> None:
     file = args.work / "training.jsonl"
     write_records(file, training)
     config = one_prompt_a_step(settings(args, file))
-    untrained = fresh_backbone(config)
-    trl_backbone = fresh_backbone(config)
+    start, trl_backbone = fresh_backbone(config), fresh_backbone(config)
     begun = time.time()
     ours_dir = train(config)
     ours_seconds = time.time() - begun
-    data = read_data(config)
-    ours_tokens = sum(item.shape.total for item in encode_data(config, data, untrained).train)
+    ours_tokens = sum(item.shape.total for item in encoded(config, start))
     trl = train_trl(args, config, trl_backbone)
     models = {
         "ours, trained": RewardModel.from_pretrained(ours_dir),
         "TRL RewardTrainer, trained": RewardModel(trl_backbone),
-        "untrained, same start": RewardModel(untrained),
+        "untrained, same start": RewardModel(start),
     }
     found = measure(test, numbered, models, args.seed)
     rows = [
@@ -253,7 +248,7 @@ def main() -> None:
     ]
     print(markdown(["scored by", "kind", f"{PREFERENCES}, share right", "ours ahead"], rows))
     result = {
-        "settings": {name: str(value) for name, value in vars(args).items() if name not in ("data", "work")},
+        "settings": settings_of(args, "data", "work"),
         "training": {
             "documents": len({prompt.document_id for prompt in training}),
             "prompts": len(training),

@@ -11,16 +11,17 @@ and 365,000 input tokens at 32k tokens are the published figures.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
+import itertools
 import json
 import math
 import random
 import re
 import sys
 import time
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -39,7 +40,7 @@ from judge_pipeline.documents.indexed import DocumentIndexer, IndexedDocument
 from judge_pipeline.documents.retrieval import SentenceEmbedder
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from scripts.bench.evidence_common import environment, write_result
+from scripts.bench.evidence_common import command_line, environment, write_result
 
 ANSWERS, STATEMENTS = 10, 10
 SIZES = {"8k": 8192, "32k": 32768, "64k": 65536}
@@ -63,17 +64,6 @@ class Case:
     prompt: Prompt
     statements: dict[str, list[str]]
     """Answer text → its statements."""
-
-
-@dataclass
-class Count:
-    """What a plan cost."""
-
-    calls: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cacheable_tokens: int = 0
-    by_template: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 def sentences(text: str) -> list[str]:
@@ -121,9 +111,10 @@ class SimulatedJudge:
         kind = call.template.split(".")[1]
         text = call.messages[-1].content
         if kind == "extract":
-            items = (
-                self._key_points(text) if call.template.startswith("completeness") else self._statements(text)
-            )
+            if call.template.startswith("completeness"):
+                items = sentences(text)[:KEY_POINTS_A_CHUNK]
+            else:
+                items = next(rows for answer, rows in self._case.statements.items() if answer in text)
             return Reply(text="\n".join(f"- {one}" for one in items) or "NONE")
         if kind == "verify":
             return Reply(text=f"{self.ANALYSIS}\n[[Fully supported]]")
@@ -134,12 +125,6 @@ class SimulatedJudge:
         if call.template == "joint.rate":
             return Reply(text="\n\n".join(f"## {name}\n{rating}" for name in ("helpfulness", "logicality")))
         return Reply(text=rating)
-
-    def _key_points(self, text: str) -> list[str]:
-        return sentences(text)[:KEY_POINTS_A_CHUNK]
-
-    def _statements(self, text: str) -> list[str]:
-        return next(rows for answer, rows in self._case.statements.items() if answer in text)
 
 
 def drive(case: Case, document: IndexedDocument, options: JudgeOptions) -> list[tuple[Call, Reply]]:
@@ -161,24 +146,23 @@ def drive(case: Case, document: IndexedDocument, options: JudgeOptions) -> list[
     return list(made.values())
 
 
-def count(calls: list[tuple[Call, Reply]], tokenizer: Any) -> Count:
-    """Tokens of all calls, and how many of them an unbounded prefix cache would have held in issue order."""
-    total = Count()
+def count(
+    calls: list[tuple[Call, Reply]], tokenizer: Any
+) -> tuple[dict[str, int], dict[str, dict[str, int]]]:
+    """(tokens of all calls, calls and tokens by template); cacheable: in an unbounded prefix cache, in issue order."""
+    total: Counter[str] = Counter()
+    by_template: dict[str, Counter[str]] = defaultdict(Counter)
     seen: set[bytes] = set()
     for call, reply in sorted(calls, key=lambda pair: pair[0].template):
         messages = [message.model_dump() for message in call.messages]
         ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)[
             "input_ids"
         ]
+        cost = {"calls": 1, "input_tokens": len(ids)}
+        by_template[call.template].update(cost)
         output = len(tokenizer(reply.text).input_ids)
-        total.calls += 1
-        total.input_tokens += len(ids)
-        total.output_tokens += output
-        total.cacheable_tokens += _cached(ids, seen)
-        row = total.by_template.setdefault(call.template, {"calls": 0, "input_tokens": 0})
-        row["calls"] += 1
-        row["input_tokens"] += len(ids)
-    return total
+        total.update({**cost, "output_tokens": output, "cacheable_input_tokens": _cached(ids, seen)})
+    return total, dict(by_template)
 
 
 def _cached(ids: list[int], seen: set[bytes]) -> int:
@@ -223,29 +207,26 @@ def measure(
     started = time.perf_counter()
     calls = drive(case, indexed, MODES[mode])
     seconds = time.perf_counter() - started
-    counted = count(calls, tokenizer)
+    counted, by_template = count(calls, tokenizer)
     chunks, segments = len(indexed.chunks), len(indexed.segments)
     statements = {one for rows in case.statements.values() for one in rows}
     verification = math.ceil(len(statements) / MODES[mode].statements_per_call)
     bound = chunks + 3 * ANSWERS + verification + ANSWERS
-    if counted.calls > bound:
-        raise RuntimeError(f"{counted.calls} calls, more than C + 3N + verification + N = {bound}")
+    if counted["calls"] > bound:
+        raise RuntimeError(f"{counted['calls']} calls, more than C + 3N + verification + N = {bound}")
     return {
         "document": size,
         "shared_statements": shared,
         "mode": mode,
         "chunks": chunks,
         "distinct_statements": len(statements),
-        "calls": counted.calls,
+        **counted,
         "reference_calls": chunks + ANSWERS * (4 + STATEMENTS),
-        "input_tokens": counted.input_tokens,
-        "output_tokens": counted.output_tokens,
-        "cacheable_input_tokens": counted.cacheable_tokens,
         "embedding_requests": embedder.requests - before[0],
         "embedded_texts": embedder.texts - before[1],
         "reference_embedded_texts": ANSWERS * (segments + STATEMENTS),
         "planning_seconds": round(seconds, 2),
-        "by_template": counted.by_template,
+        "by_template": by_template,
     }
 
 
@@ -265,26 +246,19 @@ def show(rows: list[dict[str, Any]]) -> None:
         if row["document"] == "32k" and row["mode"] != "paper (K=1)":
             calls = "met" if row["calls"] <= GOAL_AT_32K["calls"] else "not met"
             tokens = "met" if row["input_tokens"] <= GOAL_AT_32K["input_tokens"] else "not met"
-            print(
-                f"goal at 32k, {row['mode']}, {row['shared_statements']:.0%} shared: calls {calls}, tokens {tokens}"
-            )
+            plan = f"{row['mode']}, {row['shared_statements']:.0%} shared"
+            print(f"goal at 32k, {plan}: calls {calls}, tokens {tokens}")
 
 
 def main() -> None:
     """Measure all sizes and modes, write the JSON, print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     arguments = parser.parse_args()
     embedder = RememberingEmbedder()
     tokenizer = AutoTokenizer.from_pretrained(resolve_model("smollm2"))
-    rows = [
-        measure(size, shared, mode, embedder, tokenizer)
-        for size in SIZES
-        for shared in SHARED
-        for mode in MODES
-    ]
+    plans = itertools.product(SIZES, SHARED, MODES)
+    rows = [measure(size, shared, mode, embedder, tokenizer) for size, shared, mode in plans]
     report = {
         "what": "planning benchmark: real templates, chunking and retrieval, simulated replies; no model answers",
         "answers": ANSWERS,

@@ -39,14 +39,15 @@ from reward_model.scoring.scorer import RewardModel
 from reward_model.training.train import train
 from reward_model.training.train_config import TrainConfig
 from scripts.bench.degrade import STRENGTHS, build_set
-from scripts.bench.evidence_common import environment, write_result
+from scripts.bench.evidence_common import command_line, environment, settings_of, write_result
+
+TRAINING = ("freeze_layers", "head_init", "precision", "epochs", "learning_rate", "token_budget", "seed")
+"""Settings handed on to training."""
 
 
 def arguments() -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of squality_stories.jsonl.gz")
     parser.add_argument("--base-model", default="smollm2")
     parser.add_argument("--work", type=Path, default=Path("runs/known-defects"))
@@ -55,7 +56,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--test-prompts", type=int, default=20)
     parser.add_argument(
-        "--answers", type=int, default=5, help="answers a training prompt, the undamaged one included"
+        "--answers", type=int, default=5, help="answers a training prompt, the undamaged included"
     )
     parser.add_argument("--budget", type=int, default=350, help="words of a story's extract")
     parser.add_argument("--epochs", type=float, default=1)
@@ -109,15 +110,9 @@ def train_on(args: argparse.Namespace, prompts: list[Prompt], labels: dict[tuple
             "existing": "resume",
             "eval_fraction": 0.0,
             "method": "full",
-            "freeze_layers": args.freeze_layers,
-            "head_init": args.head_init,
-            "precision": args.precision,
             "device": "auto" if torch.cuda.is_available() else "cpu",
-            "epochs": args.epochs,
-            "learning_rate": args.learning_rate,
             "loss": "regression+pairwise",
-            "token_budget": args.token_budget,
-            "seed": args.seed,
+            **{name: getattr(args, name) for name in TRAINING},
         }
     )
     if not (settings.output / "reward_model.json").is_file():
@@ -186,11 +181,8 @@ def against_best(found: dict[str, Any]) -> dict[str, Any]:
 
 def both_ways(baselines: dict[str, Floats]) -> dict[str, Floats]:
     """Every baseline and its reverse: a rule that is right upside down would be found by anyone who looks."""
-    found = dict(baselines)
-    for name in ("bigram support", "question similarity", "evidence similarity"):
-        if name in baselines:
-            found[f"{name}, reversed"] = -baselines[name]
-    return found
+    names = {"bigram support", "question similarity", "evidence similarity"} & baselines.keys()
+    return baselines | {f"{name}, reversed": -baselines[name] for name in sorted(names)}
 
 
 def length_ratio(prompts: list[Prompt]) -> dict[str, float]:
@@ -206,26 +198,18 @@ def length_ratio(prompts: list[Prompt]) -> dict[str, float]:
 def tables(steps: list[dict[str, Any]]) -> str:
     """Markdown: model against the best baseline, output × defect, learning curve."""
     last = steps[-1]
-    rows = [
-        [
-            target,
-            interval(row["model"], 2),
-            row["best_baseline"],
-            interval(row["baseline"], 2),
-            interval(row["ahead"], 2),
-            "yes" if row["intervals_apart"] else "no",
-        ]
-        for target, row in last["best_baselines"].items()
-    ]
+    rows = []
+    for target, row in last["best_baselines"].items():
+        model, baseline, ahead = (interval(row[name], 2) for name in ("model", "baseline", "ahead"))
+        apart = "yes" if row["intervals_apart"] else "no"
+        rows.append([target, model, row["best_baseline"], baseline, ahead, apart])
     heads = ["target", "model", "best baseline", "its Spearman", "ahead", "intervals apart"]
     parts = [markdown(heads, rows)]
     matrix = {**last["outputs"], **last["baselines"]}
     rows = [[name, *(interval(row[defect], 2) for defect in DIMENSIONS)] for name, row in matrix.items()]
     parts.append(markdown(["scored by \\ defect", *DIMENSIONS], rows))
-    rows = [
-        [str(step["size"]), *(interval(row["model"], 2) for row in step["best_baselines"].values())]
-        for step in steps
-    ]
+    curve = {str(step["size"]): step["best_baselines"].values() for step in steps}
+    rows = [[size, *(interval(row["model"], 2) for row in results)] for size, results in curve.items()]
     parts.append(markdown(["training prompts", *last["best_baselines"]], rows))
     return "\n\n".join(parts)
 
@@ -245,11 +229,7 @@ def main() -> None:
         steps.append({"size": size, "seconds": time.time() - begun, **step})
         print(f"size {size}: {time.time() - begun:.0f} s\n{tables(steps)}", flush=True)
         result = {
-            "settings": {
-                name: str(value)
-                for name, value in vars(args).items()
-                if name not in ("data", "work", "output")
-            },
+            "settings": settings_of(args, "data", "work", "output"),
             "training_prompts_available": len(training),
             "test": {"prompts": len(test), "answers": table.rows, "stories": table.documents},
             "length_ratio": length_ratio(test),

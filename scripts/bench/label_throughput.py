@@ -10,11 +10,11 @@ call's arrival to the last one's answer, the controller's way up included.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from scripts.bench.evidence_common import environment, write_result
+from scripts.bench.evidence_common import command_line, environment, write_result
 
 HERE = Path(__file__)
 
@@ -54,22 +54,12 @@ class FixedLatency:
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode()
-                length = next(
-                    (
-                        int(line.split(":")[1])
-                        for line in head.splitlines()
-                        if line.lower().startswith("content-length")
-                    ),
-                    0,
-                )
-                body = await reader.readexactly(length)
+                length = re.search(r"^content-length: *(\d+)", head, re.IGNORECASE | re.MULTILINE)
+                body = await reader.readexactly(int(length[1]) if length else 0)
                 reply = await self.reply(body) if head.startswith("POST") else {"data": [{"id": "judge"}]}
                 data = json.dumps(reply).encode()
-                writer.write(
-                    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
-                    + f"Content-Length: {len(data)}\r\n\r\n".encode()
-                    + data
-                )
+                start = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+                writer.write(start.encode() + data)
                 await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()
@@ -87,12 +77,9 @@ class FixedLatency:
             self.flying -= 1
             self.last = time.monotonic()
         content = json.dumps(value_for(asked["response_format"]["json_schema"]["schema"]))
-        return {
-            "choices": [
-                {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": "stop"}
-            ],
-            "usage": {"prompt_tokens": 1000, "completion_tokens": 50},
-        }
+        message = {"role": "assistant", "content": content}
+        choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
+        return {"choices": choices, "usage": {"prompt_tokens": 1000, "completion_tokens": 50}}
 
 
 def endpoint(latency: float, pipe: Connection) -> None:
@@ -104,9 +91,8 @@ def endpoint(latency: float, pipe: Connection) -> None:
         pipe.send(server.sockets[0].getsockname()[1])
         while not pipe.poll():
             await asyncio.sleep(0.05)
-        pipe.send(
-            {"seconds": served.last - served.first, "calls": served.calls, "most_in_flight": served.most}
-        )
+        seconds = served.last - served.first
+        pipe.send({"seconds": seconds, "calls": served.calls, "most_in_flight": served.most})
 
     asyncio.run(run())
 
@@ -115,18 +101,15 @@ def write_prompts(path: Path, prompts: int, answers: int) -> None:
     """Small documents: planning and storing are measured, not tokenizing."""
     with path.open("w") as file:
         for number in range(prompts):
+            facts = [
+                f"Part {part} of machine {number} weighs {part * 3} kg." for part in range(max(60, answers))
+            ]
             row = {
                 "id": number,
-                "context": " ".join(
-                    f"Part {part} of machine {number} weighs {part * 3} kg." for part in range(60)
-                ),
+                "context": " ".join(facts[:60]),
                 "query": f"How heavy are the parts of machine {number}?",
                 "responses": [
-                    {
-                        "id": answer,
-                        "text": f"Part {answer} of machine {number} weighs {answer * 3} kg. It is old.",
-                    }
-                    for answer in range(answers)
+                    {"id": n, "text": f"{fact} It is old."} for n, fact in enumerate(facts[:answers])
                 ],
             }
             file.write(json.dumps(row) + "\n")
@@ -134,9 +117,7 @@ def write_prompts(path: Path, prompts: int, answers: int) -> None:
 
 def main() -> int:
     """Run, print, and write the results beside this file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--latency", type=float, default=1.0)
     parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--prompts", type=int, default=60)
@@ -177,9 +158,8 @@ def main() -> int:
         "whole_command_s": whole,
         **environment(),
     }
-    print(
-        f"{seen['calls']} calls in {seen['seconds']:.1f} s: {rate:.1f} of {allowed:.1f} calls/s ({100 * rate / allowed:.1f}%)"
-    )
+    took = f"{seen['calls']} calls in {seen['seconds']:.1f} s"
+    print(f"{took}: {rate:.1f} of {allowed:.1f} calls/s ({100 * rate / allowed:.1f}%)")
     write_result(HERE.with_suffix(".json"), result)
     return 0
 

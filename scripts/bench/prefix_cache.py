@@ -10,7 +10,6 @@ block of tokens that some earlier call began with too is a hit, as in a cache wi
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import os
@@ -41,12 +40,12 @@ from judge_pipeline.engines.base import Routing
 from judge_pipeline.engines.concurrency import Priority
 from judge_pipeline.engines.endpoint import EndpointEngine
 from judge_pipeline.labelling.dry_run import Forecast, PlanDriver, Unsearched
-from scripts.bench.evidence_common import environment, write_result
+from scripts.bench.evidence_common import command_line, environment, write_result
 
 HERE = Path(__file__)
 BLOCK = 32
 CONCURRENCY = 8
-DOCUMENTS = (
+DOCUMENTS = [
     "calls",
     "context-managers",
     "exprlists",
@@ -55,7 +54,7 @@ DOCUMENTS = (
     "function",
     "class",
     "sequences",
-)
+]
 
 
 class Recorder(PlanDriver):
@@ -82,15 +81,9 @@ def workload(documents: int, answers: int) -> list[tuple[Priority, Call]]:
         text = topics[name][:9000]
         sentences = [part for part in re.split(r"(?<=[.])\s+", text) if 40 < len(part) < 200]
         dice = random.Random(position)
-        prompt = Prompt(
-            id=name,
-            context=text,
-            query=f"What are the rules of '{name}'?",
-            responses=[
-                Response(id=str(n), text=" ".join(dice.sample(sentences, min(4, len(sentences)))))
-                for n in range(answers)
-            ],
-        )
+        texts = [" ".join(dice.sample(sentences, min(4, len(sentences)))) for _ in range(answers)]
+        responses = [Response(id=str(n), text=answer) for n, answer in enumerate(texts)]
+        prompt = Prompt(id=name, context=text, query=f"What are the rules of '{name}'?", responses=responses)
         recorder.position = position
         document = builder.build(text)
         for dimension in dimensions:
@@ -139,26 +132,13 @@ class Server:
             *(str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", resolve_model("smollm2")),
             *("--served-model-name", "smollm2", "--host", "127.0.0.1", "--port", str(port)),
             *("--dtype", "bfloat16", "--enforce-eager", "--enable-prompt-tokens-details"),
-            *(
-                "--max-model-len",
-                "4096",
-                "--block-size",
-                str(BLOCK),
-                "--num-gpu-blocks-override",
-                str(blocks),
-            ),
+            *("--max-model-len", "4096", "--block-size", str(BLOCK)),
+            *("--num-gpu-blocks-override", str(blocks)),
         ]
-        more = {
-            "VLLM_CPU_KVCACHE_SPACE": "2",
-            "VLLM_SERVER_DEV_MODE": "1",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        }
+        env = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        env["VLLM_SERVER_DEV_MODE"] = "1"
         self._process = subprocess.Popen(
-            command,
-            stdout=log.open("w"),
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **more},
-            start_new_session=True,
+            command, stdout=log.open("w"), stderr=subprocess.STDOUT, env=env, start_new_session=True
         )
 
     def wait(self, seconds: float = 480) -> None:
@@ -202,9 +182,8 @@ class Server:
 
 async def issue(server: Server, calls: list[tuple[Priority, Call]]) -> None:
     """All calls through the endpoint engine, as the scheduler hands them over."""
-    engine = EndpointEngine(
-        [server.url + "/v1"], "smollm2", "none", timeout_s=1800, max_concurrency=CONCURRENCY
-    )
+    url = server.url + "/v1"
+    engine = EndpointEngine([url], "smollm2", "none", timeout_s=1800, max_concurrency=CONCURRENCY)
     replies = await asyncio.gather(*(engine.answer(call, Routing(order)) for order, call in calls))
     await engine.close()
     bad = [reply for reply in replies if reply.failure not in (None, "truncated")]
@@ -220,29 +199,20 @@ def measure(server: Server, calls: list[tuple[Priority, Call]]) -> dict[str, flo
     asyncio.run(issue(server, calls))
     seconds = time.monotonic() - started
     queries, hits = (after - start for after, start in zip(server.counters(), before, strict=True))
-    return {
-        "queried_tokens": queries,
-        "hit_tokens": hits,
-        "rate": hits / queries,
-        "seconds": round(seconds, 1),
-    }
+    tokens = {"queried_tokens": queries, "hit_tokens": hits}
+    return {**tokens, "rate": hits / queries, "seconds": round(seconds, 1)}
 
 
 def main() -> int:
     """Run, print, and write the results beside this file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--documents", type=int, default=5)
     parser.add_argument("--answers", type=int, default=3)
     parser.add_argument(
         "--cache-blocks", type=int, default=512, help=f"cache size in blocks of {BLOCK} tokens"
     )
-    parser.add_argument(
-        "--url",
-        help="a server that runs already, started with VLLM_SERVER_DEV_MODE=1, "
-        f"--block-size {BLOCK} --num-gpu-blocks-override BLOCKS",
-    )
+    started_with = f"VLLM_SERVER_DEV_MODE=1, --block-size {BLOCK} --num-gpu-blocks-override BLOCKS"
+    parser.add_argument("--url", help=f"a server that runs already, started with {started_with}")
     options = parser.parse_args()
     python = Path(os.environ.get("VLLM_PYTHON", HERE.parents[2] / ".venv-vllm" / "bin" / "python"))
     calls = workload(options.documents, options.answers)

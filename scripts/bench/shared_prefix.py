@@ -227,10 +227,8 @@ class Bench:
         if self.args.device == "cpu":
             # Processor time as well: on a machine that does other work too it is the steadier figure.
             in_cpu_time = one["cpu_seconds"] * n / self.args.answers_timed / shared["cpu_seconds"]
-            row |= {
-                "speedup_cpu_time": round(in_cpu_time, 2),
-                "share_of_bound_cpu_time": round(in_cpu_time / bound, 3),
-            }
+            row["speedup_cpu_time"] = round(in_cpu_time, 2)
+            row["share_of_bound_cpu_time"] = round(in_cpu_time / bound, 3)
         key = ("task", "document_tokens", "answers")
         self.rows = [old for old in self.rows if any(old[name] != row[name] for name in key)] + [row]
         print(
@@ -247,9 +245,8 @@ class Bench:
         ids, layout = join_ids([(prefix, answers)], self.args.device)
 
         def run() -> None:
-            out["chunked"] = apply_head(
-                self.model, chunked_hidden(self.model, prefix, answers, self.preset["chunk"])
-            )
+            hidden = chunked_hidden(self.model, prefix, answers, self.preset["chunk"])
+            out["chunked"] = apply_head(self.model, hidden)
 
         whole = measure(lambda: out.update(whole=self.scores(ids, layout)), self.args.device, 1)
         row: dict[str, Any] = {"document_tokens": length, "chunk": self.preset["chunk"], "whole": whole}
@@ -368,9 +365,7 @@ def main() -> None:
     def write() -> None:
         write_result(args.output, report(bench, load_average, extra))
 
-    steps = [(length, False) for length in args.score_lengths] + [
-        (length, True) for length in args.train_lengths
-    ]
+    steps = [(n, False) for n in args.score_lengths] + [(n, True) for n in args.train_lengths]
     for length, train in sorted(steps, key=lambda step: step[0] * (3 if step[1] else 1)):  # cheapest first
         bench.length(length, train)
         write()

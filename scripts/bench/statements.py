@@ -28,24 +28,23 @@ from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score
 from sklearn.model_selection import GroupKFold
 
 from judge_pipeline.cli import main as judge_pipeline
-from judge_pipeline.common.record_files import read_labels, read_prompts, write_records
+from judge_pipeline.common.record_files import labels_by_answer, read_prompts, write_records
 from judge_pipeline.common.records import Label, Prompt
 from judge_pipeline.statistics.agreement import decided_pairs, pair_accuracy
 from judge_pipeline.statistics.bootstrap import DocumentBootstrap
 from judge_pipeline.statistics.render import interval, markdown
 from judge_pipeline.statistics.table import AnswerTable, Floats, build_table
-from scripts.bench.evidence_common import environment, write_result
+from scripts.bench.evidence_common import command_line, environment, write_result
 
 SIZES = (1, 6)
+COSTS = ("calls", "input_tokens", "output_tokens")
 PARTIAL = 3
 """Exit code of a label run in which some answers have no score."""
 
 
 def arguments() -> tuple[argparse.Namespace, list[str]]:
     """(own settings, flags handed on to `judge-pipeline label`)."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/statements"))
     parser.add_argument("--files", nargs="+", default=["longdocfactscore.jsonl", "mtrag.jsonl"])
@@ -100,13 +99,8 @@ def held_out_accuracy(table: AnswerTable, human: Floats, judged: Floats, seed: i
         rows = np.concatenate([rows_of[number] for number in generator.choice(documents, len(documents))])
         if len(set(truth[rows].tolist())) == 2:
             samples.append(balanced_accuracy_score(truth[rows], predicted[rows]))
-    low, high = np.quantile(samples, [0.025, 0.975]) if samples else (None, None)
-    return {
-        "value": value,
-        "low": None if low is None else float(low),
-        "high": None if high is None else float(high),
-        "count": len(known),
-    }
+    low, high = np.quantile(samples, [0.025, 0.975]).tolist() if samples else (None, None)
+    return {"value": value, "low": low, "high": high, "count": len(known)}
 
 
 def verdicts(labels: dict[tuple[str, str], Label]) -> dict[tuple[str, str, str], str]:
@@ -126,7 +120,7 @@ def compare_verdicts(
     shared = sorted(one.keys() & six.keys())
     if not shared:
         return {"statements": 0}
-    first, second = [one[key] for key in shared], [six[key] for key in shared]
+    first, second = ([way[key] for key in shared] for way in (one, six))
     varied = len({*first, *second}) > 1
     return {
         "statements": len(shared),
@@ -149,17 +143,14 @@ def run_file(path: Path, args: argparse.Namespace, flags: list[str]) -> dict[str
     found: dict[int, dict[tuple[str, str], Label]] = {}
     for size in SIZES:
         output = label(work / "prompts.jsonl", work, size, flags)
-        rows = {(row.prompt_id, row.response_id): row for row in read_labels(output)}
-        found[size] = rows
+        rows = found[size] = labels_by_answer(output)
         judged = table.from_labels(rows, "faithfulness")
         ways[f"k{size}"] = {
             "labelled": int(np.isfinite(judged).sum()),
             "answers": table.rows,
             "balanced_accuracy": held_out_accuracy(table, human, judged),
             "pairs": bootstrap.ratio(pair_accuracy(table, pairs, judged)).as_json(),
-            "calls": sum(row.usage.calls for row in rows.values()),
-            "input_tokens": sum(row.usage.input_tokens for row in rows.values()),
-            "output_tokens": sum(row.usage.output_tokens for row in rows.values()),
+            **{name: sum(getattr(row.usage, name) for row in rows.values()) for name in COSTS},
         }
     same = compare_verdicts(verdicts(found[SIZES[0]]), verdicts(found[SIZES[1]]))
     return {"prompts": len(prompts), "documents": table.documents, "ways": ways, "verdicts": same}
@@ -177,10 +168,8 @@ def main() -> None:
             labelled = f"{figures['labelled']}/{figures['answers']}"
             rows.append([name, way, labelled, *cells, *costs])
         same = found["verdicts"]
-        if same["statements"]:
-            rows.append(
-                [name, "same verdict", f"{same['statements']} statements", f"{same['equal']:.3f}", "", "", ""]
-            )
+        if count := same["statements"]:
+            rows.append([name, "same verdict", f"{count} statements", f"{same['equal']:.3f}", "", "", ""])
     heads = ["file", "statements a call", "labelled", "balanced accuracy", "pairs", "calls", "input tokens"]
     print(markdown(heads, rows))
     result = {"judge": flags, "limit": args.limit, "files": results, **environment()}

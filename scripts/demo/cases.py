@@ -14,6 +14,7 @@ from judge_pipeline.common.html.charts import histogram, table
 from judge_pipeline.common.html.page import Section, Templates, caption, code_block, columns, details, join
 from scripts.demo.run import Run, chosen_prompt, dimension_names
 
+LONG = Markup('<span class="long">{}</span>')
 TEMPLATES = Templates(Path(__file__).parent / "templates")
 
 GLYPHS = {"full": ("●", "supported"), "partial": ("◐", "partly supported"), "none": ("○", "not supported")}
@@ -28,14 +29,13 @@ def example(run: Run) -> Section:
     rows: list[list[object]] = []
     for response in prompt.responses:
         label, scored = run.labels.get((prompt.id, response.id)), run.scored.get((prompt.id, response.id), {})
-        text = Markup('<span class="long">{}</span>').format(response.text)
+        text = LONG.format(response.text)
         if label is not None:
             rows.append([text, "judge", *(label.scores.get(name) for name in names), label.reward])
         if scored or label is None:
             rows.append([text, "reward model", *(scored.get(name) for name in names), scored.get("reward")])
-    grid = table(
-        ["answer", "scored by", *names, "reward"], rows, align=["left", "left", *["right"] * (len(names) + 1)]
-    )
+    sides = ["left", "left", *["right"] * (len(names) + 1)]
+    grid = table(["answer", "scored by", *names, "reward"], rows, align=sides)
     size = f"The whole document, {len(prompt.context):,} characters"
     parts = join(Markup("<h3>{}</h3>").format(prompt.query), details(size, code_block(prompt.context)), grid)
     return Section("One prompt and its answers", parts, "prompt")
@@ -69,45 +69,23 @@ def statement_view(item: dict[str, Any], context: str) -> dict[str, Any]:
         start, end = span["start"], span["end"]
         before = " ".join(context[max(0, start - 80) : start].split())
         after = " ".join(context[end : end + 80].split())
-        passages.append(
-            {
-                "before": f"…{before} " if before else "",
-                "text": context[start:end],
-                "after": f" {after}…" if after else "",
-                "start": f"{start:,}",
-                "end": f"{end:,}",
-            }
-        )
-    return {
-        "kind": kind if kind in GLYPHS else "unknown",
-        "glyph": glyph,
-        "verdict": verdict,
-        "text": item.get("text", ""),
-        "analysis": item.get("analysis", ""),
-        "passages": passages,
-    }
+        around = {"before": f"…{before} " if before else "", "after": f" {after}…" if after else ""}
+        passages.append({**around, "text": context[start:end], "start": f"{start:,}", "end": f"{end:,}"})
+    shown = {"kind": kind if kind in GLYPHS else "unknown", "glyph": glyph, "verdict": verdict}
+    texts = {name: item.get(name, "") for name in ("text", "analysis")}
+    return {**shown, **texts, "passages": passages}
 
 
 def pairs(run: Run) -> Section:
     """The preference pairs: margins, and the one with the widest."""
     if not run.pairs:
         return Section("Pairs", caption("No pairs have been made here."), "pairs")
-    margins = [
-        row["chosen_reward"] - row["rejected_reward"]
-        for row in run.pairs
-        if row.get("chosen_reward") is not None and row.get("rejected_reward") is not None
-    ]
-    widest = max(
-        run.pairs, key=lambda row: (row.get("chosen_reward") or 0) - (row.get("rejected_reward") or 0)
-    )
-    rows = [
-        [
-            side,
-            widest.get(f"{side}_reward"),
-            Markup('<span class="long">{}</span>').format(last_turn(widest.get(side))),
-        ]
-        for side in ("chosen", "rejected")
-    ]
+    rewards = [(row.get("chosen_reward"), row.get("rejected_reward")) for row in run.pairs]
+    margins = [better - worse for better, worse in rewards if better is not None and worse is not None]
+    gaps = [(better or 0) - (worse or 0) for better, worse in rewards]
+    widest = run.pairs[gaps.index(max(gaps))]
+    texts = {side: LONG.format(last_turn(widest.get(side))) for side in ("chosen", "rejected")}
+    rows = [[side, widest.get(f"{side}_reward"), text] for side, text in texts.items()]
     grid = table(["", "reward", "answer"], rows, sortable=False, align=["left", "right", "left"])
     plot = histogram({"margin": margins}, 12, "points between chosen and rejected")
     intro = "The answer with the highest reward against the one with the lowest. Shown: the pair that is furthest apart."

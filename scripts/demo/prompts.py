@@ -19,9 +19,7 @@ from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.record_files import read_prompts, write_records
 from judge_pipeline.common.records import Prompt
 
-QUESTIONS: list[dict[str, Any]] = yaml.safe_load(
-    Path(__file__).with_name("questions.yaml").read_text(encoding="utf-8")
-)
+QUESTIONS: list[dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("questions.yaml").read_bytes())
 BREVITY = "Answer in two or three sentences."
 """A 135M model rambles when it may; short answers keep the run short too."""
 
@@ -32,18 +30,11 @@ def build_prompts() -> list[Prompt]:
     for item in QUESTIONS:
         missing = [topic for topic in item["topics"] if topic not in topics]
         if missing:
-            raise UserError(
-                f"this Python's pydoc_data has no topic '{missing[0]}'",
-                "run with a standard CPython, 3.11 or later",
-            )
-        prompts.append(
-            Prompt(
-                id=item["document"],
-                document_id=f"python-{item['document']}",
-                context="\n\n".join(topics[topic].strip() for topic in item["topics"]),
-                query=f"{item['question']} {BREVITY}",
-            )
-        )
+            message = f"this Python's pydoc_data has no topic '{missing[0]}'"
+            raise UserError(message, "run with a standard CPython, 3.11 or later")
+        name, text = item["document"], "\n\n".join(topics[topic].strip() for topic in item["topics"])
+        query = f"{item['question']} {BREVITY}"
+        prompts.append(Prompt(id=name, document_id=f"python-{name}", context=text, query=query))
     return prompts
 
 

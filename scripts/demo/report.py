@@ -10,7 +10,7 @@ up for it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,24 +81,19 @@ def stages(run: Run) -> Section:
 def distributions(run: Run) -> Section:
     """The judge's scores and the reward model's, on the same bins."""
     names = dimension_names(run)
-    judged = {
-        name: [value for label in run.labels.values() if (value := label.scores.get(name)) is not None]
-        for name in names
+    judged: list[Mapping[str, float | None]] = [label.scores for label in run.labels.values()]
+    titles: dict[str, Sequence[Mapping[str, float | None]]] = {
+        "The judge": judged,
+        "The reward model, on answers it was not trained on": [*run.scored.values()],
     }
-    model = {name: [row[name] for row in run.scored.values() if name in row] for name in names}
+    absent = ("The judge has not labelled anything here.", "The reward model has not scored anything here.")
     parts = []
-    for title, values, absent in (
-        ("The judge", judged, "The judge has not labelled anything here."),
-        (
-            "The reward model, on answers it was not trained on",
-            model,
-            "The reward model has not scored anything here.",
-        ),
-    ):
-        body = (
-            histogram(values, SCORE_EDGES, "score", percent=True) if any(values.values()) else caption(absent)
+    for (title, rows), text in zip(titles.items(), absent, strict=True):
+        values = {name: [value for row in rows if (value := row.get(name)) is not None] for name in names}
+        plot = (
+            histogram(values, SCORE_EDGES, "score", percent=True) if any(values.values()) else caption(text)
         )
-        parts.append(Markup("<h3>{}</h3>{}").format(title, body))
+        parts.append(Markup("<h3>{}</h3>{}").format(title, plot))
     intro = "Points from 0 to 10, in percent of the answers. The dashed line is the mean."
     return Section("Scores", join(*parts), "scores", intro)
 
@@ -128,10 +123,9 @@ def agreement(run: Run) -> Section:
     if documents < 30:
         few = f"Only {documents} prompts: these figures show that the comparison works, not how good the model is."
         parts.append(notice(few))
-    rewards = [row for row in run.fidelity.get("results", []) if row.get("target") == "reward"]
-    parts += [
-        details("All figures for the reward, beside baselines", target_section(row).html) for row in rewards
-    ]
+    for row in run.fidelity.get("results", []):
+        if row.get("target") == "reward":
+            parts.append(details("All figures for the reward, beside baselines", target_section(row).html))
     intro = "Answers over documents that training did not see. On the dashed line both say the same."
     return Section(heading, join(*parts), anchor, intro)
 
@@ -160,15 +154,13 @@ def spending(run: Run) -> Section:
     heads = ["", "answers", "tokens", "tokens an answer", "calls to a judge", "time, last run"]
     parts = [table(heads, rows, sortable=False, align=["left", *["right"] * 5])]
     if tokens and read and scored and judged:
-        ratio = (tokens / judged) / (read / scored)
+        ratio = f"{(tokens / judged) / (read / scored):.1f}"
         parts.append(
-            prose(f"For one answer the judge handled {ratio:.1f} times the tokens the reward model read.")
+            prose(f"For one answer the judge handled {ratio} times the tokens the reward model read.")
         )
     if read and (apart := usage.get("tokens_one_by_one")):
-        saved = f"{1 - read / apart:.0%}"
-        parts.append(
-            prose(f"Reading each document once for all its answers saved {saved} of the model's own tokens.")
-        )
+        saved = f"saved {1 - read / apart:.0%} of the model's own tokens"
+        parts.append(prose(f"Reading each document once for all its answers {saved}."))
     if read is None:
         parts.append(caption("What the reward model read is not recorded here."))
     return Section("What it took", join(*parts), "spent")
@@ -187,14 +179,12 @@ def spent_row(
 def curves(run: Run) -> Section:
     """Training of the reward model, and DPO."""
     losses = {"loss": "loss", "eval_loss": "held-out loss"}
+    margins = {"rewards/margins": "training", "eval_rewards/margins": "held out"}
+    accuracies = {"rewards/accuracies": "training", "eval_rewards/accuracies": "held out"}
     plots = [
         curve(run.dpo, losses, "DPO loss", "DPO has no metrics here."),
-        curve(run.dpo, {"rewards/margins": "training", "eval_rewards/margins": "held out"}, "margin"),
-        curve(
-            run.dpo,
-            {"rewards/accuracies": "training", "eval_rewards/accuracies": "held out"},
-            "share ordered as the pair",
-        ),
+        curve(run.dpo, margins, "margin"),
+        curve(run.dpo, accuracies, "share ordered as the pair"),
         curve(run.dpo, {"rewards/chosen": "chosen", "rewards/rejected": "rejected"}, "implicit reward"),
     ]
     learning = curve(run.training, losses, "loss", "The reward model has no metrics here.")
@@ -212,18 +202,13 @@ def curves(run: Run) -> Section:
 
 def curve(rows: Sequence[dict[str, Any]], names: dict[str, str], y_label: str, absent: str = "") -> Markup:
     """The named metrics against the step."""
-    series = {
-        shown: [
-            (row["step"], row[name])
-            for row in rows
-            if isinstance(row.get(name), int | float) and "step" in row
-        ]
+    steps = [row for row in rows if "step" in row]
+    found = {
+        shown: [(row["step"], row[name]) for row in steps if isinstance(row.get(name), int | float)]
         for name, shown in names.items()
     }
-    series = {name: points for name, points in series.items() if points}
-    if not series:
-        return caption(absent) if absent else Markup("")
-    return line(series, "step", y_label)
+    series = {name: points for name, points in found.items() if points}
+    return line(series, "step", y_label) if series else caption(absent) if absent else Markup("")
 
 
 def next_commands(run: Run) -> list[str]:

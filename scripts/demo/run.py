@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from judge_pipeline.common.errors import UserError
-from judge_pipeline.common.record_files import read_json, read_labels, read_prompts, read_rows
+from judge_pipeline.common.record_files import labels_by_answer, read_json, read_prompts, read_rows
 from judge_pipeline.common.records import DIMENSIONS, Label, Prompt
 from judge_pipeline.common.run_dir import read_run_yaml
 
@@ -73,9 +73,7 @@ def load_run(folder: Path) -> Run:
         folder,
         seconds=stage_seconds(folder),
         prompts=[*read_prompts(source)] if source.is_file() else [],
-        labels={(row.prompt_id, row.response_id): row for row in read_labels(labels)}
-        if (labels / "labels.jsonl").is_file()
-        else {},
+        labels=labels_by_answer(labels) if (labels / "labels.jsonl").is_file() else {},
         judge=(settings.get("config") or {}).get("judge") or {},
         judge_summary=read_json(labels / "summary.json"),
         score_usage=read_json(folder / "scored.jsonl.summary.json"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -42,7 +43,7 @@ def histogram(
     ``bins`` is a number of equal bins over the common range, or the edges (ascending). ``percent`` shows shares of a
     series instead of counts, for series of unequal size. Each panel names its count and mean.
     """
-    finite = {name: _finite_values(values) for name, values in series.items()}
+    finite = {n: np.array([x for x in values if _is_finite([x])], float) for n, values in series.items()}
     everything = np.concatenate([*finite.values(), np.empty(0)])
     if not everything.size:
         return caption("No values to show.")
@@ -52,15 +53,12 @@ def histogram(
         counts = {name: count / max(1.0, count.sum()) * 100 for name, count in counts.items()}
     # Four at least: an axis of counts has no use for ticks between whole numbers.
     top = max(4.0, *(float(count.max()) for count in counts.values()))
-    frame = Frame(
-        (float(edges[0]), float(edges[-1])), (0.0, top), 256.0, 150.0, left=36.0, right=8.0, top=8.0
-    )
+    x_range = (float(edges[0]), float(edges[-1]))
+    frame = Frame(x_range, (0.0, top), 256.0, 150.0, left=36.0, right=8.0, top=8.0)
     panels = []
     for index, (name, values) in enumerate(finite.items()):
-        parts = [
-            axes(frame, x_label, "", count=4),
-            *_columns(frame, counts[name], edges, "%" if percent else ""),
-        ]
+        columns = _columns(frame, counts[name], edges, "%" if percent else "")
+        parts = [axes(frame, x_label, "", count=4), *columns]
         note = "no values"
         if values.size:
             mean = frame.x(float(values.mean()))
@@ -91,9 +89,8 @@ def scatter(
     """Points ``(x, y)``; ``diagonal`` draws the line x = y and gives both axes the same range."""
 
     def draw(frame: Frame, index: int, points: list[Point], tips: list[str]) -> list[Markup]:
-        return [
-            marker(index, frame.x(x), frame.y(y), 3.6, tip) for (x, y), tip in zip(points, tips, strict=True)
-        ]
+        drawn = zip(points, tips, strict=True)
+        return [marker(index, frame.x(x), frame.y(y), 3.6, tip) for (x, y), tip in drawn]
 
     return _plot(series, _finite_series(series), x_label, y_label, draw, "dot", diagonal)
 
@@ -119,6 +116,13 @@ def bars(values: Mapping[str, float], x_label: str, intervals: Mapping[str, Poin
     return figure(frame, parts, x_label)
 
 
+def interval_bars(figures: Mapping[str, Mapping[str, Any] | None], x_label: str) -> Markup:
+    """Bars of figures with `value`, `low` and `high`; those without a value are left out."""
+    known = {name: figure for name, figure in figures.items() if figure and figure["value"] is not None}
+    spans = {n: (figure["low"], figure["high"]) for n, figure in known.items() if figure["low"] is not None}
+    return bars({name: figure["value"] for name, figure in known.items()}, x_label, spans)
+
+
 def table(
     headers: Sequence[str],
     rows: Iterable[Sequence[object]],
@@ -140,12 +144,8 @@ def table(
     if len(sides) != len(headers) or not {*sides} <= {"left", "right"}:
         raise ValueError(f"align is left or right for each of the {len(headers)} columns, not {sides!r}")
     sortable = sortable and len(body) > 1
-    heads = (
-        element(
-            "th", element("button", header, type="button") if sortable else header, scope="col", class_=side
-        )
-        for side, header in zip(sides, headers, strict=True)
-    )
+    names = (element("button", header, type="button") if sortable else header for header in headers)
+    heads = (element("th", name, scope="col", class_=side) for name, side in zip(names, sides, strict=True))
     lines = (element("tr", *map(_cell, row, sides)) for row in body)
     grid = Markup("<table{}><thead>{}</thead><tbody>\n{}\n</tbody></table>").format(
         Markup(" data-sortable") if sortable else "", element("tr", *heads), join(*lines)
@@ -157,15 +157,10 @@ def table(
 
 def stat_tiles(tiles: Sequence[tuple[str, object, str]]) -> Markup:
     """Large figures in a row: ``(label, value, note)``; numbers are formatted for reading."""
-    cells = [
-        element(
-            "div",
-            element("dt", label),
-            element("dd", format_value(value), class_="value"),
-            element("dd", note, class_="note") if note else "",
-        )
-        for label, value, note in tiles
-    ]
+    cells = []
+    for label, value, note in tiles:
+        shown = element("dt", label), element("dd", format_value(value), class_="value")
+        cells.append(element("div", *shown, element("dd", note, class_="note") if note else ""))
     return element("dl", *cells, class_="tiles")
 
 
@@ -267,12 +262,7 @@ def _side(column: Sequence[object]) -> str:
     return "right" if values and all(map(_is_number, values)) else "left"
 
 
-def _finite_values(values: Iterable[float | None]) -> np.ndarray:
-    array = np.array([math.nan if value is None else value for value in values], dtype=float)
-    return array[np.isfinite(array)]
-
-
-def _is_finite(point: Point) -> bool:
+def _is_finite(point: Iterable[float | None]) -> bool:
     return all(value is not None and math.isfinite(value) for value in point)
 
 
@@ -284,9 +274,7 @@ def _finite_series(series: Mapping[str, Iterable[Point]]) -> dict[str, list[Poin
 
 def _thin(points: list[Point]) -> list[Point]:
     """Every k-th point, so that at most ``MAX_POINTS`` remain; the last one is kept."""
-    if len(points) <= MAX_POINTS:
-        return points
-    step = math.ceil(len(points) / (MAX_POINTS - 1))
+    step = math.ceil(len(points) / (MAX_POINTS - 1)) if len(points) > MAX_POINTS else 1
     return [*points[:-1:step], points[-1]]
 
 

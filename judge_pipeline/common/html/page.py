@@ -43,18 +43,12 @@ class Templates:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        loader = FileSystemLoader(folder)
         self._environment = Environment(
-            loader=FileSystemLoader(folder),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
+            loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
         )
-        self._environment.policies["json.dumps_kwargs"] = {
-            "ensure_ascii": False,
-            "separators": (",", ":"),
-            "allow_nan": False,
-        }
+        compact = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
+        self._environment.policies["json.dumps_kwargs"] = compact
 
     def render(self, name: str, **values: Any) -> Markup:
         """The HTML of one template."""

@@ -105,13 +105,11 @@ def figure(
     """A drawing with the legend of its series (``shape`` is ``line`` or ``dot``), its description and a note."""
     legend = []
     for index, name in enumerate(names if len(names) > 1 else ()):
-        swatch = (
-            marker(index, 11, 6, 4.2)
-            if shape == "dot"
-            else element(
-                "path", d="M1 6H21", class_="stroke", stroke_width=2, stroke_dasharray=DASHES[index % COLOURS]
-            )
-        )
+        if shape == "dot":
+            swatch = marker(index, 11, 6, 4.2)
+        else:
+            dashes = {"stroke_width": 2, "stroke_dasharray": DASHES[index % COLOURS]}
+            swatch = element("path", d="M1 6H21", class_="stroke", **dashes)
         colour = f"s{index % COLOURS}"
         icon = element("svg", swatch, viewBox="0 0 22 12", aria_hidden="true", class_=colour)
         legend.append(element("li", icon, name))

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from dpo.chat import to_messages
 from dpo.cli import main
 from dpo.pairs.choice import Rules, choose
+from dpo.pairs.pairs_config import PairsConfig
 from dpo.pairs.report import deciding_dimensions, length_report
 from judge_pipeline.common.records import DIMENSIONS, Prompt
 
@@ -107,6 +108,17 @@ def test_weights_and_task_weights_make_the_reward(tmp_path: Path, capsys):
     assert (pairs[1]["chosen_id"], pairs[1]["chosen_reward"]) == ("sample-0", 9.0)
     report = json.loads(Path(f"{output}.report.json").read_text())["decided_by"]
     assert (report["faithfulness"]["decides"], report["completeness"]["decides"]) == (1, 1)
+
+
+def test_a_task_that_is_a_number_finds_its_weights(tmp_path: Path):
+    rows = scored_rows(1)
+    for i, response in enumerate(rows[0]["responses"]):
+        response["scores"] = dict.fromkeys(DIMENSIONS, 5.0) | {"completeness": 9.0 - i}
+    rows[0]["task"] = 7
+    tasks = tmp_path / "tasks.yaml"
+    tasks.write_text("7:\n  helpfulness: 0\n  logicality: 0\n  faithfulness: 0\n")
+    _, output = make(tmp_path, rows, "--task-weights", str(tasks))
+    assert read_jsonl(output)[0]["chosen_reward"] == 9.0
 
 
 def test_dimensions_without_a_weight_weigh_1_as_in_every_command(tmp_path: Path):
@@ -245,7 +257,8 @@ def test_dimensions_that_object_are_counted():
 def test_no_pair_breaks_its_own_rules(rewards: list[float | None], every: bool, least: float):
     row = prompt_rows(1)[0]
     row["responses"] = [{"id": str(i), "text": f"t{i}", "reward": r} for i, r in enumerate(rewards)]
-    rules = Rules(every_pair=every, min_margin=least, min_responses=2)
+    config = {"pairs": "all" if every else "best-worst", "min_margin": least, "min_responses": 2}
+    rules = Rules(PairsConfig.model_validate({"scored": "s.jsonl", "output": "p.jsonl", **config}))
     pairs = choose(Prompt.model_validate(row), rules, Counter())
     known = [reward for reward in rewards if reward is not None]
     for pair in pairs:

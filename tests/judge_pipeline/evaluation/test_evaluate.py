@@ -11,12 +11,12 @@ import pytest
 import yaml
 
 from judge_pipeline.calls.call import Call, Reply
+from judge_pipeline.cli import EVALUATE
 from judge_pipeline.common.config import main
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.record_files import write_records
 from judge_pipeline.common.records import DIMENSIONS, Prompt
 from judge_pipeline.engines.base import DEFAULT_ROUTING, Routing
-from judge_pipeline.evaluation.evaluate import COMMAND
 from judge_pipeline.evaluation.inputs import read_scored
 from judge_pipeline.evaluation.run import evaluate_human, reweigh
 from judge_pipeline.statistics.bootstrap import DocumentBootstrap
@@ -87,7 +87,7 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def run(*words: object) -> int:
-    return main("judge-pipeline", [COMMAND], ["evaluate", *map(str, words), "--embedding-model", "none"])
+    return main("judge-pipeline", [EVALUATE], ["evaluate", *map(str, words), "--embedding-model", "none"])
 
 
 def test_labels_against_people_through_the_command(files, tmp_path, capsys):

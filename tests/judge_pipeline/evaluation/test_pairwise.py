@@ -12,8 +12,14 @@ from judge_pipeline.calls.store import CallStore
 from judge_pipeline.common.records import Prompt, Response
 from judge_pipeline.engines.base import DEFAULT_ROUTING, Routing
 from judge_pipeline.engines.run_calls import run_calls
-from judge_pipeline.evaluation.holistic import holistic_call, read_holistic
-from judge_pipeline.evaluation.pairwise import PairVote, judge_pair, pair_calls, vote_summary
+from judge_pipeline.evaluation.judges import (
+    PairVote,
+    holistic_call,
+    judge_pair,
+    pair_calls,
+    read_holistic,
+    vote_summary,
+)
 from judge_pipeline.replies.choices import ChoiceShape
 from judge_pipeline.replies.marks import Problem
 

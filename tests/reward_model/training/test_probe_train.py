@@ -249,6 +249,16 @@ def test_outputs_that_move_together_are_said_to(tiny_base, label_run, tmp_path):
     assert scored_rows(items, apart)[0]["predictions"].shape == (5, 4)
 
 
+def test_where_weights_are_sharded_the_first_process_reads_a_copy(
+    label_run, tiny_base, tmp_path, monkeypatch
+):
+    run = label_run(count=20)
+    whole = train(settings(run, tiny_base, tmp_path / "whole"))
+    monkeypatch.setattr(probe_run, "weights_are_sharded", lambda: True)
+    out = train(settings(run, tiny_base, tmp_path / "out"))
+    assert (out / READOUT_FILE).read_bytes() == (whole / READOUT_FILE).read_bytes()
+
+
 def test_sharded_weights_are_not_read_by_zero(label_run, tiny_base, tmp_path, monkeypatch):
     monkeypatch.setattr("reward_model.training.train.probe_starts", lambda config: False)
     with pytest.raises(UserError, match="ZeRO-3"):
