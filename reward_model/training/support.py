@@ -166,12 +166,7 @@ def fit_support(
     found = sentence_rows(chosen, evidence, renderer)
     documents = document_groups(chosen)
     truth = found.targets_S >= SUPPORTED
-    count, bad = len(truth), int((~truth).sum())
-    if count < FEWEST or not 0 < bad < count or len(set(documents)) < 2:
-        say(
-            f"evidence: {count} sentences with verdicts, {bad} of them not supported, in {len(set(documents))} "
-            "documents: too few to learn the support of sentences from, so there is no --explain"
-        )
+    if not _enough(truth, documents, say):
         return None
     layers = support_layers(model, readout)
     view: View = readout.view if readout else "document"
