@@ -98,7 +98,7 @@ def read_features(
             read = torch.cat(
                 [
                     reader.read(forward, spans)
-                    for forward, spans in _passes(model, [prompts[i] for i in group], token_budget, shared)
+                    for forward, spans in passes(model, [prompts[i] for i in group], token_budget, shared)
                 ]
             )
             counts = [len(prompts[index].answers) for index in group]
@@ -112,7 +112,7 @@ Pass = tuple[Callable[[], Tensor], Sequence[Span]]
 """A forward pass, which returns final hidden states (T, H), and the token spans of its answers."""
 
 
-def _passes(
+def passes(
     model: nn.Module, prompts: Sequence[EncodedPrompt], token_budget: int, shared: bool
 ) -> Iterator[Pass]:
     """The passes that read all answers of the prompts, in order."""
