@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Sequence
+from typing import Protocol
 
 from judge_pipeline.common.errors import UserError
 from reward_model.data.examples import Example
@@ -18,7 +19,30 @@ def text_key(context: str) -> str:
     return hashlib.sha256(" ".join(context.lower().split()).encode()).hexdigest()
 
 
-def document_groups(items: Sequence[Example]) -> list[str]:
+TRAINED_DOCUMENTS = "trained_documents"
+"""Entry of a model's manifest: the digests of the documents it was trained on."""
+
+
+def document_digests(document_id: str, context: str) -> tuple[str, str]:
+    """Short digests of a document's id and of its text: what a model may keep of what it was trained on."""
+    names = f"id:{document_id}", f"text:{text_key(context)}"
+    first, second = (hashlib.sha256(name.encode()).hexdigest()[:16] for name in names)
+    return first, second
+
+
+class AboutDocument(Protocol):
+    """An example or a prompt."""
+
+    @property
+    def document_id(self) -> str:
+        """The document's id."""
+
+    @property
+    def context(self) -> str:
+        """Its text."""
+
+
+def document_groups(items: Sequence[AboutDocument]) -> list[str]:
     """For each example a name for its document: equal where ids or texts are equal, over any chain of those."""
     parent: dict[str, str] = {}
 
