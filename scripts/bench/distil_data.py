@@ -36,7 +36,6 @@ from reward_model.training.feature_store import FeatureStore, probed_layers
 
 Tensor = torch.Tensor
 TOKEN_BUDGET = 4096
-LIKELIHOOD = ("mean log-probability", "sum of log-probabilities")
 FREE = ("longer answer", "shorter answer", "bigram support", "question similarity", "evidence similarity")
 """Baselines of `all_baselines` that are rules; chance and the constant are left to the tests."""
 
@@ -62,9 +61,7 @@ class Material:
         """The same questions and answers, each prompt with a document that is not its own, drawn at random."""
         rng, found = random.Random(seed), []
         for number, item in enumerate(self.examples):
-            others = [
-                place for place, name in enumerate(self.documents) if name != self.documents[number]
-            ]
+            others = [place for place, name in enumerate(self.documents) if name != self.documents[number]]
             found.append(replace(item, context=self.examples[rng.choice(others)].context))
         return found
 
@@ -137,6 +134,11 @@ class Stores:
     other: OtherStore
     encoded: Sequence[EncodedExample]
 
+    def read(self, model: nn.Module) -> None:
+        """Read what is missing."""
+        self.own.read(model, TOKEN_BUDGET)
+        self.other.read(model)
+
 
 def stores_of(material: Material, backbone: Backbone, folder: Path) -> Stores:
     """Where the features lie; nothing is read yet."""
@@ -151,7 +153,7 @@ def stores_of(material: Material, backbone: Backbone, folder: Path) -> Stores:
 
 
 def likelihood(material: Material, backbone: Backbone, folder: Path) -> dict[str, Floats]:
-    """Log-probabilities of the answers given the document, and their difference to those without it."""
+    """What `fidelity.free_baselines.likelihood_baselines` gives, kept prompt by prompt."""
     file = folder / "likelihood.jsonl"
     rows: dict[str, Any] = {}
     if file.is_file():
@@ -159,7 +161,7 @@ def likelihood(material: Material, backbone: Backbone, folder: Path) -> dict[str
         rows = {row["prompt_id"]: row for row in map(json.loads, lines)}
     missing = [item for item in material.examples if item.prompt_id not in rows]
     if missing:
-        model = load_language_model(backbone.manifest, "cpu").float()
+        model = load_language_model(backbone.manifest, "cpu")
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("a", encoding="utf-8") as stream:
             for item in encode_examples(missing, backbone.renderer.encode):
@@ -169,11 +171,11 @@ def likelihood(material: Material, backbone: Backbone, folder: Path) -> dict[str
                 stream.flush()
                 rows[item.prompt_id] = row
     columns: dict[str, Floats] = {}
-    for name, key in zip(LIKELIHOOD, ("mean", "sum"), strict=True):
+    for key in ("mean", "sum"):
         halves = [np.array(rows[item.prompt_id][key]).reshape(2, -1) for item in material.examples]
         given = np.concatenate([half[0] for half in halves])
-        columns[name] = given
-        columns[f"{name}, minus without document"] = given - np.concatenate([half[1] for half in halves])
+        columns[f"log-prob., {key}"] = given
+        columns[f"log-prob. gain, {key}"] = given - np.concatenate([half[1] for half in halves])
     return columns
 
 
