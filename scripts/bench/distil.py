@@ -65,7 +65,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--sizes", type=int, nargs="*", default=[10, 40], help="training prompts of ablations"
     )
-    parser.add_argument("--layer-step", type=int, default=2, help="1 lets the probe choose from every layer")
+    parser.add_argument("--layer-step", type=int, default=3, help="1 lets the probe choose from every layer")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     return parser.parse_args()
 

@@ -134,9 +134,13 @@ class Stores:
     other: OtherStore
     encoded: Sequence[EncodedExample]
 
-    def read(self, model: nn.Module) -> None:
-        """Read what is missing."""
+    def read_own(self, model: nn.Module) -> None:
+        """Read what is missing behind the own document and the bare question."""
         self.own.read(model, TOKEN_BUDGET)
+
+    def read(self, model: nn.Module) -> None:
+        """Read all that is missing."""
+        self.read_own(model)
         self.other.read(model)
 
 
