@@ -1,4 +1,4 @@
-"""The `reward-model` command: train, score, evaluate, learning-curve, propose, doctor."""
+"""The `reward-model` command: train, score, evaluate, learning-curve, propose, augment, doctor."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from judge_pipeline.common.config import Command
 from judge_pipeline.common.config import main as run_main
 from reward_model.active.propose_config import ProposeConfig
+from reward_model.augment.augment_config import AugmentConfig
 from reward_model.doctor import DoctorConfig
 from reward_model.fidelity.evaluate_config import EvaluateConfig
 from reward_model.fidelity.learning_curve_config import LearningCurveConfig
@@ -50,6 +51,13 @@ COMMANDS = (
         ProposeConfig,
         "reward_model.active.propose:run",
         "reward-model propose runs/rm runs/labels unlabelled.jsonl --output next.jsonl --count 100",
+    ),
+    Command(
+        "augment",
+        "Make answers worse on purpose, one dimension at a time: labels that cost nothing.",
+        AugmentConfig,
+        "reward_model.augment.command:run",
+        "reward-model augment prompts.jsonl --output augmented.jsonl --document-contrast",
     ),
     Command(
         "doctor",

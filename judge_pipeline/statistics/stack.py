@@ -1,9 +1,10 @@
 """A ridge on several scores of an answer: what all baselines know together, and whether they add to a model.
 
 In: score columns of an answer table, and points or people's choices to learn from. Out: one column for each target.
-What is learnt is the order within a prompt: columns and targets lose their prompt's mean, columns are brought to one
-spread, and scikit-learn's ridge finds weights, its penalty by folds over documents. Columns predicted out of fold were
-never fitted to the document they are for.
+Columns are brought to one spread, and scikit-learn's ridge finds weights, its penalty by folds over documents. What is
+learnt is the order within a prompt (columns and targets lose their prompt's mean, `graded_rows`) or order and level
+together (they lose their mean over all answers, `levelled_rows`). Columns predicted out of fold were never fitted to the
+document they are for.
 """
 
 from __future__ import annotations
@@ -46,11 +47,23 @@ class Weights:
 
 def graded_rows(table: AnswerTable, columns: Mapping[str, Floats], target_R: Floats) -> Rows:
     """Answers with points, minus their prompt's mean."""
-    features = _matrix(columns, tuple(columns))
-    known = np.isfinite(features).all(axis=1) & np.isfinite(target_R)
-    kept = np.where(known, target_R, np.nan)
-    features, wanted = table.centred(np.where(known[:, None], features, np.nan)), table.centred(kept)
-    return Rows(features[known], wanted[known], table.document_R[known])
+    values, known = _known(columns, target_R)
+    values[~known] = np.nan
+    centred = table.centred(values)[known]
+    return Rows(centred[:, :-1], centred[:, -1], table.document_R[known])
+
+
+def levelled_rows(table: AnswerTable, columns: Mapping[str, Floats], target_R: Floats) -> Rows:
+    """Answers with points, minus the mean over all of them."""
+    values, known = _known(columns, target_R)
+    centred = values[known] - values[known].mean(axis=0)
+    return Rows(centred[:, :-1], centred[:, -1], table.document_R[known])
+
+
+def _known(columns: Mapping[str, Floats], target_R: Floats) -> tuple[Floats, np.ndarray]:
+    """(columns and, last, target (R, F + 1), which rows have all of them (R,))."""
+    values = np.column_stack([*columns.values(), target_R])
+    return values, np.asarray(np.isfinite(values).all(axis=1))
 
 
 def preferred_rows(table: AnswerTable, columns: Mapping[str, Floats], pairs: Sequence[Pair]) -> Rows:

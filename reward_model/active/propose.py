@@ -93,7 +93,7 @@ def run(config: ProposeConfig) -> int:
         config.output, config, "reward-model propose", config.existing, [config.pool], run_file=run_file
     )
     with explain_out_of_memory("reading prompts", SCORING_KNOBS):
-        model = RewardModel.from_pretrained(config.model, shared_prefix=config.shared_prefix)
+        model = RewardModel.from_pretrained(config.model, shared_prefix=config.shared_prefix, readout="plain")
         examples, known_ids = within_window(model, examples, config.overflow, "labelled")
         pool, pool_ids = within_window(model, pool, config.overflow, "unlabelled")
         labelled = labelled_answers(

@@ -32,6 +32,17 @@ PREFERENCE_DIMENSION = "overall"
 
 
 @dataclass(frozen=True)
+class Contrast:
+    """Two answers of which one was made worse, or the same answer beside two documents."""
+
+    better: tuple[str, int]
+    """Prompt id and place among that example's answers."""
+    worse: tuple[str, int]
+    gaps_D: Floats
+    """By dimension: how much worse, in strengths 1–3; 0 where both are as good; NaN where nothing is known."""
+
+
+@dataclass(frozen=True)
 class Example:
     """A prompt with its answers and what is known about them; N answers, D dimensions."""
 
@@ -47,6 +58,10 @@ class Example:
     """Weight of each target in the regression, 1 unless the judge's votes disagreed."""
     preferences: tuple[tuple[int, int], ...] = ()
     """People's choices: (winner, loser) by place in `responses`."""
+    contrasts: tuple[Contrast, ...] = ()
+    """What is known of answers that were changed on purpose; each stands with the example of its worse answer."""
+    changed_document: bool = False
+    """Whether the text is another than that of `document_id`, which it belongs to all the same."""
 
 
 @dataclass(frozen=True)
@@ -283,5 +298,5 @@ def check_learnable(
 def usable(items: Iterable[Example]) -> Iterator[Example]:
     """Examples with at least one target or preference; an answer whose every score failed stays, masked."""
     for item in items:
-        if item.preferences or not np.isnan(item.targets_N_D).all():
+        if item.preferences or item.contrasts or not np.isnan(item.targets_N_D).all():
             yield item

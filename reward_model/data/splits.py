@@ -7,7 +7,7 @@ Documents count as the same when their ids or their texts (white space aside) ag
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
 
 from judge_pipeline.common.errors import UserError
@@ -17,17 +17,6 @@ from reward_model.data.examples import Example
 def text_key(context: str) -> str:
     """A document's identity by its words: white space and letter case do not make another document."""
     return hashlib.sha256(" ".join(context.lower().split()).encode()).hexdigest()
-
-
-TRAINED_DOCUMENTS = "trained_documents"
-"""Entry of a model's manifest: the digests of the documents it was trained on."""
-
-
-def document_digests(document_id: str, context: str) -> tuple[str, str]:
-    """Short digests of a document's id and of its text: what a model may keep of what it was trained on."""
-    names = f"id:{document_id}", f"text:{text_key(context)}"
-    first, second = (hashlib.sha256(name.encode()).hexdigest()[:16] for name in names)
-    return first, second
 
 
 class AboutDocument(Protocol):
@@ -42,8 +31,20 @@ class AboutDocument(Protocol):
         """Its text."""
 
 
+def document_digests(items: Iterable[AboutDocument]) -> list[str]:
+    """Two digests a document, of its id and of its text: what a model remembers of what it was trained on.
+
+    The first 16 hexadecimal digits of SHA-256 of `id:` and the document's id, and of `text:` and `text_key`.
+    """
+    names = {name for item in items for name in (f"id:{item.document_id}", f"text:{text_key(item.context)}")}
+    return sorted(hashlib.sha256(name.encode()).hexdigest()[:16] for name in names)
+
+
 def document_groups(items: Sequence[AboutDocument]) -> list[str]:
-    """For each example a name for its document: equal where ids or texts are equal, over any chain of those."""
+    """For each example a name for its document: equal where ids or texts are equal, over any chain of those.
+
+    A text that was put in another's place (`changed_document`) does not join the documents it stands between.
+    """
     parent: dict[str, str] = {}
 
     def root(name: str) -> str:
@@ -54,6 +55,10 @@ def document_groups(items: Sequence[AboutDocument]) -> list[str]:
         return name
 
     for item in items:
+        if getattr(
+            item, "changed_document", False
+        ):  # an example's; prompts as they are read know nothing of it
+            continue
         one, other = sorted((root("id:" + item.document_id), root("text:" + text_key(item.context))))
         parent[other] = one  # the smaller name leads, whatever the order of the records
     return [root("id:" + item.document_id) for item in items]

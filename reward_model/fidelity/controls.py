@@ -1,4 +1,4 @@
-"""Controls: the same answers scored with their document withheld, and with another document in its place.
+"""Controls: the same answers scored with their document withheld, with another document in its place, without baselines.
 
 A model that scores as well without the document has learnt how good answers are written, not what the document says.
 What it knows of the document is the paired difference between its figures and a control's.
@@ -16,9 +16,12 @@ import numpy as np
 from judge_pipeline.statistics.table import AnswerTable, Floats
 from reward_model.data.splits import document_groups, hash_fraction
 from reward_model.fidelity.inputs import model_columns
+from reward_model.modeling.stack import describe
 from reward_model.scoring.scorer import RewardModel
 
 WITHHELD, OTHER = "document withheld", "another document"
+UNSTACKED = "without the baselines"
+"""Of a model that adds free baselines to its outputs: the model alone."""
 NEIGHBOURS = 4
 """Documents, neighbours in length, that are exchanged among each other, at least (all where there are fewer)."""
 
@@ -76,6 +79,11 @@ def score_controls(model: RewardModel, table: AnswerTable, token_budget: int, se
             notes.append(
                 f"{missing} answers do not fit the window behind another document and are left out of that control"
             )
+    if model.stack is not None:
+        stack, model.stack = model.stack, None
+        columns[UNSTACKED] = model_columns(model, table, token_budget)
+        model.stack = stack
+        notes.append(describe(stack))
     tokens = model.tokens_read - before
     notes.append(f"the controls read {tokens:,} tokens, where the scores themselves read {before:,}")
     return Controls(columns, tokens, notes)

@@ -64,7 +64,9 @@ def _score(config: EvaluateConfig, reference: Reference) -> Scored:
             Controls(notes=notes if config.controls == "on" else []),
         )
     with explain_out_of_memory("scoring", SCORING_KNOBS):
-        model = RewardModel.from_pretrained(config.model, shared_prefix=config.shared_prefix)
+        model = RewardModel.from_pretrained(
+            config.model, shared_prefix=config.shared_prefix, readout=config.readout
+        )
         fit_window(reference, model, config.overflow)
         table = reference.table(lambda prompt: len(model.render(prompt.context, prompt.query)), "tokens")
         predicted = model_columns(model, table, config.token_budget)

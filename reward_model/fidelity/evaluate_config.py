@@ -8,7 +8,15 @@ from pydantic import Field
 
 from judge_pipeline.common.config import Config
 from judge_pipeline.common.run_dir import EXISTING_HELP, Existing
-from reward_model.options import TOKEN_BUDGET, Documents, Likelihood, OnOff, Overflow, SharedPrefix
+from reward_model.options import (
+    TOKEN_BUDGET,
+    Documents,
+    Likelihood,
+    OnOff,
+    Overflow,
+    ReadoutChoice,
+    SharedPrefix,
+)
 
 
 class EvaluateConfig(Config):
@@ -44,6 +52,9 @@ class EvaluateConfig(Config):
         "default it is fitted by folds over the documents evaluated",
     )
     overflow: Overflow = Field("error", description="prompts over the window: error, or skip and count them")
+    readout: ReadoutChoice = Field(
+        "best", description="best: the readout beside the plain head, where the model has one; plain"
+    )
     shared_prefix: SharedPrefix = Field(
         "on",
         description="read a document once for all answers, or off for models that cannot",

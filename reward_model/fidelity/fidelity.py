@@ -58,19 +58,7 @@ def evaluate_scores(
     """
     bootstrap = DocumentBootstrap(table.document_P, replicates, seed)
     predictors = [Predictor(MODEL, "model", dict(predicted), in_points=True)]
-    others: list[tuple[Kind, Mapping[str, Mapping[str, Floats]] | None]] = [
-        ("control", controls),
-        ("ceiling", ceilings),
-    ]
-    for kind, given in others:
-        predictors += [
-            Predictor(name, kind, dict(columns), in_points=True) for name, columns in (given or {}).items()
-        ]
-    predictors += [
-        Predictor(name, "baseline", any_target=column) for name, column in (baselines or {}).items()
-    ]
-    if stacked:
-        predictors.append(Predictor(STACK, "baseline", dict(stacked)))
+    predictors += _others(controls or {}, ceilings or {}, baselines or {}, stacked or {})
     comparison = Comparison(table, predictors, bootstrap)
     known = {name: column for name, column in targets.items() if np.isfinite(column).any()}
     results = [comparison.graded(name, column) for name, column in known.items()]
@@ -91,6 +79,26 @@ def evaluate_scores(
         "votes": {name: found for name, found in own.items() if found is not None},
     }
     return {**found, "remarks": remarks(found)}
+
+
+def _others(
+    controls: Mapping[str, Mapping[str, Floats]],
+    ceilings: Mapping[str, Mapping[str, Floats]],
+    baselines: Mapping[str, Floats],
+    stacked: Mapping[str, Floats],
+) -> list[Predictor]:
+    """The rows beside the model's."""
+    kinds: list[tuple[Kind, Mapping[str, Mapping[str, Floats]]]] = [
+        ("control", controls),
+        ("ceiling", ceilings),
+    ]
+    rows = [
+        Predictor(name, kind, dict(columns), in_points=True)
+        for kind, given in kinds
+        for name, columns in given.items()
+    ]
+    rows += [Predictor(name, "baseline", any_target=column) for name, column in baselines.items()]
+    return [*rows, Predictor(STACK, "baseline", dict(stacked))] if stacked else rows
 
 
 def head_matrix(

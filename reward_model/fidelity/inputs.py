@@ -7,7 +7,6 @@ when it names the same labels, only the documents that training held out are kep
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,8 +30,8 @@ from judge_pipeline.statistics.table import (
     score_names,
 )
 from reward_model.data.examples import load_examples, usable
-from reward_model.data.splits import TRAINED_DOCUMENTS, document_digests, split_by_document
-from reward_model.modeling.model import MANIFEST
+from reward_model.data.splits import document_digests, split_by_document
+from reward_model.modeling.model import MANIFEST, read_manifest
 from reward_model.options import Documents, Overflow
 from reward_model.scoring.scorer import RewardModel
 
@@ -120,11 +119,7 @@ def drop_training_documents(reference: Reference, model: Path, labels: Path, doc
         return
     trained = trained_documents(model)
     if trained is not None:
-        fresh = [
-            prompt.id
-            for prompt in reference.prompts
-            if trained.isdisjoint(document_digests(prompt.document_id, prompt.context))
-        ]
+        fresh = [prompt.id for prompt in reference.prompts if trained.isdisjoint(document_digests([prompt]))]
         if not fresh:
             raise UserError(
                 f"{model} was trained on every document of {labels}: there is none it has not read",
@@ -137,9 +132,8 @@ def drop_training_documents(reference: Reference, model: Path, labels: Path, doc
 
 def trained_documents(model: Path) -> set[str] | None:
     """Digests of the ids and texts of the documents a model was trained on; None where its manifest lists none."""
-    file = model / MANIFEST
-    listed = json.loads(file.read_text(encoding="utf-8")).get(TRAINED_DOCUMENTS) if file.is_file() else None
-    return set(listed) if listed else None
+    listed = read_manifest(model).trained_documents if (model / MANIFEST).is_file() else []
+    return set(listed) or None
 
 
 def _leave_out(reference: Reference, kept: Iterable[str], reason: str) -> None:

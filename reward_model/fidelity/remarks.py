@@ -12,6 +12,7 @@ from typing import Any
 from judge_pipeline.statistics import separation
 from judge_pipeline.statistics.bootstrap import FEW_DOCUMENTS
 from judge_pipeline.statistics.render import interval
+from reward_model.fidelity.controls import OTHER, WITHHELD
 
 GROUNDED = ("faithfulness", "completeness")
 """Outputs that nobody can judge without the document."""
@@ -45,7 +46,7 @@ def _document(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         if result["target"] not in GROUNDED:
             continue
         for row in result["rows"]:
-            gain = row["ahead"].get(main_metric(row)) if row["kind"] == "control" else None
+            gain = row["ahead"].get(main_metric(row)) if row["name"] in (WITHHELD, OTHER) else None
             if gain is None or gain["value"] is None:
                 continue
             same = f"{row['name']}: {main_metric(row)} {interval(gain, 2, '+')} for the document itself"

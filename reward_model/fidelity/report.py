@@ -16,6 +16,7 @@ from judge_pipeline.common.html.charts import histogram, scatter, stat_tiles, ta
 from judge_pipeline.common.html.page import Section, join, prose, render_page
 from judge_pipeline.statistics import render as render
 from judge_pipeline.statistics.table import Floats
+from reward_model.fidelity.controls import OTHER, WITHHELD
 
 Table = tuple[list[str], list[list[str]]]
 """Heads and rows."""
@@ -50,11 +51,8 @@ def separation_rows(found: Mapping[str, Any]) -> Table:
 
 def document_rows(found: Mapping[str, Any]) -> Table:
     """What the document adds: the model's figure, and how far it is ahead of each control."""
-    names = list(
-        dict.fromkeys(
-            row["name"] for result in found["results"] for row in result["rows"] if row["kind"] == "control"
-        )
-    )
+    there = {row["name"] for result in found["results"] for row in result["rows"]}
+    names = [name for name in (WITHHELD, OTHER) if name in there]
     rows = []
     for result in found["results"]:
         by_name = {row["name"]: row for row in result["rows"]}

@@ -31,6 +31,7 @@ from judge_pipeline.common.records import DIMENSIONS
 from reward_model.modeling.head import score_layer
 from reward_model.modeling.prompt_format import PromptFormat, PromptRenderer
 from reward_model.modeling.readout import READOUT_FILE, Readout, ReadoutSpec
+from reward_model.modeling.stack import StackSpec
 from reward_model.shared_prefix.interface import unwrap
 
 MANIFEST = "reward_model.json"
@@ -54,10 +55,14 @@ class Manifest(BaseModel):
     rope_parameters: dict[str, Any] | None = None
     readout: ReadoutSpec | None = None
     """Where a better readout than the plain head looks; its weights are in ``readout.safetensors``."""
+    stack: StackSpec | None = None
+    """What free baselines add to the readout's outputs."""
     outputs: str = "points 0-10, no bias, no scaling to undo"
     training_mean: dict[str, float] = Field(default_factory=dict)
     training_std: dict[str, float] = Field(default_factory=dict)
     """Mean and spread of the labels the losses were standardised with: a note, scoring does not use them."""
+    trained_documents: list[str] = Field(default_factory=list)
+    """Digests of the ids and texts of the documents that were trained on (``splits.document_digests``)."""
     versions: dict[str, str] = Field(default_factory=dict)
 
     def weight_list(self) -> list[float]:

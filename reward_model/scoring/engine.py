@@ -12,7 +12,7 @@ from judge_pipeline.common.weighting import full_weights
 from reward_model.modeling.model import Manifest
 from reward_model.scoring.score_config import ScoreConfig
 from reward_model.scoring.scorer import RewardModel
-from reward_model.shared_prefix.layout import EncodedPrompt
+from reward_model.shared_prefix.layout import EncodedPrompt, PromptShape
 
 Array = NDArray[np.floating[Any]]
 
@@ -22,6 +22,15 @@ class Engine(Protocol):
 
     tokens_read: int
     """Tokens that went through the model so far."""
+
+    @property
+    def reads(self) -> str:
+        """What the scores are read from, and how many layers run for it."""
+        ...
+
+    def readings(self, prompt: EncodedPrompt) -> list[PromptShape]:
+        """Token counts of what is read to score a prompt."""
+        ...
 
     def encode(self, context: str, query: str, responses: Sequence[str]) -> EncodedPrompt:
         """Tokenise."""
@@ -47,7 +56,9 @@ def make_engine(config: ScoreConfig) -> Engine:
 
         return VllmEngine(config.model, config.dtype, **config.vllm.model_dump())
     dtype = None if config.dtype == "auto" else config.dtype
-    return RewardModel.from_pretrained(config.model, config.device, dtype, shared_prefix=config.shared_prefix)
+    return RewardModel.from_pretrained(
+        config.model, config.device, dtype, shared_prefix=config.shared_prefix, readout=config.readout
+    )
 
 
 def reward_weights(config: ScoreConfig, manifest: Manifest) -> dict[str, float]:

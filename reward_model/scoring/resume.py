@@ -24,6 +24,8 @@ class Summary:
 
     engine: str
     model: str
+    reads: str = ""
+    """What the scores are read from, and how many layers run for it."""
     prompts: int = 0
     responses: int = 0
     scored: int = 0

@@ -78,6 +78,7 @@ def score_file(config: ScoreConfig) -> Summary:
         return summary
     with explain_out_of_memory("loading the model", SCORING_KNOBS):
         engine = make_engine(config)
+    summary.reads = engine.reads
     started, seconds, tokens = time.monotonic(), summary.seconds, summary.tokens_read
     try:
         with explain_out_of_memory("scoring", SCORING_KNOBS), JsonlAppender(part) as file:
@@ -138,7 +139,8 @@ def _score_all(
                 fill(prompt, next(points) if item else (), manifest.dimensions, weights)
                 file.append(prompt)
                 summary.count(prompt)
-                summary.tokens_one_by_one += item.shape.total_one_by_one if item else 0
+                shapes = engine.readings(item) if item else []
+                summary.tokens_one_by_one += sum(shape.total_one_by_one for shape in shapes)
                 rate = engine.tokens_read / max(time.monotonic() - started, 1e-9)
                 progress.update(1, **{"tokens/s": f"{rate:,.0f}"})
 
@@ -214,5 +216,6 @@ def run(config: ScoreConfig) -> int:
     print(
         f"{summary.tokens_read:,} tokens in {summary.seconds:.1f} s ({rate:,.0f} tokens/s); one by one it would have "
         f"been {summary.tokens_one_by_one:,} tokens ({saved:,} saved)"
+        + (f"; {summary.reads}" if summary.reads else "")
     )
     return 0

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from judge_pipeline.common.config import Config
 from judge_pipeline.common.run_dir import EXISTING_HELP, Existing
-from reward_model.options import HOW, TOKEN_BUDGET, Overflow
+from reward_model.options import HOW, TOKEN_BUDGET, Overflow, ReadoutChoice
 
 
 class VllmSettings(Config):
@@ -43,6 +43,11 @@ class ScoreConfig(Config):
         description="answers over the window: error, or skip (null scores, marked over_window, counted)",
     )
     engine: Literal["torch", "vllm"] = Field("torch", description="what runs the model")
+    readout: ReadoutChoice = Field(
+        "best",
+        description="torch: best scores with the readout beside the plain head, where the model has one (vllm knows the "
+        "plain head alone); plain",
+    )
     shared_prefix: Literal["on", "off"] = Field(
         "on", description="torch: read a document once for all answers, or off for models that cannot"
     )

@@ -27,6 +27,7 @@ from reward_model.modeling.head import apply_head
 from reward_model.modeling.model import Backbone, Manifest, load_reward_model
 from reward_model.modeling.readout import Readout
 from reward_model.options import TOKEN_BUDGET, ReadoutChoice, SharedPrefix
+from reward_model.scoring.stacked import StackedPrompt
 from reward_model.shared_prefix.chunked import chunked_hidden
 from reward_model.shared_prefix.exactness import prepare_shared_prefix
 from reward_model.shared_prefix.interface import hidden_one_by_one, shared_forward, unwrap
@@ -43,6 +44,7 @@ class RewardModel:
         max_length: longest sequence in tokens.
         tokens_read: tokens that went through the model so far; tokens_one_by_one: what separate passes would read.
         readout: what scores in place of the plain head, if anything.
+        stack: what free baselines add to it, if anything; None from then on leaves them out.
         layers: layers of the model that run; depth: layers it has.
     """
 
@@ -54,6 +56,7 @@ class RewardModel:
         self.manifest: Manifest = backbone.manifest
         self.renderer = backbone.renderer
         self.readout = backbone.readout
+        self.stack = backbone.manifest.stack if backbone.readout else None
         self.depth = self.layers = len(decoder_layers(self.model))
         self._layer = -1
         if self.readout and self.readout.spec.layer < self.depth:
@@ -125,7 +128,10 @@ class RewardModel:
 
     def encode(self, context: str, query: str, responses: Sequence[str]) -> EncodedPrompt:
         """Tokenize a prompt and its answers; never cuts. Compare ``shape.longest`` with ``max_length``."""
-        return self.renderer.encode(context, query, responses)
+        encoded = self.renderer.encode(context, query, responses)
+        if self.stack is None:
+            return encoded
+        return StackedPrompt.with_baselines(encoded, self.stack.read(context, query, responses))
 
     def score(self, context: str, query: str, responses: Sequence[str]) -> np.ndarray:
         """Points ``(N, D)`` fp32 of N answers to one prompt.
@@ -159,6 +165,14 @@ class RewardModel:
         """
         for index, prompt in enumerate(prompts):
             self._check_length(prompt, index)
+        for prompt, points in zip(prompts, self._read(prompts, token_budget), strict=True):
+            if self.stack is not None and isinstance(prompt, StackedPrompt):
+                stacked = self.stack.apply(points, prompt.baselines_N_B, self.dimensions)
+                points = stacked.astype(np.float32)
+            yield points
+
+    def _read(self, prompts: Sequence[EncodedPrompt], token_budget: int) -> Iterator[np.ndarray]:
+        """What the model alone says, prompt by prompt."""
         group: list[EncodedPrompt] = []
         room = token_budget
         for prompt in prompts:
@@ -197,6 +211,12 @@ class RewardModel:
             pooling=pooling,
             progress=progress,
         )
+
+    @property
+    def reads(self) -> str:
+        """What the scores are read from, and how many layers run for it."""
+        what = self.readout.spec.describe() if self.readout else "plain head"
+        return f"{what}; {self.layers} of {self.depth} layers run"
 
     def readings(self, prompt: EncodedPrompt) -> list[PromptShape]:
         """Token counts of what is read to score a prompt: itself, and its bare question where the readout wants it."""

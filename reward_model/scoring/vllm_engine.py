@@ -8,6 +8,7 @@ means that its outputs are the raw points.
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from judge_pipeline.common.optional_packages import INSTALL_LINES
 from judge_pipeline.engines.vllm_in_process import stop_vllm
 from reward_model.modeling.model import read_manifest
 from reward_model.modeling.prompt_format import PromptRenderer
-from reward_model.shared_prefix.layout import EncodedPrompt, Ids
+from reward_model.shared_prefix.layout import EncodedPrompt, Ids, PromptShape
 
+logger = logging.getLogger(__name__)
 Array = NDArray[np.floating[Any]]
 
 
@@ -53,6 +55,11 @@ class VllmEngine:
                 f"{path} is an adapter, and vLLM needs plain weights",
                 "train with --merge, or use --engine torch",
             )
+        if manifest.readout is not None:
+            logger.info(
+                "vLLM scores with the plain head; this model's readout (%s) needs --engine torch",
+                manifest.readout.describe(),
+            )
         from vllm import LLM
 
         self.renderer = PromptRenderer(AutoTokenizer.from_pretrained(path), manifest.prompt_format)
@@ -69,6 +76,12 @@ class VllmEngine:
             tensor_parallel_size=tensor_parallel_size,
             enforce_eager=enforce_eager,
         )
+
+    reads = "plain head"
+
+    def readings(self, prompt: EncodedPrompt) -> list[PromptShape]:
+        """Token counts of what is read to score a prompt."""
+        return [prompt.shape]
 
     def encode(self, context: str, query: str, responses: Sequence[str]) -> EncodedPrompt:
         """Tokenise, as the torch engine does."""

@@ -85,11 +85,12 @@ class EarlyStop(EarlyStoppingCallback):
     def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Count what the checkpoint's log tells."""
         super().on_train_begin(args, state, control, **kwargs)
-        best = math.inf
+        name, sign = f"eval_{args.metric_for_best_model}", 1 if args.greater_is_better else -1
+        best = -math.inf
         self.early_stopping_patience_counter = 0
-        for loss in (row["eval_loss"] for row in state.log_history if "eval_loss" in row):
+        for value in (sign * row[name] for row in state.log_history if name in row):
             worse = self.early_stopping_patience_counter + 1
-            self.early_stopping_patience_counter, best = (0, loss) if loss < best else (worse, best)
+            self.early_stopping_patience_counter, best = (0, value) if value > best else (worse, best)
         self._over = self.early_stopping_patience_counter >= self.early_stopping_patience
 
     def on_step_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:

@@ -17,6 +17,7 @@ from torch import nn
 
 from judge_pipeline.common.errors import UserError, disk_error
 from judge_pipeline.common.record_files import write_text
+from reward_model.data.splits import document_digests
 from reward_model.modeling.model import (
     Backbone,
     load_backbone_for_rm,
@@ -25,6 +26,7 @@ from reward_model.modeling.model import (
     save_reward_model,
 )
 from reward_model.modeling.model_card import CardFacts, render_card
+from reward_model.modeling.stack import StackSpec
 from reward_model.training.adapters import compute_dtype
 from reward_model.training.guards import say
 from reward_model.training.keep_probe import (
@@ -36,6 +38,7 @@ from reward_model.training.keep_probe import (
     write_metrics,
     write_report,
 )
+from reward_model.training.metrics import moving_together
 from reward_model.training.objective import Objective
 from reward_model.training.probe_run import ProbeResult
 from reward_model.training.run_data import EncodedData, TrainingData
@@ -64,7 +67,8 @@ def export(
     if probe and probe_wins(metrics, probe):
         export_probe(config, data, backbone, objective, encoded, probe, notes)
         return
-    note_scale(data, backbone, objective)
+    notes += moving_together(metrics)
+    note_training(data, backbone, objective, encoded)
     trained = gathered_model(config, backbone, trainer)
     if PartialState().is_main_process:
         for note in notes:
@@ -90,13 +94,17 @@ def export_probe(
     """
     if probe is None:
         raise UserError("--method probe cannot read a model that ZeRO-3 shards", "run it without DeepSpeed")
-    note_scale(data, backbone, objective)
+    note_training(data, backbone, objective, encoded)
     if PartialState().is_main_process:
-        for note in notes:
-            say(note)
         output, metrics = config.output, probe_metrics(probe)
         facts = card_facts(config, data, backbone, objective, metrics, encoded)
+        for note in (notes := [*notes, *moving_together(metrics)]):
+            say(note)
         facts = replace(facts, readouts=probe_section(probe), notes=[*facts.notes, *notes])
+        if "stack" in probe.report:
+            spec = StackSpec.model_validate(probe.report["stack"])
+            manifest = backbone.manifest.model_copy(update={"stack": spec if spec.outputs else None})
+            backbone.manifest = manifest
         if config.method == "probe":
             write_metrics(output, probe)
         write_report(output, probe)
@@ -106,8 +114,11 @@ def export_probe(
     finish(config)
 
 
-def note_scale(data: TrainingData, backbone: Backbone, objective: Objective) -> None:
-    """Mean and spread of the training labels go into the manifest."""
+def note_training(data: TrainingData, backbone: Backbone, objective: Objective, encoded: EncodedData) -> None:
+    """What was trained on goes into the manifest: the documents, and mean and spread of their labels."""
+    read = {item.prompt_id for item in (*encoded.train, *encoded.unlabelled)}
+    documents = document_digests(item for item in (*data.train, *data.unlabelled) if item.prompt_id in read)
+    backbone.manifest = backbone.manifest.model_copy(update={"trained_documents": documents})
     if not data.preferences:
         spread = objective.standardizer
         backbone.manifest = backbone.manifest.model_copy(

@@ -10,7 +10,6 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -20,6 +19,7 @@ from reward_model.modeling.model import Backbone, load_backbone_for_rm
 from reward_model.training.adapters import compute_dtype
 from reward_model.training.probe_figures import markdown_section, pair_score
 from reward_model.training.probe_run import ProbeResult
+from reward_model.training.stacking import stack_section
 from reward_model.training.train_config import TrainConfig
 
 REPORT = "probe.json"
@@ -49,9 +49,7 @@ def untouched(config: TrainConfig, backbone: Backbone, probe: ProbeResult) -> nn
 
 def trained_score(metrics: Mapping[str, float]) -> float:
     """Mean over outputs and reward of the held-out pairs that the trained plain head orders right."""
-    ends = ("_pair_accuracy", "_preference_accuracy")
-    values = [value for name, value in metrics.items() if name.startswith("eval_") and name.endswith(ends)]
-    return float(np.mean(values)) if values else math.nan
+    return metrics.get("eval_pair_accuracy", math.nan)
 
 
 def probe_wins(metrics: Mapping[str, float], probe: ProbeResult) -> bool:
@@ -90,7 +88,8 @@ def probe_metrics(probe: ProbeResult) -> dict[str, float]:
 
 def probe_section(probe: ProbeResult) -> str:
     """What the card says of a readout; empty where nothing was held out."""
-    return markdown_section(probe.figures, probe.readout.spec.describe()) if probe.figures else ""
+    figures = markdown_section(probe.figures, probe.readout.spec.describe()) if probe.figures else ""
+    return "\n\n".join(part for part in (figures, stack_section(probe.report)) if part)
 
 
 def write_report(directory: Path, probe: ProbeResult) -> None:

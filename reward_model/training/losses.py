@@ -97,14 +97,64 @@ def regression_loss(
     there = ~targets_A_D.isnan()
     # The mask goes in before the difference: NaN times zero would still be NaN in the gradient.
     error = torch.where(there, predictions_A_D, 0.0) - targets_A_D.nan_to_num(0.0)
-    if kind == "huber":
-        terms = F.huber_loss(error, torch.zeros_like(error), reduction="none", delta=delta)
-    else:
-        terms = 0.5 * error**2
+    terms = _error(error, kind, delta)
     weight = there.to(terms) if confidence_A_D is None else there * confidence_A_D.to(terms)
     total = count_targets(targets_A_D, confidence_A_D) if normaliser is None else normaliser
     loss = (terms * weight).sum() / _at_least_tiny(total, terms)
     return loss, {"regression": loss.detach()}
+
+
+def _error(difference: Tensor, kind: RegressionKind, delta: float) -> Tensor:
+    """Huber's or half the squared error, element by element."""
+    if kind == "mse":
+        return 0.5 * difference**2
+    return F.huber_loss(difference, torch.zeros_like(difference), reduction="none", delta=delta)
+
+
+def split_by_prompt(scores_A_D: Tensor, weights_A_D: Tensor, groups_A: Tensor) -> tuple[Tensor, Tensor]:
+    """(level, residual), (A, D) each: every answer's prompt mean, weighted, and its distance from that mean.
+
+    A weight of 0 leaves a score out of the mean; a prompt without any weight has level 0.
+    """
+    prompts, place_A = groups_A.unique(return_inverse=True)
+    zeros = scores_A_D.new_zeros(len(prompts), scores_A_D.shape[1])
+    weights = weights_A_D.to(scores_A_D)
+    total = zeros.index_add(0, place_A, weights)
+    level = zeros.index_add(0, place_A, weights * scores_A_D) / torch.where(total > 0, total, 1.0)
+    return level[place_A], scores_A_D - level[place_A]
+
+
+def split_regression_loss(
+    predictions_A_D: Tensor,
+    targets_A_D: Tensor,
+    groups_A: Tensor,
+    *,
+    confidence_A_D: Tensor | None = None,
+    kind: RegressionKind = "huber",
+    delta: float = 1.0,
+    level_weight: float = 1.0,
+    residual_weight: float = 1.0,
+    normaliser: Tensor | float | None = None,
+) -> tuple[Tensor, Metrics]:
+    """The regression in two parts with a weight each: the mean of a prompt's answers, and what each differs from it.
+
+    A prompt's mean counts once for each of its targets (by their confidence), so that squared errors of both parts
+    add up to `regression_loss` exactly. A prompt with one answer has only a level; which answer
+    is better is a question of the residual alone.
+    """
+    there = ~targets_A_D.isnan()
+    weight = there.to(predictions_A_D)
+    if confidence_A_D is not None:
+        weight = weight * confidence_A_D.to(predictions_A_D)
+    error = torch.where(there, predictions_A_D, 0.0) - targets_A_D.nan_to_num(0.0)
+    total = count_targets(targets_A_D, confidence_A_D) if normaliser is None else normaliser
+    # Means are linear: the error's mean is the difference of the means.
+    parts = split_by_prompt(error, weight, groups_A)
+    level, residual = (
+        (_error(part, kind, delta) * weight).sum() / _at_least_tiny(total, error) for part in parts
+    )
+    loss = level_weight * level + residual_weight * residual
+    return loss, {"level": level.detach(), "residual": residual.detach()}
 
 
 def _pair_gaps(targets_A_D: Tensor, groups_A: Tensor, min_gap: Tensor | float) -> Tensor:

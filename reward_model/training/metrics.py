@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from judge_pipeline.statistics.agreement import (
     mean_distance,
@@ -21,6 +22,11 @@ from judge_pipeline.statistics.agreement import (
 from reward_model.training.losses import weighted_mean
 from reward_model.training.objective import Objective
 
+TOGETHER = 0.1
+"""Outputs move together where their mean correlation is this much above that of the targets."""
+LOSS_COUNTS = 1e-3
+"""Share of pairs that one unit of loss is worth when the best checkpoint is chosen."""
+
 
 def held_out_metrics(
     rows: Sequence[Mapping[str, Any]], objective: Objective, dimensions: Sequence[str]
@@ -28,13 +34,15 @@ def held_out_metrics(
     """Loss of the run's last phase and, per dimension and for the reward, MAE, Spearman and pair accuracy.
 
     `rows` have `predictions` (N, D), `targets`, `confidence`, `winners` and `losers` (by place). A figure that
-    the targets do not allow (no decided pair) is left out.
+    the targets do not allow (no decided pair) is left out. Beside them `pair_accuracy`, the mean over outputs and
+    reward, and how far outputs and targets are correlated.
     """
     batch, predictions_A_D = _join(rows)
     loss, parts = objective.loss(predictions_A_D, batch, progress=1.0)
     found = {"loss": float(loss)}
     if "preference_accuracy" in parts:
-        return found | {"preference_accuracy": float(parts["preference_accuracy"])}
+        accuracy = float(parts["preference_accuracy"])
+        return with_choice(found | {"preference_accuracy": accuracy, "pair_accuracy": accuracy})
     weights = objective.standardizer.weights_D
     for column, name in enumerate([*dimensions, "reward"]):
         predicted, target = [], []
@@ -49,7 +57,51 @@ def held_out_metrics(
         found[f"{name}_mae"] = mean_distance(predicted, target)
         found[f"{name}_spearman"] = mean_spearman(predicted, target)
         found[f"{name}_pair_accuracy"] = share_of_pairs(predicted, target)
-    return {name: value for name, value in found.items() if not math.isnan(value)}
+    found |= correlations(rows)
+    accuracies = [value for name, value in found.items() if name.endswith("_pair_accuracy")]
+    found["pair_accuracy"] = float(np.nanmean(accuracies)) if not np.isnan(accuracies).all() else math.nan
+    return with_choice({name: value for name, value in found.items() if not math.isnan(value)})
+
+
+def with_choice(found: dict[str, float]) -> dict[str, float]:
+    """With the figure that the best checkpoint has most of: pairs in order, and the lower loss where those are equal."""
+    if "pair_accuracy" in found:
+        found["choice"] = found["pair_accuracy"] - LOSS_COUNTS * found["loss"]
+    return found
+
+
+def correlations(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Do outputs move together? Mean over pairs of dimensions of Pearson's r within prompts, of outputs and of targets.
+
+    Values are taken minus their prompt's mean, over answers with all targets; NaN where a column does not vary.
+    """
+    whole = [(row["predictions"].double().numpy(), row["targets"].double().numpy()) for row in rows]
+    known = [~np.isnan(targets).any(axis=1) for _, targets in whole]
+    sides = {}
+    for place, side in enumerate(("output", "target")):
+        values = [pair[place][there] for pair, there in zip(whole, known, strict=True) if there.any()]
+        sides[f"{side}_correlation"] = _mean_correlation([one - one.mean(axis=0) for one in values])
+    return sides
+
+
+def _mean_correlation(values: Sequence[NDArray[np.float64]]) -> float:
+    columns_D_A = np.concatenate(values).T if values else np.empty((0, 0))
+    dimensions, answers = columns_D_A.shape
+    if dimensions < 2 or answers < 3 or (columns_D_A.std(axis=1) < 1e-9).any():
+        return math.nan
+    correlation_D_D = np.atleast_2d(np.corrcoef(columns_D_A))
+    return float(correlation_D_D[np.triu_indices(dimensions, 1)].mean())
+
+
+def moving_together(metrics: Mapping[str, float]) -> list[str]:
+    """A sentence where held-out outputs move together and their targets do not; nothing where they do not."""
+    outputs, targets = (metrics.get(f"eval_{side}_correlation") for side in ("output", "target"))
+    if outputs is None or targets is None or outputs - targets <= TOGETHER:
+        return []
+    return [
+        f"The outputs move together more than their targets do: mean correlation within held-out prompts "
+        f"{outputs:.2f}, of the targets {targets:.2f}. They tell the dimensions apart less than the labels do."
+    ]
 
 
 def _join(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], torch.Tensor]:

@@ -8,6 +8,10 @@ Phases: `sequence` learns the scores first (regression) and then their order (pa
 HelpSteer2-Preference (arXiv 2410.01257, section 4) found best. Deviation: its second phase keeps a small share
 of the regression (`anchor`), because a pairwise loss alone lets all scores of a prompt drift together, and what
 is served must stay in points.
+
+`level+order`, the default for scores, has both from the first step on, and its regression in two parts: a prompt's mean,
+and what its answers differ by, each with a weight. Most of a regression's gradient is about the mean, which says nothing
+of which answer is better.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import torch
 from torch import Tensor
 
 from reward_model.options import LossName
+from reward_model.training.contrast_loss import contrast_loss, count_contrasts
 from reward_model.training.losses import (
     Metrics,
     RegressionKind,
@@ -29,10 +34,11 @@ from reward_model.training.losses import (
     pairwise_loss,
     preference_loss,
     regression_loss,
+    split_regression_loss,
     weighted_mean,
 )
 
-PARTS = ("regression", "pairwise", "preference")
+PARTS = ("regression", "pairwise", "preference", "contrast")
 ROUNDING = 1e-4
 """Points within which two targets are the same."""
 
@@ -52,6 +58,13 @@ class Objective:
     """`sequence`: share of the run that regression alone has."""
     anchor: float = 1.0
     """`sequence`: weight of the regression in the second phase."""
+    level_weight: float = 1.0
+    """`level+order`: weight of the error of a prompt's mean."""
+    residual_weight: float = 1.0
+    """`level+order`: weight of the error of an answer's distance from its prompt's mean."""
+
+    contrast_weight: float = 0.0
+    """Weight of the loss on answers changed on purpose, beside whatever else is minimised; 0 where there are none."""
 
     def shares(self, progress: float) -> dict[str, float]:
         """Weight of each loss at `progress` (0 start, 1 end of the run)."""
@@ -62,6 +75,8 @@ class Objective:
                 return {"pairwise": 1.0}
             case "regression+pairwise":
                 return {"regression": 1.0, "pairwise": self.pairwise_weight}
+            case "level+order":
+                return {"split": 1.0, "pairwise": self.pairwise_weight}
             case "preference":
                 return {"preference": 1.0}
             case "sequence":
@@ -70,13 +85,16 @@ class Objective:
                 return {"regression": self.anchor, "pairwise": self.pairwise_weight}
 
     def count(self, batch: Mapping[str, Any]) -> Tensor:
-        """(3,) how many terms each of `PARTS` has in a batch; counts of several batches add up."""
+        """(4,) how many terms each of `PARTS` has in a batch; counts of several batches add up."""
         targets_A_D = batch["targets_A_D"]
         return torch.stack(
             [
                 count_targets(targets_A_D, batch["confidence_A_D"]),
                 count_pairs(self._ranked(targets_A_D), batch["groups_A"], self._ties()),
                 torch.tensor(float(batch["winners_P"].numel()), device=targets_A_D.device),
+                count_contrasts(batch["gaps_C_D"])
+                if "gaps_C_D" in batch
+                else torch.zeros(()).to(targets_A_D),
             ]
         )
 
@@ -94,9 +112,13 @@ class Objective:
         """Loss of a batch; `counts` are the terms of the whole optimiser step (default: this batch's)."""
         counts = self.count(batch) if counts is None else counts
         normaliser = dict(zip(PARTS, counts.to(predictions_A_D.device), strict=True))
+        normaliser["split"] = normaliser["regression"]  # the same targets
         total = 0.0 * predictions_A_D.float().sum()
         metrics: Metrics = {}
-        for part, share in self.shares(progress).items():
+        shares = self.shares(progress)
+        if self.contrast_weight and "gaps_C_D" in batch:  # held-out prompts have none
+            shares = {**shares, "contrast": self.contrast_weight}
+        for part, share in shares.items():
             loss, found = self._part(part, predictions_A_D.float(), batch, normaliser[part])
             total = total + share * loss
             metrics |= found
@@ -115,12 +137,32 @@ class Objective:
                 delta=self.delta,
                 normaliser=normaliser,
             )
+        if part == "split":
+            return split_regression_loss(
+                self.standardizer.apply(predictions_A_D),
+                self.standardizer.apply(targets_A_D),
+                batch["groups_A"],
+                confidence_A_D=batch["confidence_A_D"],
+                kind=self.kind,
+                delta=self.delta,
+                level_weight=self.level_weight,
+                residual_weight=self.residual_weight,
+                normaliser=normaliser,
+            )
         if part == "pairwise":
             return pairwise_loss(
                 self._ranked(predictions_A_D),
                 self._ranked(targets_A_D),
                 batch["groups_A"],
                 min_gap=self._ties(),
+                normaliser=normaliser,
+            )
+        if part == "contrast":
+            return contrast_loss(
+                self.standardizer.apply(predictions_A_D),
+                batch["better_C"],
+                batch["worse_C"],
+                batch["gaps_C_D"],
                 normaliser=normaliser,
             )
         rewards_A = weighted_mean(predictions_A_D, self.standardizer.weights_D)

@@ -33,6 +33,8 @@ CHOICE_ROWS = 2000
 """Answers, of documents drawn by their names, that candidates are compared on; the chosen one is fitted to all."""
 GAP = 1.0
 """What a choice of people's is worth where there are no points: its scale is of no consequence."""
+STRENGTH_POINTS = 1.0
+"""What one strength of damage is worth in points: a judge takes about three off for what strength 3 does."""
 MIDDLE = 5.0
 """Where outputs lie when nothing but preferences is known: the middle of the scale."""
 
@@ -59,25 +61,35 @@ def fold_numbers(documents: Sequence[str], seed: int, folds: int = FOLDS) -> Ten
     return torch.tensor([fold_of[name] for name in documents])
 
 
-def fold_rows(items: Sequence[EncodedExample], documents: Sequence[str], seed: int) -> Rows:
-    """The answers of `items`, prompt by prompt, as rows to fit; choices of people's as gaps.
+def fold_rows(
+    items: Sequence[EncodedExample], documents: Sequence[str], seed: int, contrast_weight: float = 1.0
+) -> Rows:
+    """The answers of `items`, prompt by prompt, as rows to fit; choices of people's and changed answers as gaps.
 
     Args:
         items: encoded training prompts.
         documents: name of each prompt's document; prompts of one document are in one fold.
         seed: of the folds.
+        contrast_weight: of a gap between answers that were changed on purpose; that of an answer's points is 1.
     """
-    starts = np.cumsum([0] + [len(item.answers) for item in items])
+    start_of = dict(zip((item.prompt_id for item in items), _starts(items), strict=False))
+    starts = _starts(items)
     first, second, targets, weights, prompts = [], [], [], [], []
     for number, (item, start) in enumerate(zip(items, starts, strict=False)):
         answers = np.arange(start, start + len(item.answers))
         pairs = np.array(item.preferences, dtype=np.int64).reshape(-1, 2) + start
         gaps = np.full((len(pairs), item.targets_N_D.shape[1]), GAP)
-        first += [answers, pairs[:, 0]]
-        second += [np.full(len(answers), -1), pairs[:, 1]]
-        targets += [item.targets_N_D, gaps]
-        weights += [item.confidence_N_D, np.ones_like(gaps)]
-        prompts.append(np.full(len(answers) + len(pairs), number))
+        known = [one for one in item.contrasts if {one.better[0], one.worse[0]} <= start_of.keys()]
+        better, worse = (
+            np.array([start_of[name] + place for name, place in sides], dtype=np.int64)
+            for sides in ([one.better for one in known], [one.worse for one in known])
+        )
+        strengths = np.array([one.gaps_D for one in known]).reshape(len(known), gaps.shape[1])
+        first += [answers, pairs[:, 0], better]
+        second += [np.full(len(answers), -1), pairs[:, 1], worse]
+        targets += [item.targets_N_D, gaps, STRENGTH_POINTS * strengths]
+        weights += [item.confidence_N_D, np.ones_like(gaps), np.full_like(strengths, contrast_weight)]
+        prompts.append(np.full(len(answers) + len(pairs) + len(known), number))
     values = torch.from_numpy(np.concatenate(targets).astype(np.float64))
     confidence = torch.from_numpy(np.concatenate(weights).astype(np.float64))
     prompt_R = torch.from_numpy(np.concatenate(prompts))
@@ -90,6 +102,11 @@ def fold_rows(items: Sequence[EncodedExample], documents: Sequence[str], seed: i
         fold_R=fold_numbers(documents, seed)[prompt_R],
     )
     return found.keep((found.weights_R_D > 0).any(1))
+
+
+def _starts(items: Sequence[EncodedExample]) -> list[int]:
+    """The number of each prompt's first answer among all answers, and how many answers there are."""
+    return np.cumsum([0] + [len(item.answers) for item in items]).tolist()
 
 
 def documents_of(items: Sequence[EncodedExample], examples: Sequence[Example]) -> list[str]:

@@ -16,6 +16,7 @@ from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.record_files import read_prompts
 from judge_pipeline.common.weighting import full_weights
 from reward_model.data.batches import EncodedExample, encode_examples, fit_window
+from reward_model.data.contrasts import Augmented, add_contrasts
 from reward_model.data.examples import Example, check_learnable, load_examples, usable
 from reward_model.data.splits import document_groups, refuse_leak, split_by_document
 from reward_model.modeling.model import Backbone
@@ -36,6 +37,8 @@ class TrainingData:
     preferences: bool
     unlabelled: list[Example] = field(default_factory=list)
     """Prompts the plain head is taught on beside those of `train`."""
+    augmented: Augmented = field(default_factory=Augmented)
+    """What answers made worse on purpose added to `train`."""
 
 
 def read_data(config: TrainConfig) -> TrainingData:
@@ -67,9 +70,10 @@ def read_data(config: TrainConfig) -> TrainingData:
         raise UserError(f"{config.labels} has no labelled answer to train on")
     if not preferences:
         check_learnable(train, found.dimensions, allow_constant=config.allow_constant)
-    more = read_unlabelled(config.unlabelled, train, held_out, len(found.dimensions))
-    sources += (config.unlabelled,) if config.unlabelled else ()
-    return TrainingData(train, held_out, found.dimensions, sources, preferences, more)
+    added = add_contrasts(config.augment, train, held_out, found.dimensions)
+    more = read_unlabelled(config.unlabelled, added.train, held_out, len(found.dimensions))
+    sources += tuple(path for path in (config.augment, config.unlabelled) if path)
+    return TrainingData(added.train, held_out, found.dimensions, sources, preferences, more, added)
 
 
 def read_unlabelled(
@@ -105,14 +109,15 @@ def make_objective(config: TrainConfig, data: TrainingData, weights: list[float]
         raise UserError("--loss preference needs preferences", "add --targets preferences")
     if data.preferences and config.loss not in ("auto", "preference"):
         raise UserError(f"--loss {config.loss} needs scores, and preferences have none", "--loss preference")
-    automatic: LossName = "preference" if data.preferences else "sequence"
+    automatic: LossName = "preference" if data.preferences else "level+order"
     targets = torch.from_numpy(np.concatenate([item.targets_N_D for item in data.train]))
     options = config.loss_options
     return Objective(
         name=automatic if config.loss == "auto" else config.loss,
         standardizer=Standardizer.fit(targets, torch.tensor(weights)),
         delta=options.huber_delta,
-        **options.model_dump(include={"kind", "pairwise_weight", "min_gap", "switch", "anchor"}),
+        contrast_weight=config.augment_weight if any(item.contrasts for item in data.train) else 0.0,
+        **options.model_dump(exclude={"huber_delta", "confidence"}),
     )
 
 

@@ -10,11 +10,13 @@ Deviation from the paper: LongReward asks the judge for every reward; this packa
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+from accelerate import PartialState
 from transformers import TrainingArguments, set_seed
 
-from reward_model.data.batches import over_budget
+from reward_model.data.batches import orders_answers, over_budget, passes_per_step
 from reward_model.modeling.model import MANIFEST, Backbone
 from reward_model.shared_prefix.interface import unwrap
 from reward_model.training.callbacks import EarlyStop, StopOnInterrupt
@@ -32,7 +34,7 @@ from reward_model.training.run import (
 )
 from reward_model.training.run_data import EncodedData, TrainingData, encode_data, make_objective, read_data
 from reward_model.training.train_config import DEFAULT_BUDGET, TrainConfig
-from reward_model.training.trainable import build_backbone, probe_starts, share_prefix, start_head
+from reward_model.training.trainable import build_backbone, head_start, probe_starts, share_prefix, start_head
 from reward_model.training.trainer import RewardTrainer
 
 COMMAND = "reward-model train"
@@ -45,21 +47,31 @@ def run(config: TrainConfig) -> int:
     return 0
 
 
-def training_arguments(config: TrainConfig, has_held_out: bool) -> TrainingArguments:
-    """Our settings as the Trainer's."""
+def training_arguments(
+    config: TrainConfig, has_held_out: bool, accumulation: int | None = None, has_order: bool = True
+) -> TrainingArguments:
+    """Our settings as the Trainer's.
+
+    Args:
+        config: settings.
+        has_held_out: whether there is something to measure.
+        accumulation: passes of a step; by default as the settings say.
+        has_order: whether held-out targets order any two answers; else the loss tells which checkpoint is best.
+    """
+    best_metric = "choice" if config.best_metric == "pair_accuracy" and has_order else "loss"
     return TrainingArguments(
         **config.trainer_arguments(has_held_out),
         per_device_train_batch_size=1,  # one packed sequence; its size is the token budget
         per_device_eval_batch_size=1,
-        gradient_accumulation_steps=config.accumulation,
+        gradient_accumulation_steps=accumulation or config.accumulation,
         num_train_epochs=config.epochs,
         lr_scheduler_type="cosine",
         warmup_steps=config.warmup,
         save_strategy="steps" if config.eval_steps else "epoch",
         save_steps=config.eval_steps or 500,
         load_best_model_at_end=has_held_out,
-        metric_for_best_model="loss" if has_held_out else None,
-        greater_is_better=False if has_held_out else None,
+        metric_for_best_model=best_metric if has_held_out else None,
+        greater_is_better=best_metric != "loss" if has_held_out else None,
         logging_steps=config.log_steps,
         include_num_input_tokens_seen="all",
         project="reward-model",  # trackio's
@@ -81,6 +93,8 @@ def train(config: TrainConfig) -> Path:
     if is_finished(config, COMMAND, data.sources, MANIFEST):
         say(f"{config.output} is a finished model of this configuration: nothing to do")
         return config.output
+    if config.augment:
+        say(data.augmented.describe())
     set_seed(config.seed)
     weights = {name: config.weights.get(name, 1.0) for name in data.dimensions}
     backbone = build_backbone(config, data.dimensions, weights)
@@ -117,11 +131,21 @@ def build_trainer(
     train_items, held_out = encoded.train, encoded.held_out
     budget = config.token_budget or DEFAULT_BUDGET
     checkpoint = last_checkpoint(config.checkpoints)
-    start = (
-        f"going on from {checkpoint.name}"
-        if checkpoint
-        else start_head(backbone, train_items, config, budget, probe)
-    )
+    if checkpoint:
+        start, split = f"going on from {checkpoint.name}", None  # the checkpoint's optimiser has it
+    else:
+        start, split = start_head(backbone, train_items, config, budget, probe)
+    head = head_start(config, backbone, objective, split, probe is not None)
+    per_step, passes = config.resolved_prompts_per_step(len(train_items)), None
+    if per_step:
+        passes = passes_per_step(
+            train_items,
+            per_step,
+            budget,
+            seed=config.seed,
+            epochs=math.ceil(config.epochs),
+            world=PartialState().num_processes,
+        )
     answers = sum(len(item.answers) for item in train_items)
     trainable = sum(p.numel() for p in backbone.model.parameters() if p.requires_grad)
     say(
@@ -138,11 +162,13 @@ def build_trainer(
         )
     return RewardTrainer(
         backbone.model,
-        training_arguments(config, bool(held_out)),
+        training_arguments(config, bool(held_out), passes, any(map(orders_answers, held_out))),
         train=train_items,
         held_out=held_out,
         objective=objective,
         dimensions=data.dimensions,
         token_budget=budget,
         shared_prefix=config.shared_prefix == "on",
+        prompts_per_step=per_step,
+        head=head,
     )

@@ -12,6 +12,9 @@ from reward_model.options import HOW, LossName, Overflow, RewardMethod, Targets
 from reward_model.training.settings import TrainingSettings
 
 DEFAULT_BUDGET = 8192
+DEFAULT_PROMPTS_PER_STEP = 16
+MANY_PROMPTS = 10 * DEFAULT_PROMPTS_PER_STEP
+"""Prompts from which on a run has a set number a step: an epoch then has ten steps at least."""
 
 
 class LossSettings(Config):
@@ -34,6 +37,14 @@ class LossSettings(Config):
         default=1.0,
         ge=0,
         description="sequence: weight of the regression in the pairwise phase; keeps points points",
+    )
+    level_weight: float = Field(
+        default=1.0, ge=0, description="level+order: weight of the error of a prompt's mean"
+    )
+    residual_weight: float = Field(
+        default=1.0,
+        ge=0,
+        description="level+order: weight of the error of what each answer differs by from its prompt's mean",
     )
     confidence: Literal["votes", "none"] = Field(
         default="votes",
@@ -63,6 +74,11 @@ class TrainConfig(TrainingSettings):
         description="what the probe reads: states behind the document, what the document changes in them (of which "
         "nothing is left without it), or both; auto: by folds over documents",
     )
+    stack: bool = Field(
+        False,
+        description="probe: add free baselines (length, overlap with the document, similarities) to the outputs where "
+        "they order more answers right on documents out of the fit",
+    )
     unlabelled: Path | None = Field(
         None, description="more prompts with answers, on which the plain head is taught what the readout says"
     )
@@ -83,6 +99,14 @@ class TrainConfig(TrainingSettings):
     eval_labels: Path | None = Field(None, description="held-out labels, instead of a split by document")
     eval_prompts: Path | None = Field(None, description="prompts of --eval-labels")
 
+    augment: Path | None = Field(
+        None,
+        description="file `reward-model augment` wrote: answers made worse on purpose, learnt beside the labels",
+    )
+    augment_weight: float = Field(
+        0.3, gt=0, description="weight of the answers made worse on purpose beside the labels"
+    )
+
     merge: bool = Field(
         True, description="save the adapter merged into a plain model; the adapter stays in DIR/adapter"
     )
@@ -96,14 +120,21 @@ class TrainConfig(TrainingSettings):
     )
     loss: LossName | Literal["auto"] = Field(
         "auto",
-        description="regression, pairwise, regression+pairwise, sequence (regression, then pairwise) or "
-        "preference; auto: sequence, preference for preferences",
+        description="regression, pairwise, regression+pairwise, sequence (regression, then pairwise), level+order "
+        "(regression of prompt means and of distances from them, and pairwise) or preference; auto: level+order, "
+        "preference for preferences",
     )
     loss_options: LossSettings = LossSettings()
 
     epochs: float = Field(3, gt=0, description="passes over the training prompts")
     learning_rate: float | None = Field(
         None, gt=0, description="peak of the cosine schedule; by default 1e-5 full, 1e-4 LoRA and QLoRA"
+    )
+    head_learning_rate: float | None = Field(
+        None,
+        gt=0,
+        description="peak rate of the score head, about the points an output may move in a step; by default a tenth "
+        "of the labels' spread, a fiftieth from a probe; not where weights are sharded, or with DeepSpeed",
     )
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps that warm up")
     token_budget: int | None = Field(
@@ -112,6 +143,12 @@ class TrainConfig(TrainingSettings):
         description="tokens in a packed sequence, by default 8192; a longer prompt is a sequence of its own",
     )
     accumulation: int = Field(1, ge=1, description="packed sequences a process adds up before a step")
+    prompts_per_step: int | None = Field(
+        None,
+        ge=1,
+        description="prompts of an optimiser step over all processes, whatever the packing; by default 16 for runs of "
+        f"{MANY_PROMPTS} prompts or more, otherwise those that --accumulation sequences hold",
+    )
     seed: int = Field(0, description="of the split, the order of batches and fresh weights")
 
     max_length: int | None = Field(None, ge=1, description="longest sequence; by default the model's window")
@@ -128,6 +165,11 @@ class TrainConfig(TrainingSettings):
     early_stopping: int = Field(
         3, ge=0, description="evaluations without a better one before stopping; 0 never"
     )
+    best_metric: Literal["pair_accuracy", "loss"] = Field(
+        "pair_accuracy",
+        description="what the best checkpoint is best in, on held-out documents: pairs of a prompt in order, mean over "
+        "outputs and reward (equal ones by their loss), or the loss",
+    )
     log_steps: int = Field(1, ge=1, description="steps between lines of metrics.jsonl", json_schema_extra=HOW)
     keep_checkpoints: bool = Field(
         False, description="keep DIR/checkpoints after the run", json_schema_extra=HOW
@@ -141,11 +183,21 @@ class TrainConfig(TrainingSettings):
             )
         if self.method == "probe" and self.head_init not in ("auto", "probe"):
             raise ValueError("head_init goes with training: the head of method=probe is taught by the probe")
+        if self.stack and self.method != "probe":
+            raise ValueError("stack goes with method=probe")
+        if self.prompts_per_step and self.accumulation > 1:
+            raise ValueError("prompts_per_step and accumulation: one or the other")
         if self.eval_prompts and not self.eval_labels:
             raise ValueError("eval_prompts needs eval_labels")
         if any(weight < 0 for weight in self.weights.values()):
             raise ValueError("weights: a weight below 0")
         return self
+
+    def resolved_prompts_per_step(self, prompts: int) -> int | None:
+        """Prompts of a step in a run on so many; None: what the accumulated sequences hold."""
+        if self.prompts_per_step or self.accumulation > 1:
+            return self.prompts_per_step
+        return DEFAULT_PROMPTS_PER_STEP if prompts >= MANY_PROMPTS else None
 
     def rope_parameters(self) -> dict[str, Any] | None:
         """Changes to the model's RoPE, if any."""

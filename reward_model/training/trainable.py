@@ -22,10 +22,16 @@ from reward_model.modeling.model import Backbone, load_backbone_for_rm
 from reward_model.shared_prefix.exactness import prepare_shared_prefix
 from reward_model.shared_prefix.interface import unwrap
 from reward_model.training.adapters import keep_gradients_on_cpu, lora_config, weight_options
+from reward_model.training.head_steps import CentredSplit
+from reward_model.training.objective import Objective
 from reward_model.training.probe import MIDDLE
 from reward_model.training.probe_run import ProbeResult
-from reward_model.training.sharding import weights_are_sharded
+from reward_model.training.sharding import optimiser_is_ours, weights_are_sharded
 from reward_model.training.train_config import TrainConfig
+from reward_model.training.trainer import HeadStart
+
+STEP, PROBE_STEP = 0.1, 0.02
+"""Default learning rate of the head, in spreads of the labels: from nowhere, and from a probe, which is nearly there."""
 
 START_ANSWERS = 64
 """Answers whose features set a head that starts at the mean label: enough to find directions they differ in."""
@@ -95,28 +101,67 @@ def start_head(
     config: TrainConfig,
     budget: int,
     probe: ProbeResult | None,
-) -> str:
-    """Start the head at what the probe taught, at the labels' mean, or at random; says in words what was done."""
-    weight = score_weight(backbone.model)
+) -> tuple[str, CentredSplit | None]:
+    """Start the head at what the probe taught, at the labels' mean, or at random.
+
+    Returns:
+        What was done, in words, and how the head's features split along their mean; None where the head learns with
+        the other weights.
+    """
+    weight, features, split = score_weight(backbone.model), None, None
+    if optimiser_is_ours() or (probe is None and config.head_init == "mean"):
+        features = _start_features(backbone.model, items, config, budget)
+    if features is not None and optimiser_is_ours():
+        split = CentredSplit.of(features)
     if probe is not None:
         if not weight.is_meta:  # FSDP hands the first process's weights to the others
             weight.copy_(probe.head_D_H.to(weight))
-        return "head starts at the probe"
-    if config.head_init != "mean":
-        return "head starts at random"
+        return "head starts at the probe", split
+    if features is None or config.head_init != "mean":
+        return "head starts at random", split
     targets = np.concatenate([item.targets_N_D for item in items])
     known = not np.isnan(targets).all()
     mean = np.nanmean(targets, axis=0) if known else np.full(targets.shape[1], MIDDLE)
+    weight.copy_(separate_start(features, torch.from_numpy(mean)).folded().to(weight))
+    return "head starts at the mean", split
+
+
+def _start_features(
+    model: nn.Module, items: Sequence[EncodedExample], config: TrainConfig, budget: int
+) -> torch.Tensor:
+    """Features (N, H) of some answers at the score token, by the model as it is."""
     some: list[EncodedExample] = []
     for item in sorted(items, key=lambda item: item.shape.total):
         if sum(len(one.answers) for one in some) < START_ANSWERS:
             some.append(item)
-    model = backbone.model
     model.to("cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu").eval()
     features = read_features(model, some, token_budget=budget, shared=config.shared_prefix == "on")[:, 0]
     model.train()
-    weight.copy_(separate_start(features, torch.from_numpy(mean)).folded().to(weight))
-    return "head starts at the mean"
+    return features
+
+
+def head_start(
+    config: TrainConfig,
+    backbone: Backbone,
+    objective: Objective,
+    split: CentredSplit | None,
+    from_probe: bool,
+) -> HeadStart | None:
+    """How the head's steps are taken; without a split (a checkpoint has it) any will do.
+
+    Raises:
+        UserError: a rate for the head where it learns with the other weights.
+    """
+    if not optimiser_is_ours():
+        if config.head_learning_rate:
+            raise UserError(
+                "--head-learning-rate: under FSDP and DeepSpeed the head learns at --learning-rate",
+                "leave it out, or train without sharding",
+            )
+        return None
+    spread = float(objective.standardizer.std_D.mean())
+    rate = config.head_learning_rate or (PROBE_STEP if from_probe else STEP) * spread
+    return HeadStart(split or CentredSplit.none(score_weight(backbone.model).shape[1]), rate)
 
 
 def probe_starts(config: TrainConfig) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,13 +26,26 @@ from reward_model.data.batches import (
     EncodedExample,
     EpochDataLoader,
     PromptDataset,
+    StepOrder,
     collate,
+    contrasted,
     token_batches,
 )
 from reward_model.shared_prefix.layout import Layout
-from reward_model.training.metrics import held_out_metrics
+from reward_model.training.guards import say
+from reward_model.training.head_steps import CentredSplit, HeadSteps
+from reward_model.training.metrics import held_out_metrics, moving_together
 from reward_model.training.objective import Objective
 from reward_model.training.run import GuardedTrainer
+
+
+@dataclass(frozen=True)
+class HeadStart:
+    """How the head's optimiser steps are taken."""
+
+    split: CentredSplit
+    learning_rate: float
+    """Points a step."""
 
 
 class RewardTrainer(GuardedTrainer):
@@ -48,8 +62,17 @@ class RewardTrainer(GuardedTrainer):
         dimensions: Sequence[str],
         token_budget: int,
         shared_prefix: bool = True,
+        prompts_per_step: int | None = None,
+        head: HeadStart | None = None,
         callbacks: list[Any] | None = None,
     ) -> None:
+        """As the Trainer's, and:
+
+        Args:
+            prompts_per_step: of an optimiser step over all processes; `args` must have the passes this takes
+                (`passes_per_step`). None: as many as the accumulated sequences happen to hold.
+            head: how the head's steps are taken; None: as those of the other weights.
+        """
         super().__init__(
             model,
             args,
@@ -59,7 +82,8 @@ class RewardTrainer(GuardedTrainer):
             callbacks=callbacks,
         )
         self.objective, self.dimensions, self.shared_prefix = objective, list(dimensions), shared_prefix
-        self._train_batches = token_batches(train, token_budget)
+        self._train, self._prompts_per_step, self._head = list(train), prompts_per_step, head
+        self._train_batches = token_batches(train, token_budget, contrasted(train))
         self._eval_batches = token_batches(held_out, token_budget)
         self._parts: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
         self._parts_steps = 0
@@ -70,7 +94,19 @@ class RewardTrainer(GuardedTrainer):
 
     def get_train_dataloader(self) -> DataLoader[EncodedExample]:
         """This process's packed sequences, in an order drawn from (seed, epoch)."""
-        return self._loader(self.train_dataset, self._train_batches)
+        if self._prompts_per_step is None:
+            return self._loader(self.train_dataset, self._train_batches)
+        return _data_loader(
+            self.train_dataset,
+            StepOrder(
+                self._train,
+                self._prompts_per_step,
+                self.args.gradient_accumulation_steps,
+                seed=self.args.seed,
+                rank=self.args.process_index,
+                world=self.args.world_size,
+            ),
+        )
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[EncodedExample]:
         """This process's share of the held-out prompts."""
@@ -84,10 +120,15 @@ class RewardTrainer(GuardedTrainer):
             rank=self.args.process_index,
             world=self.args.world_size,
         )
-        # A generator of its own: the global one belongs to dropout, whose draws must not depend on evaluations.
-        return EpochDataLoader(
-            dataset, batch_sampler=order, collate_fn=collate, generator=torch.Generator().manual_seed(0)
-        )
+        return _data_loader(dataset, order)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The Trainer's optimiser, with a group of the head's own where its steps are taken apart."""
+        fresh = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if self._head is not None and fresh:
+            HeadSteps(model or self.model, optimizer, self._head.split, self._head.learning_rate)
+        return optimizer
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -179,6 +220,8 @@ class RewardTrainer(GuardedTrainer):
             f"{metric_key_prefix}_{name}": value
             for name, value in held_out_metrics(gathered, self.objective, self.dimensions).items()
         }
+        for warning in moving_together(metrics):
+            say(warning)
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(gathered))
 
     def _gather(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -192,6 +235,13 @@ class RewardTrainer(GuardedTrainer):
             if row["prompt_id"] not in seen or row["real"]:
                 seen[row["prompt_id"]] = row
         return [seen[name] for name in sorted(seen)]
+
+
+def _data_loader(dataset: PromptDataset, order: BatchOrder) -> EpochDataLoader:
+    # A generator of its own: the global one belongs to dropout, whose draws must not depend on evaluations.
+    return EpochDataLoader(
+        dataset, batch_sampler=order, collate_fn=collate, generator=torch.Generator().manual_seed(0)
+    )
 
 
 def _rows(predictions_A_D: Tensor, batch: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import pytest
 from sklearn.linear_model import Ridge
 
 from judge_pipeline.statistics.agreement import prompt_metrics
-from judge_pipeline.statistics.stack import fit_stack, graded_rows, out_of_fold, preferred_rows
+from judge_pipeline.statistics.stack import fit_stack, graded_rows, levelled_rows, out_of_fold, preferred_rows
 from judge_pipeline.statistics.table import Pair
 from tests.judge_pipeline.statistics.test_separation import table_of
 
@@ -31,6 +31,19 @@ def test_weights_are_a_ridge_on_what_differs_within_prompts():
     assert found.weight == pytest.approx(peer.coef_ / scale)
     assert found.weight == pytest.approx([2, 0.1], rel=0.2)
     assert prompt_metrics(table, target, found.apply(columns))["spearman"].value > 0.8
+
+
+def test_order_and_level_together_are_a_ridge_with_an_intercept():
+    rng = np.random.default_rng(3)
+    table = table_of()
+    columns = {"a": rng.normal(size=120) + 4, "b": 40 * rng.normal(size=120)}
+    target = 2 * columns["a"] + 0.1 * columns["b"] + rng.normal(size=120) - 30
+    target[:5] = np.nan
+    found = fit_stack(levelled_rows(table, columns, target), list(columns))
+    features = np.column_stack(list(columns.values()))[5:]
+    scale = features.std(axis=0)
+    peer = Ridge(found.penalty).fit(features / scale, target[5:])
+    assert found.weight == pytest.approx(peer.coef_ / scale)
 
 
 def test_answers_are_scored_by_weights_that_never_saw_their_document():

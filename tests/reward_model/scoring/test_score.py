@@ -16,9 +16,12 @@ from judge_pipeline.common.record_files import read_prompts, write_records
 from judge_pipeline.common.records import DIMENSIONS
 from reward_model.modeling.head import score_weight
 from reward_model.modeling.model import load_backbone_for_rm, save_reward_model
-from reward_model.scoring.score import score_file
+from reward_model.modeling.readout import Readout, ReadoutSpec
+from reward_model.modeling.ridge import LinearProbe
+from reward_model.scoring.score import run, score_file
 from reward_model.scoring.score_config import ScoreConfig
 from reward_model.scoring.scorer import RewardModel
+from reward_model.scoring.trl_reward import LongContextReward
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -223,3 +226,37 @@ def test_out_of_memory_names_the_knobs(model, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"20.00 GiB(.|\n)*--token-budget"):
         score_file(config)
     assert score_module.SCORING_KNOBS
+
+
+def test_a_readout_scores_unless_the_plain_head_is_asked_for(tiny_base, tmp_path, capsys):
+    backbone = load_backbone_for_rm(str(tiny_base), dtype=torch.float32)
+    torch.manual_seed(3)
+    spec = ReadoutSpec(layer=1, pooling="mean", view="both")
+    readout = Readout(spec, LinearProbe(torch.randn(4, 64).double(), torch.full((4,), 5.0).double()))
+    save_reward_model(backbone.model, backbone.tokenizer, tmp_path / "model", backbone.manifest, readout)
+    source = prompts_file(tmp_path / "in.jsonl")
+    found = {}
+    for choice in ("best", "plain"):
+        output = tmp_path / f"{choice}.jsonl"
+        run(ScoreConfig(model=tmp_path / "model", prompts=source, output=output, readout=choice))
+        found[choice] = points(output)
+    said = capsys.readouterr().out
+    assert "layer 1, mean of the answer's states" in said
+    assert "1 of 2 layers run" in said
+    assert "plain head; 2 of 2 layers run" in said
+    model = RewardModel.from_pretrained(tmp_path / "model", shared_prefix="off")
+    alone = [model.score(p.context, p.query, [r.text]) for p in read_prompts(source) for r in p.responses]
+    np.testing.assert_allclose(found["best"], np.clip(np.concatenate(alone), 0, 10), atol=1e-4)
+    assert np.abs(found["best"] - found["plain"]).max() > 0.1
+    summaries = [json.loads((tmp_path / f"{name}.jsonl.summary.json").read_text()) for name in found]
+    assert summaries[0]["tokens_read"] > summaries[1]["tokens_read"]
+    assert summaries[0]["tokens_one_by_one"] == model.tokens_one_by_one
+    reward = LongContextReward(tmp_path / "model")
+    prompt = next(read_prompts(source))
+    texts = [item.text for item in prompt.responses]
+    rewards = reward(
+        [""] * len(texts), texts, context=[prompt.context] * len(texts), query=[prompt.query] * len(texts)
+    )
+    np.testing.assert_allclose(
+        rewards, model.reward(model.score(prompt.context, prompt.query, texts)), atol=1e-4
+    )

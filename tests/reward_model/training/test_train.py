@@ -179,7 +179,8 @@ def test_weights_and_dimensions_are_stored(label_run, tiny_base, tmp_path):
 
 def test_one_by_one_training_gives_the_same_weights(label_run, tiny_base, tmp_path):
     run = label_run(count=4)
-    common = {"method": "full", "epochs": 1, "head_init": "none", "loss": "regression"}
+    common = {"method": "full", "epochs": 1, "head_init": "mean", "loss": "regression"}
+    common |= {"learning_rate": 3e-4, "head_learning_rate": 3e-3}
     shared = train(settings(run, tiny_base, tmp_path / "on", **common))
     alone = train(settings(run, tiny_base, tmp_path / "off", shared_prefix="off", **common))
     one = load_reward_model(shared).model.state_dict()
