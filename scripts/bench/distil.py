@@ -30,7 +30,7 @@ from judge_pipeline.common.records import DIMENSIONS
 from judge_pipeline.statistics.compare import PREFERENCES
 from judge_pipeline.statistics.stack import graded_rows, out_of_fold
 from judge_pipeline.statistics.table import REWARD, Floats
-from reward_model.fidelity.free_baselines import stack_features, stacked_baselines
+from reward_model.fidelity.free_baselines import STACK, stack_features, stacked_baselines
 from scripts.bench.distil_cost import judge_cost, model_cost
 from scripts.bench.distil_data import (
     Material,
@@ -42,7 +42,7 @@ from scripts.bench.distil_data import (
 )
 from scripts.bench.distil_figures import Ruler, with_reward
 from scripts.bench.distil_fit import CONTROLS, HALF, NARROW, PLAIN, PROBE, Folded, load_store, run_folds
-from scripts.bench.distil_tables import JUDGE, STACK, STACKED, aims, tables
+from scripts.bench.distil_tables import JUDGE, STACKED, aims, tables
 from scripts.bench.evidence_common import environment, write_result
 
 FILES = {
