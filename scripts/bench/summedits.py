@@ -5,7 +5,7 @@ qa_feedback_judged and demo_labels, nothing of SummEdits), and trained on a part
 (`own`). Balanced accuracy with a threshold from the other folds' documents, the same for baselines, and pairs within a
 document. SummEdits is a benchmark: figures of `own` are of a model that was trained on a part of it.
 
-    python scripts/bench/summedits.py --data DIR [--work runs/distil] [--edits 6]
+    python scripts/bench/summedits.py --data DIR [--work runs/distil] [--edits 4]
 
 Takes the features that distil.py has read from the work folder. Writes summedits.json beside this file.
 """
@@ -75,7 +75,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("runs/distil"))
     parser.add_argument("--base-model", default="smollm2")
     parser.add_argument(
-        "--edits", type=int, default=6, help="of a document, half of them consistent where there are"
+        "--edits", type=int, default=4, help="of a document, half of them consistent where there are"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--folds", type=int, default=5)
