@@ -116,6 +116,18 @@ def read_views(
     return read[0], read[1] if withheld else None
 
 
+def _enough(truth_S: Tensor, documents: Sequence[str], say: Callable[[str], None]) -> bool:
+    """Whether sentences of both kinds, in more than one document, are there to learn from; says so where not."""
+    count, bad = len(truth_S), int((~truth_S).sum())
+    if count >= FEWEST and 0 < bad < count and len(set(documents)) > 1:
+        return True
+    say(
+        f"evidence: {count} sentences with verdicts, {bad} of them not supported, in {len(set(documents))} "
+        "documents: too few to learn the support of sentences from, so there is no --explain"
+    )
+    return False
+
+
 def _layer_features(view: View, document_S_L_H: Tensor, withheld_S_L_H: Tensor | None) -> list[Tensor]:
     """The features of each layer that was read."""
     return [
@@ -171,16 +183,13 @@ def fit_support(
     layers = support_layers(model, readout)
     view: View = readout.view if readout else "document"
     with Progress(len(encoded), "evidence", "prompts") as progress:
-        document, withheld = read_views(
-            model,
-            encoded,
-            found.spans,
-            layers,
-            token_budget=token_budget,
-            shared=shared,
-            withheld=view != "document",
-            progress=progress,
-        )
+        how = {
+            "token_budget": token_budget,
+            "shared": shared,
+            "withheld": view != "document",
+            "progress": progress,
+        }
+        document, withheld = read_views(model, encoded, found.spans, layers, **how)
     rows = support_rows(found, documents, seed)
     features_L = _layer_features(view, document, withheld)
     choices = [choose_penalties(rows, features) for features in features_L]
@@ -195,8 +204,7 @@ def fit_support(
         threshold=threshold,
         figures=figures,
     )
-    without = f", {found.without} without" if found.without else ""
-    say(f"{spec.describe()} ({found.answers} answers with evidence{without})")
+    say(f"{spec.describe()} ({found.answers} answers with evidence, {found.without} without)")
     return SupportReadout(spec, fit_rows(rows, features, choice.penalties))
 
 
