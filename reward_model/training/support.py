@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -183,7 +184,7 @@ def fit_support(
     layers = support_layers(model, readout)
     view: View = readout.view if readout else "document"
     with Progress(len(encoded), "evidence", "prompts") as progress:
-        how = {
+        how: dict[str, Any] = {
             "token_budget": token_budget,
             "shared": shared,
             "withheld": view != "document",
