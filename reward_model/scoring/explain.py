@@ -114,6 +114,7 @@ class Explainer:
         self.model = model
         self.support: SupportReadout = model.support
 
+    @torch.no_grad()
     def explain(
         self, prompts: Sequence[tuple[PromptText, EncodedPrompt]], token_budget: int
     ) -> list[tuple[Array, Notes]]:
@@ -155,7 +156,7 @@ class Explainer:
         for number in range(len(prompts)):
             one = withheld[number] if withheld else None
             plan = _Rows([len(own) for own in scored[number]], [len(parts) for parts in spans[number]])
-            points = self._points(states[number], one, plan)
+            points = model.stacked(prompts[number][1], self._points(states[number], one, plan))
             notes = self._notes(
                 states[number], one, plan, sentences[number], segments[number], watch.found[number]
             )
@@ -185,7 +186,7 @@ class Explainer:
         document = rows.whole(states[:, 0])
         readout = self.model.readout
         if readout is None:
-            return np.asarray(apply_head(self.model.model, document.to(self.model.device)).cpu())
+            return np.asarray(apply_head(self.model.model, document.to(self.model.device)).detach().cpu())
         bare = None if withheld is None else rows.whole(withheld[:, 0])
         return readout.apply(document, bare).numpy()
 

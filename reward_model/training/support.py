@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -116,6 +117,37 @@ def read_views(
     return read[0], read[1] if withheld else None
 
 
+def _enough(truth_S: Tensor, documents: Sequence[str], say: Callable[[str], None]) -> bool:
+    """Whether sentences of both kinds, in more than one document, are there to learn from; says so where not."""
+    count, bad = len(truth_S), int((~truth_S).sum())
+    if count >= FEWEST and 0 < bad < count and len(set(documents)) > 1:
+        return True
+    say(
+        f"evidence: {count} sentences with verdicts, {bad} of them not supported, in {len(set(documents))} "
+        "documents: too few to learn the support of sentences from, so there is no --explain"
+    )
+    return False
+
+
+def _layer_features(view: View, document_S_L_H: Tensor, withheld_S_L_H: Tensor | None) -> list[Tensor]:
+    """The features of each layer that was read."""
+    return [
+        view_features(
+            view, document_S_L_H[:, place], None if withheld_S_L_H is None else withheld_S_L_H[:, place]
+        )
+        for place in range(document_S_L_H.shape[1])
+    ]
+
+
+def _within(
+    window: int, items: Sequence[Example], renderer: PromptRenderer
+) -> tuple[list[Example], list[EncodedPrompt]]:
+    """The examples that fit the model's window, as they are and as token ids."""
+    pairs = [(item, renderer.encode(item.context, item.query, item.responses)) for item in items]
+    kept = [(item, prompt) for item, prompt in pairs if prompt.shape.longest <= window]
+    return [item for item, _ in kept], [prompt for _, prompt in kept]
+
+
 def fit_support(
     model: nn.Module,
     renderer: PromptRenderer,
@@ -143,43 +175,27 @@ def fit_support(
         seed: of the folds.
         say: takes remarks for the user.
     """
-    chosen = _drawn([item for item in items if _told(item, evidence)])
-    encoded = [renderer.encode(item.context, item.query, item.responses) for item in chosen]
-    fits = [prompt.shape.longest <= window for prompt in encoded]
-    chosen = [item for item, fit in zip(chosen, fits, strict=True) if fit]
-    encoded = [prompt for prompt, fit in zip(encoded, fits, strict=True) if fit]
+    chosen, encoded = _within(window, _drawn([item for item in items if _told(item, evidence)]), renderer)
     found = sentence_rows(chosen, evidence, renderer)
     documents = document_groups(chosen)
     truth = found.targets_S >= SUPPORTED
-    count, bad = len(truth), int((~truth).sum())
-    if count < FEWEST or not 0 < bad < count or len(set(documents)) < 2:
-        say(
-            f"evidence: {count} sentences with verdicts, {bad} of them not supported, in {len(set(documents))} "
-            "documents: too few to learn the support of sentences from, so there is no --explain"
-        )
+    if not _enough(truth, documents, say):
         return None
     layers = support_layers(model, readout)
     view: View = readout.view if readout else "document"
     with Progress(len(encoded), "evidence", "prompts") as progress:
-        document, withheld = read_views(
-            model,
-            encoded,
-            found.spans,
-            layers,
-            token_budget=token_budget,
-            shared=shared,
-            withheld=view != "document",
-            progress=progress,
-        )
+        how: dict[str, Any] = {
+            "token_budget": token_budget,
+            "shared": shared,
+            "withheld": view != "document",
+            "progress": progress,
+        }
+        document, withheld = read_views(model, encoded, found.spans, layers, **how)
     rows = support_rows(found, documents, seed)
-    best = None
-    for place, layer in enumerate(layers):
-        features = view_features(view, document[:, place], None if withheld is None else withheld[:, place])
-        choice = choose_penalties(rows, features)
-        if best is None or choice.score > best[0].score:
-            best = choice, layer, features
-    assert best is not None
-    choice, layer, features = best
+    features_L = _layer_features(view, document, withheld)
+    choices = [choose_penalties(rows, features) for features in features_L]
+    place = max(range(len(layers)), key=lambda place: choices[place].score)
+    choice, layer, features = choices[place], layers[place], features_L[place]
     predicted = fold_predictions(rows, features, choice.penalties)[0, :, 0].numpy()
     threshold, figures = judge_folds(predicted, truth.numpy(), rows.fold_R.numpy(), len(set(documents)))
     spec = SupportSpec(
@@ -189,11 +205,7 @@ def fit_support(
         threshold=threshold,
         figures=figures,
     )
-    say(
-        f"{spec.describe()} ({found.answers} answers with evidence"
-        + (f", {found.without} without" if found.without else "")
-        + ")"
-    )
+    say(f"{spec.describe()} ({found.answers} answers with evidence, {found.without} without)")
     return SupportReadout(spec, fit_rows(rows, features, choice.penalties))
 
 
