@@ -15,10 +15,25 @@ Targets = Literal["auto", "judge", "human", "preferences"]
 SharedPrefix = Literal["on", "off"]
 ReadoutChoice = Literal["best", "plain"]
 Documents = Literal["auto", "all"]
+OnOff = Literal["on", "off"]
+Likelihood = Literal["on", "off", "auto"]
 LossName = Literal["regression", "pairwise", "regression+pairwise", "sequence", "level+order", "preference"]
 Method = Literal["full", "lora", "qlora"]
 RewardMethod = Literal["probe", "full", "lora", "qlora"]
 TOKEN_BUDGET = 16_384
 """Tokens read at once when scoring."""
 
-__all__ = ["HOW", "TOKEN_BUDGET", "Documents", "LossName", "Method", "Overflow", "SharedPrefix", "Targets"]
+__all__ = [
+    "HOW",
+    "TOKEN_BUDGET",
+    "Documents",
+    "Likelihood",
+    "LossName",
+    "Method",
+    "OnOff",
+    "Overflow",
+    "ReadoutChoice",
+    "RewardMethod",
+    "SharedPrefix",
+    "Targets",
+]

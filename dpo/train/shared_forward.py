@@ -5,7 +5,7 @@ and reads per-token log-probabilities back. `share_prompt` answers that very cal
 `[prompt | chosen | rejected]` in one packed sequence (see `reward_model.shared_prefix.layout`), p + 2r tokens for 2(p + r), and
 the results are put where TRL expects them. Loss, reference, PEFT, metrics and every loss type stay TRL's own.
 
-Only answer positions go through the LM head (see `logps`). Models a shared prefix is not exact for are refused by
+Only answer positions go through the LM head (see `reward_model.shared_prefix.logps`). Models a shared prefix is not exact for are refused by
 `reward_model.shared_prefix.exactness` before training; nothing falls back silently.
 """
 
@@ -24,10 +24,10 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from dpo.train.logps import HeadShape, token_stats
 from reward_model.shared_prefix.exactness import check_supported
 from reward_model.shared_prefix.interface import enable_shared_prefix, shared_prefix, unwrap
 from reward_model.shared_prefix.layout import Layout, join_ids
+from reward_model.shared_prefix.logps import HeadShape, token_stats
 
 
 @dataclass

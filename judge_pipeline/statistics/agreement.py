@@ -1,4 +1,4 @@
-"""How well one set of scores agrees with another, prompt by prompt.
+"""How well one set of scores agrees with another, prompt by prompt and over the whole set.
 
 In: a table of answers, the `target` (judge or people) and the `predicted` scores of each. Out: ratios of per-prompt
 sums, so that intervals over documents come cheaply (`bootstrap`). Judge scores are bunched near the top and
@@ -11,29 +11,45 @@ Rules, the same everywhere:
 - constant predictions within a prompt correlate 0 with it (not undefined), so that a constant scores 0, and a
   predicted tie on a decided pair counts one half;
 - an answer without a target or without a prediction is left out, and the counts show it.
+
+Figures over the whole set compare answers of different prompts, so they also show whether one prompt's 7 means the same
+as another's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from scipy import stats
+from sklearn.linear_model import LinearRegression
+from sklearn.metrics import cohen_kappa_score, mean_absolute_error
 
-from judge_pipeline.statistics.bootstrap import Ratio
-from judge_pipeline.statistics.table import AnswerTable, Floats, Pair
+from judge_pipeline.common.records import SCORE_RANGE
+from judge_pipeline.statistics.bootstrap import DocumentBootstrap, Estimate, Ratio
+from judge_pipeline.statistics.table import AnswerTable, Floats, Ints, Pair
 
 PROMPT_METRICS: dict[str, str] = {
     "spearman": "Spearman correlation within a prompt, mean over prompts",
     "kendall": "Kendall τ-b within a prompt, mean over prompts",
     "pairs": "share of decided pairs ordered the same way (a predicted tie counts ½)",
+    "somers_d": "Somers' D: the same with chance taken off, 0 for guessing and 1 for every pair right",
     "best_of_n": "share of prompts whose top answer is a top answer of the target",
     "worst_of_n": "share of prompts whose bottom answer is a bottom answer of the target",
     "same_pair": "share of prompts whose best *and* worst answers are both the target's",
     "pair_direction": "share of chosen best–worst pairs that the target orders the same way (a tie counts ½)",
     "regret": "points of the target lost by taking the predicted best answer instead of the target's best",
 }
+SET_METRICS: dict[str, str] = {
+    "spearman": "Spearman correlation over all answers",
+    "kendall": "Kendall τ-b over all answers",
+    "mae": "mean absolute error in points",
+    "kappa": "Cohen's κ with quadratic weights over whole points: agreement in points with chance taken off",
+}
+SET_REPLICATES = 200
+"""Each replicate computes rank correlations of the whole set again, which is slow for large ones."""
 LOWER_IS_BETTER = frozenset({"regret", "mae"})
 
 
@@ -64,6 +80,7 @@ def _prompt_figures(target: Floats, predicted: Floats) -> dict[str, tuple[float,
         "spearman": (within_correlation(target, predicted, "spearman"), 1.0),
         "kendall": (within_correlation(target, predicted, "kendall"), 1.0),
         "pairs": (won, decided),
+        "somers_d": (2 * won - decided, decided),
         "best_of_n": (float(right_best[best].mean()), 1.0),
         "worst_of_n": (float(right_worst[worst].mean()), 1.0),
         "regret": (float(target.max() - target[best].mean()), 1.0),
@@ -142,6 +159,23 @@ def mean_distance(predictions: Sequence[Floats], targets: Sequence[Floats]) -> f
     return float(errors.mean()) if len(errors) else np.nan
 
 
+def spearman_ceiling(table: AnswerTable, target_R: Floats, predicted_R: Floats | None = None) -> Ratio:
+    """The highest mean within-prompt Spearman that predictions without ties can reach, given the target's ties.
+
+    A prediction that orders all n answers, tied ones in any order, has Spearman's ρ = √(1 - Σ(t³ - t) / (n³ - n)) with
+    the target, t the sizes of its groups of tied answers (the tie correction of Kendall, "Rank Correlation Methods").
+    `predicted_R` names the answers that count: those it has a value for.
+    """
+    number = len(table.prompts)
+    best, counted = np.zeros(number), np.zeros(number)
+    for prompt, rows in table.slices():
+        target, _ = _both(target_R[rows], target_R[rows] if predicted_R is None else predicted_R[rows])
+        if len(target) > 1 and np.ptp(target) > 0:
+            best[prompt] = np.sqrt(stats.tiecorrect(stats.rankdata(target)))
+            counted[prompt] = 1
+    return Ratio(best, counted)
+
+
 def tie_counts(table: AnswerTable, target_R: Floats, predicted_R: Floats) -> dict[str, int]:
     """Pairs of answers to one prompt: all, tied in the target, tied in the prediction where the target decides."""
     pairs = target_ties = predicted_ties = 0
@@ -180,3 +214,67 @@ def pair_accuracy(table: AnswerTable, pairs: Iterable[Pair], predicted_R: Floats
             won[pair.prompt] += 0.5 + 0.5 * np.sign(gap)
             decided[pair.prompt] += 1
     return Ratio(won, decided)
+
+
+def set_metrics(
+    table: AnswerTable,
+    target_R: Floats,
+    predicted_R: Floats,
+    bootstrap: DocumentBootstrap,
+    in_points: bool = True,
+) -> dict[str, Estimate]:
+    """Figures of `SET_METRICS` with intervals over documents; those in points where predictions are."""
+    rows = np.flatnonzero(np.isfinite(target_R) & np.isfinite(predicted_R))
+    computed: dict[str, Callable[[Ints], float | None]] = {
+        "spearman": lambda rows: correlation(target_R[rows], predicted_R[rows], "spearman"),
+        "kendall": lambda rows: correlation(target_R[rows], predicted_R[rows], "kendall"),
+    }
+    if in_points:
+        computed["mae"] = lambda rows: (
+            float(mean_absolute_error(target_R[rows], predicted_R[rows])) if len(rows) else None
+        )
+        computed["kappa"] = lambda rows: quadratic_kappa(target_R[rows], predicted_R[rows])
+    return {
+        name: bootstrap.statistic(compute, table.document_R, rows, SET_REPLICATES)
+        for name, compute in computed.items()
+    }
+
+
+def quadratic_kappa(target: Floats, predicted: Floats) -> float | None:
+    """Cohen's κ with quadratic weights of points 0–10 rounded to whole ones; None where both are one same score."""
+    low, high = (int(end) for end in SCORE_RANGE)
+    rounded = [np.clip(np.round(values), low, high).astype(int) for values in (target, predicted)]
+    if not len(target) or np.ptp(np.concatenate(rounded)) == 0:
+        return None
+    return float(cohen_kappa_score(*rounded, labels=list(range(low, high + 1)), weights="quadratic"))
+
+
+def calibration(target_R: Floats, predicted_R: Floats, bins: int = 10) -> dict[str, Any]:
+    """Does a predicted 7 mean a 7? Slope and intercept of target on prediction, and a reliability table.
+
+    Slope 1 and intercept 0 are perfect; a slope under 1 means the predictions spread more than they should. The bins
+    hold equal numbers of answers; each gives the mean prediction, the mean target and the count. `expected_error` is
+    the mean distance of the two, weighted by count, in points.
+    """
+    known = np.isfinite(target_R) & np.isfinite(predicted_R)
+    target, predicted = target_R[known], predicted_R[known]
+    if len(target) < 2 or np.ptp(predicted) == 0:
+        return {"slope": None, "intercept": None, "expected_error": None, "bins": []}
+    line = LinearRegression().fit(predicted[:, None], target)
+    order = np.argsort(predicted, kind="stable")
+    parts = [part for part in np.array_split(order, min(bins, len(order))) if len(part)]
+    rows = [
+        {
+            "predicted": float(predicted[part].mean()),
+            "target": float(target[part].mean()),
+            "count": len(part),
+        }
+        for part in parts
+    ]
+    error = sum(row["count"] * abs(row["predicted"] - row["target"]) for row in rows) / len(target)
+    return {
+        "slope": float(line.coef_[0]),
+        "intercept": float(line.intercept_),
+        "expected_error": float(error),
+        "bins": rows,
+    }

@@ -4,6 +4,9 @@ Means over prompts (within-prompt correlation, pair accuracy, best-of-N, …) ar
 replicates are two matrix products. Any other statistic is computed again on each resampled set of rows. Two rows of
 a table use the same resamples, so their difference has an interval of its own, narrower than the two apart.
 ``scipy.stats.bootstrap`` resamples rows, not clusters, and draws anew at every call, so differences would lose that.
+
+Fewer than `MIN_DOCUMENTS` documents give no interval: resamples of two documents that agree have a width of zero, which
+would say that a figure is certain where next to nothing is known.
 """
 
 from __future__ import annotations
@@ -14,6 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from judge_pipeline.statistics.table import Floats, Ints
+
+MIN_DOCUMENTS = 5
+"""With fewer there is no interval."""
+FEW_DOCUMENTS = 20
+"""With fewer an interval is there and too narrow: percentile intervals of small samples are."""
 
 
 @dataclass(frozen=True)
@@ -65,15 +73,16 @@ class DocumentBootstrap:
         )
 
     def ratio(self, ratio: Ratio) -> Estimate:
-        """A figure over prompts and its interval; no interval with fewer than two documents."""
-        low, high = self._interval(self._replicate(ratio))
+        """A figure over prompts and its interval."""
+        low, high = self._interval(self._replicate(ratio), self._counting(ratio))
         return Estimate(ratio.value, low, high, int(ratio.denominator_P.sum()))
 
     def difference(self, first: Ratio, second: Ratio) -> Estimate:
         """`first` minus `second`, both computed on the same resamples."""
         if first.value is None or second.value is None:
             return NONE
-        low, high = self._interval(self._replicate(first) - self._replicate(second))
+        counting = min(self._counting(first), self._counting(second))
+        low, high = self._interval(self._replicate(first) - self._replicate(second), counting)
         return Estimate(first.value - second.value, low, high, int(first.denominator_P.sum()))
 
     def statistic(
@@ -100,7 +109,7 @@ class DocumentBootstrap:
             ]
             sample = compute(np.concatenate(chosen)) if chosen else None
             samples.append(np.nan if sample is None else sample)
-        low, high = self._interval(np.array(samples))
+        low, high = self._interval(np.array(samples), len(np.unique(document_R[rows_R])))
         return Estimate(value, low, high, len(rows_R))
 
     def _replicate(self, ratio: Ratio) -> Floats:
@@ -109,9 +118,13 @@ class DocumentBootstrap:
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray((self._weights_BD @ numerator) / (self._weights_BD @ denominator))
 
-    def _interval(self, samples_B: Floats) -> tuple[float | None, float | None]:
+    def _counting(self, ratio: Ratio) -> int:
+        """Documents that a figure rests on."""
+        return len(np.unique(self._document_P[ratio.denominator_P > 0]))
+
+    def _interval(self, samples_B: Floats, documents: int) -> tuple[float | None, float | None]:
         samples = samples_B[np.isfinite(samples_B)]
-        if self.documents < 2 or len(samples) < 2:
+        if documents < MIN_DOCUMENTS or len(samples) < 2:
             return None, None
         tail = (1 - self.level) / 2
         low, high = np.quantile(samples, [tail, 1 - tail])

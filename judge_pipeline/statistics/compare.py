@@ -14,17 +14,19 @@ from typing import Any, Literal
 import numpy as np
 
 from judge_pipeline.statistics.agreement import (
-    PROMPT_METRICS,
+    calibration,
     decided_pairs,
-    pair_accuracy,
     prompt_metrics,
+    set_metrics,
+    spearman_ceiling,
     tie_counts,
 )
 from judge_pipeline.statistics.bootstrap import DocumentBootstrap, Ratio
 from judge_pipeline.statistics.table import OVERALL, REWARD, AnswerTable, Floats, Pair
-from judge_pipeline.statistics.whole_set import calibration, set_metrics
 
-Kind = Literal["model", "baseline", "ceiling"]
+Kind = Literal["model", "control", "baseline", "ceiling"]
+PAIRED_METRICS = ("spearman", "pairs")
+"""Figures whose difference to the model's row is shown."""
 PREFERENCES = "preferences"
 """The target that is not a score but people's choices between two answers."""
 GROUP_METRICS = ("spearman", "pairs", "best_of_n")
@@ -53,24 +55,25 @@ class Predictor:
             return self.columns[REWARD]
         return self.any_target
 
-    def pair_ratio(self, table: AnswerTable, target: str, pairs: Sequence[Pair]) -> Ratio | None:
-        """Accuracy on given pairs; None where this predictor says nothing about the target."""
+    def vote(self, target: str, pair: Pair) -> float | None:
+        """1 when the winner comes out better, 0 when the loser does, ½ for a tie; None where nothing is said."""
         if self.pairs is not None and target in (OVERALL, PREFERENCES, REWARD):
-            return _voted_ratio(table, pairs, self.pairs)
+            vote = self.pairs.get((pair.winner, pair.loser))
+            turned = self.pairs.get((pair.loser, pair.winner))
+            return vote if vote is not None else None if turned is None else 1.0 - turned
         column = self.column(target)
-        return None if column is None else pair_accuracy(table, pairs, column)
+        gap = np.nan if column is None else column[pair.winner] - column[pair.loser]
+        return 0.5 + 0.5 * float(np.sign(gap)) if np.isfinite(gap) else None
 
-
-def _voted_ratio(table: AnswerTable, pairs: Sequence[Pair], votes: dict[tuple[int, int], float]) -> Ratio:
-    won, decided = np.zeros(len(table.prompts)), np.zeros(len(table.prompts))
-    for pair in pairs:
-        vote = votes.get((pair.winner, pair.loser))
-        if vote is None and (pair.loser, pair.winner) in votes:
-            vote = 1.0 - votes[pair.loser, pair.winner]
-        if vote is not None:
-            won[pair.prompt] += vote
-            decided[pair.prompt] += 1
-    return Ratio(won, decided)
+    def pair_ratio(self, table: AnswerTable, target: str, pairs: Sequence[Pair]) -> Ratio:
+        """Accuracy on given pairs; those it says nothing about are left out."""
+        won, decided = np.zeros(len(table.prompts)), np.zeros(len(table.prompts))
+        for pair in pairs:
+            vote = self.vote(target, pair)
+            if vote is not None:
+                won[pair.prompt] += vote
+                decided[pair.prompt] += 1
+        return Ratio(won, decided)
 
 
 @dataclass
@@ -81,6 +84,11 @@ class Comparison:
     predictors: list[Predictor]
     bootstrap: DocumentBootstrap
 
+    @property
+    def model(self) -> Predictor | None:
+        """The first model: what every other row is compared with."""
+        return next((item for item in self.predictors if item.kind == "model"), None)
+
     def graded(self, target: str, target_R: Floats) -> dict[str, Any]:
         """The table of a target with points."""
         ratios: dict[str, dict[str, Ratio]] = {}
@@ -89,34 +97,29 @@ class Comparison:
             column = predictor.column(target)
             if column is not None:
                 ratios[predictor.name] = prompt_metrics(self.table, target_R, column)
-                rows.append(self._graded_row(predictor, ratios, target_R, column))
+                rows.append(self._graded_row(predictor, ratios[predictor.name], target, target_R, column))
             elif predictor.pairs is not None and target in (OVERALL, REWARD):
                 pairs = decided_pairs(self.table, target_R)
-                ratios[predictor.name] = {"pairs": _voted_ratio(self.table, pairs, predictor.pairs)}
-                rows.append(self._row(predictor, ratios[predictor.name], ratios))
+                rows.append(self._pairs_row(predictor, target, pairs, ratios))
         known = np.isfinite(target_R)
         return {
             "target": target,
             "answers": int(known.sum()),
-            "documents": self._documents(known),
+            "documents": len(set(self.table.document_R[known].tolist())),
             "mean": float(target_R[known].mean()) if known.any() else None,
+            "spearman_ceiling": self.bootstrap.ratio(spearman_ceiling(self.table, target_R)).as_json(),
             "rows": rows,
             **self._parts(ratios),
         }
 
-    def _documents(self, known_R: np.ndarray) -> int:
-        document_R = np.repeat(self.table.document_P, self.table.end_P - self.table.start_P)
-        return len(set(document_R[known_R].tolist()))
-
     def preferred(self, pairs: Sequence[Pair]) -> dict[str, Any]:
         """The table of people's choices between two answers."""
         ratios: dict[str, dict[str, Ratio]] = {}
-        rows = []
-        for predictor in self.predictors:
-            ratio = predictor.pair_ratio(self.table, PREFERENCES, pairs)
-            if ratio is not None:
-                ratios[predictor.name] = {"pairs": ratio}
-                rows.append(self._row(predictor, ratios[predictor.name], ratios))
+        rows = [
+            self._pairs_row(predictor, PREFERENCES, pairs, ratios)
+            for predictor in self.predictors
+            if predictor.pairs is not None or predictor.column(PREFERENCES) is not None
+        ]
         prompts = {pair.prompt for pair in pairs}
         return {
             "target": PREFERENCES,
@@ -126,39 +129,58 @@ class Comparison:
             **self._parts(ratios),
         }
 
-    def _row(
-        self, predictor: Predictor, own: dict[str, Ratio], ratios: dict[str, dict[str, Ratio]]
+    def _row(self, predictor: Predictor, own: dict[str, Ratio]) -> dict[str, Any]:
+        within = {metric: self.bootstrap.ratio(ratio).as_json() for metric, ratio in own.items()}
+        return {"name": predictor.name, "kind": predictor.kind, "within": within, "ahead": {}}
+
+    def _pairs_row(
+        self, predictor: Predictor, target: str, pairs: Sequence[Pair], ratios: dict[str, dict[str, Ratio]]
     ) -> dict[str, Any]:
-        row: dict[str, Any] = {"name": predictor.name, "kind": predictor.kind, "within": {}, "ahead": {}}
-        for metric, ratio in own.items():
-            row["within"][metric] = self.bootstrap.ratio(ratio).as_json()
-        model = next((item.name for item in self.predictors if item.kind == "model"), None)
-        if model is not None and model in ratios and predictor.name != model:
-            # How far the model is ahead of this row, on the same resamples of documents.
-            row["ahead"] = {
-                metric: self.bootstrap.difference(ratios[model][metric], own[metric]).as_json()
-                for metric in ("spearman", "pairs")
-                if metric in own and metric in ratios[model]
-            }
+        """A row that has pairs only, and the model ahead of it on those pairs that both decide."""
+        ratios[predictor.name] = {"pairs": predictor.pair_ratio(self.table, target, pairs)}
+        row = self._row(predictor, ratios[predictor.name])
+        model = self.model
+        if model is None or predictor.name == model.name:
+            return row
+        shared = [
+            pair for pair in pairs if None not in (model.vote(target, pair), predictor.vote(target, pair))
+        ]
+        first, second = (single.pair_ratio(self.table, target, shared) for single in (model, predictor))
+        row["ahead"] = {"pairs": self.bootstrap.difference(first, second).as_json()}
         return row
 
     def _graded_row(
         self,
         predictor: Predictor,
-        ratios: dict[str, dict[str, Ratio]],
+        own: dict[str, Ratio],
+        target: str,
         target_R: Floats,
         column: Floats,
     ) -> dict[str, Any]:
-        row = self._row(predictor, ratios[predictor.name], ratios)
+        row = self._row(predictor, own)
+        row["ahead"] = self._ahead(predictor, target, target_R, column)
         row["ties"] = tie_counts(self.table, target_R, column)
         if predictor.kind != "baseline":
-            over = set_metrics(self.table, target_R, column, self.bootstrap)
-            if not predictor.in_points:
-                over.pop("mae")
+            over = set_metrics(self.table, target_R, column, self.bootstrap, predictor.in_points)
             row["over_set"] = {name: estimate.as_json() for name, estimate in over.items()}
         if predictor.in_points:
             row["calibration"] = calibration(target_R, column)
         return row
+
+    def _ahead(
+        self, predictor: Predictor, target: str, target_R: Floats, column: Floats
+    ) -> dict[str, dict[str, Any]]:
+        """The model minus this row, on the answers that both score and on the same resamples of documents."""
+        model = self.model
+        other = None if model is None or model.name == predictor.name else model.column(target)
+        if other is None:
+            return {}
+        shared = np.where(np.isfinite(column) & np.isfinite(other), target_R, np.nan)
+        first, second = (prompt_metrics(self.table, shared, scores) for scores in (other, column))
+        return {
+            metric: self.bootstrap.difference(first[metric], second[metric]).as_json()
+            for metric in PAIRED_METRICS
+        }
 
     def _parts(self, ratios: dict[str, dict[str, Ratio]]) -> dict[str, Any]:
         """The same figures by data set and by the document's length."""
@@ -200,14 +222,3 @@ def length_bins(length_P: Floats) -> dict[str, np.ndarray]:
             name = f"{low / 1000:.0f}k+" if high == np.inf else f"{low / 1000:.0f}k–{high / 1000:.0f}k"
             bins[name] = mask
     return bins
-
-
-__all__ = [
-    "GROUP_METRICS",
-    "PREFERENCES",
-    "PROMPT_METRICS",
-    "Comparison",
-    "Kind",
-    "Predictor",
-    "length_bins",
-]

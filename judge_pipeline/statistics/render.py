@@ -1,10 +1,12 @@
 """Agreement tables for people: plain text for the terminal, Markdown for a page, sections for `report.html`.
 
-In: the dictionaries of `compare`. Out: strings and `Section`s; no figure is computed here.
+In: the dictionaries of `compare`. Out: strings and `Section`s; no figure is computed here. A target has several narrow
+tables, each with a row a scorer, so that none is wider than a terminal of `WIDTH` columns.
 """
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,64 +14,86 @@ from markupsafe import Markup
 
 from judge_pipeline.common.html.charts import bars, line, table
 from judge_pipeline.common.html.page import Section, join, prose
-from judge_pipeline.statistics.agreement import PROMPT_METRICS
+from judge_pipeline.statistics.agreement import PROMPT_METRICS, SET_METRICS
+from judge_pipeline.statistics.bootstrap import MIN_DOCUMENTS
 from judge_pipeline.statistics.compare import PREFERENCES
 
+WIDTH = 100
 HEADS = {
     "spearman": "Spearman",
     "kendall": "Kendall τ-b",
     "pairs": "pairs",
+    "somers_d": "Somers' D",
     "best_of_n": "best of N",
     "worst_of_n": "worst of N",
     "same_pair": "same pair",
     "pair_direction": "pair direction",
     "regret": "regret",
+    "mae": "MAE",
+    "kappa": "Cohen's κ",
 }
 Figure = dict[str, Any]
+AHEAD = "model minus this row"
+TABLES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("within prompts", "within", ("spearman", "pairs", "best_of_n")),
+    (f"{AHEAD}, on the same answers", "ahead", ("spearman", "pairs")),
+    ("within prompts, more", "within", ("kendall", "somers_d", "regret")),
+    ("best and worst", "within", ("worst_of_n", "same_pair", "pair_direction")),
+    ("order over the whole set", "over_set", ("spearman", "kendall")),
+    ("points over the whole set", "over_set", ("mae", "kappa")),
+)
+"""Caption, part of a row, figures."""
+SHORT = 2
+"""Tables that a terminal shows; the rest is in the files."""
 
 
-def interval(figure: Figure | None, digits: int = 3) -> str:
-    """`0.612 [0.540, 0.681]`; `–` where there is no figure."""
+def interval(figure: Figure | None, digits: int = 3, sign: str = "") -> str:
+    """`0.612 [0.540, 0.681]`; `0.612 [–]` without an interval, `–` without a figure; `sign="+"` for differences."""
     if not figure or figure.get("value") is None:
         return "–"
-    text = f"{figure['value']:.{digits}f}"
+    text = f"{figure['value']:{sign}.{digits}f}"
     if figure.get("low") is None or figure.get("high") is None:
-        return text
-    return f"{text} [{figure['low']:.{digits}f}, {figure['high']:.{digits}f}]"
+        return f"{text} [–]"
+    return f"{text} [{figure['low']:{sign}.{digits}f}, {figure['high']:{sign}.{digits}f}]"
 
 
-def interval_cell(figure: Figure | None) -> Markup:
+def interval_cell(figure: Figure | None, sign: str = "") -> Markup:
     """The same for a page: the figure, and its interval small below it."""
     if not figure or figure.get("value") is None:
         return Markup("–")
-    value = Markup("{:.2f}").format(figure["value"])
+    value = Markup(f"{figure['value']:{sign}.2f}")
     if figure.get("low") is None or figure.get("high") is None:
-        return value
+        return value + Markup("<br><small>–</small>")
     span = Markup('<br><small style="white-space:nowrap">{:.2f} to {:.2f}</small>')
     return value + span.format(figure["low"], figure["high"])
 
 
-def _metrics(result: dict[str, Any]) -> list[str]:
-    return [name for name in HEADS if any(name in row["within"] for row in result["rows"])]
+Rows = list[list[str]]
+Cell = Callable[[Figure | None, str], str]
+"""Writes a figure; the sign is "+" for differences."""
 
 
-def result_rows(
-    result: dict[str, Any], cell: Callable[[Figure | None], str] = interval
-) -> tuple[list[str], list[list[str]]]:
-    """Heads and cells of one target's table, a row a scorer; `cell` writes a figure."""
-    metrics = _metrics(result)
-    over_set = any("over_set" in row for row in result["rows"])
-    heads = ["scored by", "kind", *(HEADS[name] for name in metrics)]
-    heads += ["Spearman, whole set", "MAE"] if over_set else []
-    heads += ["ahead in pairs"]
-    lines = []
-    for row in result["rows"]:
-        cells = [row["name"], row["kind"], *(cell(row["within"].get(name)) for name in metrics)]
-        if over_set:
-            over = row.get("over_set", {})
-            cells += [cell(over.get("spearman")), cell(over.get("mae"))]
-        lines.append([*cells, cell(row["ahead"].get("pairs"))])
-    return heads, lines
+def short_interval(figure: Figure | None, sign: str = "") -> str:
+    """`interval` with two digits, as tables have it."""
+    return interval(figure, 2, sign)
+
+
+def result_tables(
+    result: dict[str, Any], cell: Cell, wanted: int | None = None
+) -> list[tuple[str, list[str], Rows]]:
+    """(caption, heads, rows) of one target's tables, the first `wanted` of `TABLES`; `cell` writes a figure.
+
+    A table holds the figures that some row has, and the rows that have one of them.
+    """
+    found = []
+    for title, part, metrics in TABLES[:wanted]:
+        shown = [name for name in metrics if any(name in row.get(part, {}) for row in result["rows"])]
+        rows = [row for row in result["rows"] if any(name in row.get(part, {}) for name in shown)]
+        if rows:
+            sign = "+" if part == "ahead" else ""
+            cells = [[row["name"], *(cell(row[part].get(name), sign) for name in shown)] for row in rows]
+            found.append((title, ["scored by", *(HEADS[name] for name in shown)], cells))
+    return found
 
 
 def caption(result: dict[str, Any]) -> str:
@@ -81,6 +105,9 @@ def caption(result: dict[str, Any]) -> str:
     text = f"{result['answers']} answers, {result['documents']} documents, {counted} prompts with an order"
     if ties:
         text += f"; of {ties['pairs']} pairs within a prompt {ties['target_ties']} are tied in the target"
+    ceiling = (result.get("spearman_ceiling") or {}).get("value")
+    if ceiling is not None and ceiling < 0.995:
+        text += f", which keeps Spearman at {ceiling:.2f} or below"
     return text
 
 
@@ -103,19 +130,19 @@ def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def terminal_table(result: dict[str, Any]) -> str:
-    """One target as text: the figures that fit a terminal (the rest is in the files)."""
-    metrics = [name for name in ("spearman", "pairs", "best_of_n", "regret") if name in _metrics(result)]
-    heads = ["scored by", *(HEADS[name] for name in metrics)]
-    rows = [
-        [row["name"], *(interval(row["within"].get(name), 2) for name in metrics)] for row in result["rows"]
-    ]
-    return f"{result['target']}: {caption(result)}\n{aligned(heads, rows)}"
+    """One target as text: the tables that fit a terminal (the rest is in the files)."""
+    parts = [*textwrap.wrap(f"{result['target']}: {caption(result)}", WIDTH)]
+    for title, heads, rows in result_tables(result, short_interval, SHORT):
+        parts += ([title] if title.startswith(AHEAD) else []) + [aligned(heads, rows)]
+    return "\n".join(parts)
 
 
 def markdown_table(result: dict[str, Any]) -> str:
-    """One target as Markdown, with its caption."""
-    heads, rows = result_rows(result)
-    return f"**{result['target']}** ({caption(result)})\n\n{markdown(heads, rows)}"
+    """One target as Markdown, with its captions."""
+    parts = [f"**{result['target']}** ({caption(result)})"]
+    for title, heads, rows in result_tables(result, short_interval):
+        parts += [f"{result['target']}, {title}:", markdown(heads, rows)]
+    return "\n\n".join(parts)
 
 
 def _part_table(parts: dict[str, Any], first: str, metric: str) -> Markup:
@@ -139,10 +166,10 @@ def _chart(result: dict[str, Any], metric: str) -> Markup:
 def target_section(result: dict[str, Any]) -> Section:
     """One target as a section of a report: chart, table, parts, calibration."""
     metric = "pairs" if result["target"] == PREFERENCES else "spearman"
-    heads, rows = result_rows(result, interval_cell)
-    parts: list[Markup | str] = [
-        _chart(result, metric),
-        table(heads, rows, sortable=False, caption=caption(result)),
+    parts: list[Markup | str] = [_chart(result, metric), prose(caption(result))]
+    parts += [
+        table(heads, rows, sortable=False, caption=title.capitalize())
+        for title, heads, rows in result_tables(result, interval_cell)
     ]
     if result["by_group"]:
         parts.append(_part_table(result["by_group"], "data set", metric))
@@ -171,12 +198,11 @@ def _calibration(row: dict[str, Any]) -> Markup:
 def legend_section() -> Section:
     """What the columns mean."""
     rows = [[HEADS[name], meaning] for name, meaning in PROMPT_METRICS.items()]
-    rows.append(
-        ["ahead in pairs", "the model's share of decided pairs minus this row's, on the same documents"]
-    )
+    rows += [[f"{HEADS[name]}, whole set", meaning] for name, meaning in SET_METRICS.items()]
+    rows.append([AHEAD, "paired: the same answers, the same resamples of documents"])
     text = (
-        "Intervals are 95% percentile intervals over resampled documents. A prompt counts where the target "
-        "tells at least two of its answers apart."
+        "Intervals are 95% percentile intervals over resampled documents; there is none below "
+        f"{MIN_DOCUMENTS} documents. A prompt counts where the target tells at least two of its answers apart."
     )
     return Section(
         "How to read this", join(prose(text), table(["figure", "meaning"], rows, sortable=False)), "legend"

@@ -62,6 +62,26 @@ class AnswerTable:
         """D, the number of distinct documents."""
         return len(set(self.document_P.tolist()))
 
+    @property
+    def prompt_R(self) -> Ints:
+        """Number of the prompt of each answer."""
+        return np.repeat(np.arange(len(self.prompts)), self.end_P - self.start_P)
+
+    @property
+    def document_R(self) -> Ints:
+        """Number of the document of each answer."""
+        return self.document_P[self.prompt_R]
+
+    def centred(self, values: Floats) -> Floats:
+        """Values of the answers (R, …) minus their prompt's mean over the known ones."""
+        found = np.array(values, dtype=float)
+        for _, rows in self.slices():
+            known = np.isfinite(found[rows])
+            count = known.sum(axis=0)
+            total = np.where(known, found[rows], 0.0).sum(axis=0)
+            found[rows] -= np.where(count > 0, total / np.maximum(count, 1), np.nan)
+        return found
+
     def slices(self) -> Iterable[tuple[int, slice]]:
         """(prompt number, its rows) for every prompt."""
         for number, (start, end) in enumerate(zip(self.start_P, self.end_P, strict=True)):

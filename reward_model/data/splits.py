@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Sequence
+from typing import Protocol
 
 from judge_pipeline.common.errors import UserError
 from reward_model.data.examples import Example
@@ -18,7 +19,19 @@ def text_key(context: str) -> str:
     return hashlib.sha256(" ".join(context.lower().split()).encode()).hexdigest()
 
 
-def document_digests(items: Iterable[Example]) -> list[str]:
+class AboutDocument(Protocol):
+    """An example or a prompt."""
+
+    @property
+    def document_id(self) -> str:
+        """The document's id."""
+
+    @property
+    def context(self) -> str:
+        """Its text."""
+
+
+def document_digests(items: Iterable[AboutDocument]) -> list[str]:
     """Two digests a document, of its id and of its text: what a model remembers of what it was trained on.
 
     The first 16 hexadecimal digits of SHA-256 of `id:` and the document's id, and of `text:` and `text_key`.
@@ -27,7 +40,7 @@ def document_digests(items: Iterable[Example]) -> list[str]:
     return sorted(hashlib.sha256(name.encode()).hexdigest()[:16] for name in names)
 
 
-def document_groups(items: Sequence[Example]) -> list[str]:
+def document_groups(items: Sequence[AboutDocument]) -> list[str]:
     """For each example a name for its document: equal where ids or texts are equal, over any chain of those.
 
     A text that was put in another's place (`changed_document`) does not join the documents it stands between.
@@ -42,7 +55,9 @@ def document_groups(items: Sequence[Example]) -> list[str]:
         return name
 
     for item in items:
-        if item.changed_document:
+        if getattr(
+            item, "changed_document", False
+        ):  # an example's; prompts as they are read know nothing of it
             continue
         one, other = sorted((root("id:" + item.document_id), root("text:" + text_key(item.context))))
         parent[other] = one  # the smaller name leads, whatever the order of the records

@@ -5,6 +5,7 @@ In: the measured sizes. Out: the plain data of `curve.json`, the terminal's text
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,12 +20,27 @@ from reward_model.fidelity.fidelity import summary_figures
 
 
 def summarise(steps: Sequence[dict[str, Any]], cost: dict[str, float]) -> dict[str, Any]:
-    """The curve as plain data: every size's figures, the main figure, the forecast."""
+    """The curve as plain data: every size's figures as means over its seeds, the main figure, the forecast.
+
+    Args:
+        steps: `size`, `seed`, `steps` and `fidelity` of every model, sizes ascending.
+        cost: what the judge spent per prompt.
+    """
     points = []
-    for step in steps:
-        figures = summary_figures(step["fidelity"])
+    name = ""
+    for size in dict.fromkeys(step["size"] for step in steps):
+        own = [step for step in steps if step["size"] == size]
+        each = [summary_figures(step["fidelity"]) for step in own]
+        figures = {
+            target: {metric: _mean([one[target][metric] for one in each]) for metric in found}
+            for target, found in each[0].items()
+        }
         name, main = main_figure(figures)
-        points.append({"size": step["size"], "figures": figures, "main": main})
+        seeds = [
+            {"seed": step["seed"], "steps": step["steps"], "main": main_figure(one)[1]}
+            for step, one in zip(own, each, strict=True)
+        ]
+        points.append({"size": size, "figures": figures, "main": main, "seeds": seeds})
     known = [(item["size"], item["main"]["value"]) for item in points if item["main"]["value"] is not None]
     last = steps[-1]["fidelity"]
     return {
@@ -36,15 +52,35 @@ def summarise(steps: Sequence[dict[str, Any]], cost: dict[str, float]) -> dict[s
     }
 
 
+def _mean(figures: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A figure over seeds: mean of the values and of the bounds over documents, and the range of the values."""
+    found: dict[str, Any] = {"count": figures[0]["count"]}
+    for name in ("value", "low", "high"):
+        known = [figure[name] for figure in figures if figure[name] is not None]
+        found[name] = float(np.mean(known)) if len(known) == len(figures) else None
+    values = [figure["value"] for figure in figures if figure["value"] is not None]
+    return {**found, "range": [min(values), max(values)] if values else None}
+
+
 def curve_rows(curve: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """A row a size: the main figure, then every target's within-prompt figure."""
+    """A row a size: every target's within-prompt figure, its range over seeds, and the steps that were taken."""
     targets = list(curve["points"][0]["figures"])
     rows = []
     for point in curve["points"]:
         figures = [point["figures"].get(name, {}) for name in targets]
-        cells = [render.interval(figure.get("spearman") or figure.get("pairs")) for figure in figures]
-        rows.append([str(point["size"]), *cells])
-    return ["labelled prompts", *targets], rows
+        cells = [_with_range(figure.get("spearman") or figure.get("pairs")) for figure in figures]
+        steps = sorted({seed["steps"] for seed in point["seeds"]})
+        taken = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]}–{steps[-1]}"
+        rows.append([str(point["size"]), taken, *cells])
+    return ["prompts", "steps", *targets], rows
+
+
+def _with_range(figure: dict[str, Any] | None) -> str:
+    """`0.41 ±0.02`: mean, and half the range over seeds."""
+    if not figure or figure["value"] is None:
+        return "–"
+    low, high = figure["range"]
+    return f"{figure['value']:.2f} ±{(high - low) / 2:.2f}"
 
 
 def advice(curve: dict[str, Any]) -> str:
@@ -74,7 +110,16 @@ def advice(curve: dict[str, Any]) -> str:
 
 def terminal_curve(curve: dict[str, Any]) -> str:
     """The table and the advice."""
-    return f"{render.aligned(*curve_rows(curve))}\n\n{advice(curve)}"
+    heads, rows = curve_rows(curve)
+    return f"{render.aligned(heads, rows)}\n{_legend(curve)}\n\n{textwrap.fill(advice(curve), render.WIDTH)}"
+
+
+def _legend(curve: dict[str, Any]) -> str:
+    last = curve["points"][-1]
+    return (
+        f"means over {len(last['seeds'])} seeds ± half their range; {curve['main_figure']} at {last['size']} prompts "
+        f"over documents: {render.interval(last['main'], 2)}"
+    )
 
 
 def curve_page(curve: dict[str, Any]) -> str:
@@ -89,6 +134,7 @@ def curve_page(curve: dict[str, Any]) -> str:
     body = join(
         line(series, "labelled prompts, log2", "within-prompt figure"),
         table(heads, rows, sortable=False),
+        prose(_legend(curve)),
         prose(advice(curve)),
     )
     held = curve["held_out"]

@@ -7,17 +7,27 @@ In: a model (or a file it scored) and a label run, or prompts that people judged
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from transformers import AutoTokenizer
 
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.record_files import write_records, write_text
 from judge_pipeline.common.run_dir import prepare_run
 from judge_pipeline.statistics.baselines import all_baselines, minilm_embed
 from judge_pipeline.statistics.table import REWARD, AnswerTable, Floats
+from reward_model.data.splits import document_groups
+from reward_model.fidelity.controls import Controls, score_controls
 from reward_model.fidelity.evaluate_config import EvaluateConfig
 from reward_model.fidelity.fidelity import evaluate_scores
+from reward_model.fidelity.free_baselines import (
+    likelihood_baselines,
+    likelihood_is_wanted,
+    stacked_baselines,
+    stacked_from_training,
+)
 from reward_model.fidelity.inputs import (
     Reference,
     drop_training_documents,
@@ -29,22 +39,102 @@ from reward_model.fidelity.inputs import (
 )
 from reward_model.fidelity.report import fidelity_page, markdown_report, terminal_report
 from reward_model.modeling.fidelity_card import update_card
+from reward_model.modeling.model import MANIFEST, read_manifest
 from reward_model.scoring.scorer import RewardModel
 from reward_model.training.guards import SCORING_KNOBS, explain_out_of_memory
 
 
-def _score(config: EvaluateConfig, reference: Reference) -> tuple[AnswerTable, dict[str, Floats]]:
-    """The table, with lengths in the model's tokens where it is loaded, and the model's columns."""
+@dataclass(frozen=True)
+class Scored:
+    """The answers of an evaluation and what scores them."""
+
+    table: AnswerTable
+    predicted: dict[str, Floats]
+    controls: Controls
+
+
+def _score(config: EvaluateConfig, reference: Reference) -> Scored:
+    """The table, with lengths in the model's tokens where it is loaded, and the columns of model and controls."""
     if config.scores is not None:
         table = reference.table()
-        return table, scored_columns(config.scores, table)
+        notes = ["the controls are left out: --scores leaves no model to read with"]
+        return Scored(
+            table,
+            scored_columns(config.scores, table),
+            Controls(notes=notes if config.controls == "on" else []),
+        )
     with explain_out_of_memory("scoring", SCORING_KNOBS):
         model = RewardModel.from_pretrained(
             config.model, shared_prefix=config.shared_prefix, readout=config.readout
         )
         fit_window(reference, model, config.overflow)
         table = reference.table(lambda prompt: len(model.render(prompt.context, prompt.query)), "tokens")
-        return table, model_columns(model, table, config.token_budget)
+        predicted = model_columns(model, table, config.token_budget)
+        on = config.controls == "on"
+        return Scored(
+            table,
+            predicted,
+            score_controls(model, table, config.token_budget, config.seed) if on else Controls(),
+        )
+
+
+class Baselines:
+    """Computes the free baselines of any table of answers."""
+
+    def __init__(self, config: EvaluateConfig, notes: list[str]) -> None:
+        self._config = config
+        self._embed = None if config.embedding_model == "none" else minilm_embed(config.embedding_model)
+        self._manifest = None
+        if config.likelihood != "off" and (config.model / MANIFEST).is_file():
+            manifest = read_manifest(config.model)
+            if likelihood_is_wanted(config.likelihood, manifest):
+                self._manifest = manifest
+            else:
+                notes.append(
+                    f"the base model's likelihood is left out: {manifest.base_model} is not here (--likelihood on)"
+                )
+
+    def of(self, table: AnswerTable) -> dict[str, Floats]:
+        """Name → one score an answer (R,)."""
+        config, found = self._config, all_baselines(table, self._embed, self._config.seed)
+        if self._manifest is not None:
+            with explain_out_of_memory("reading with the base model", SCORING_KNOBS):
+                found |= likelihood_baselines(
+                    table,
+                    self._manifest,
+                    AutoTokenizer.from_pretrained(config.model),
+                    config.token_budget,
+                    config.shared_prefix == "on",
+                )
+        return found
+
+
+def _stack(
+    config: EvaluateConfig,
+    reference: Reference,
+    scored: Scored,
+    targets: dict[str, Floats],
+    baselines: Baselines,
+    columns: dict[str, Floats],
+) -> dict[str, Floats]:
+    """What all baselines make of each target: fitted to other labels where there are any, else out of fold."""
+    table = scored.table
+    if config.stack_labels is None:
+        preferences = [] if reference.labels else table.preferences()
+        return stacked_baselines(table, columns, targets, preferences, config.seed)
+    other = read_reference(config.stack_labels, [])
+    groups = document_groups([*other.prompts, *table.prompts])
+    evaluated = set(groups[len(other.prompts) :])
+    other.keep(
+        prompt.id for prompt, name in zip(other.prompts, groups, strict=False) if name not in evaluated
+    )
+    if not other.prompts:
+        raise UserError("--stack-labels: every document of these labels is evaluated")
+    reference.notes.append(
+        f"the stack of all baselines is fitted to {len(other.prompts)} prompts of {config.stack_labels}"
+    )
+    train = other.table()
+    return stacked_from_training(table, columns, train, baselines.of(train), other.targets(train))
 
 
 def write_scored(path: Path, table: AnswerTable, columns: dict[str, Floats]) -> None:
@@ -70,7 +160,8 @@ def run(config: EvaluateConfig) -> int:
     reference = read_reference(config.labels, config.prompts)
     drop_training_documents(reference, config.model, config.labels, config.documents)
     prepare_run(config.output, config, "reward-model evaluate", config.existing, reference.files)
-    table, predicted = _score(config, reference)
+    scored = _score(config, reference)
+    table, predicted = scored.table, scored.predicted
     if config.scores is None:
         write_scored(config.output / "scored.jsonl", table, predicted)
     targets = reference.targets(table)
@@ -79,7 +170,9 @@ def run(config: EvaluateConfig) -> int:
         raise UserError(
             f"{config.labels} holds nothing to compare with: no labels, no `human` values, no `preferences`"
         )
-    embed = None if config.embedding_model == "none" else minilm_embed(config.embedding_model)
+    reference.notes += scored.controls.notes
+    baselines = Baselines(config, reference.notes)
+    columns = baselines.of(table)
     second = config.second_labels
     found = evaluate_scores(
         table,
@@ -87,12 +180,15 @@ def run(config: EvaluateConfig) -> int:
         predicted,
         preferences=preferences,
         ceilings={"judge, second run": second_columns(second, table)} if second else None,
-        baselines=all_baselines(table, embed, config.seed),
+        controls=scored.controls.columns,
+        baselines=columns,
+        stacked=_stack(config, reference, scored, targets, baselines, columns),
         labels=reference.labels,
         replicates=config.bootstrap,
         seed=config.seed,
         notes=reference.notes,
     )
+    found["control_tokens"] = scored.controls.tokens
     write_text(config.output / "fidelity.json", json.dumps(found, indent=1, ensure_ascii=False))
     write_text(config.output / "fidelity.md", markdown_report(found))
     page = fidelity_page(found, targets, predicted, f"Fidelity of {config.model.name}")

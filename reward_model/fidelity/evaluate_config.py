@@ -8,7 +8,15 @@ from pydantic import Field
 
 from judge_pipeline.common.config import Config
 from judge_pipeline.common.run_dir import EXISTING_HELP, Existing
-from reward_model.options import TOKEN_BUDGET, Documents, Overflow, ReadoutChoice, SharedPrefix
+from reward_model.options import (
+    TOKEN_BUDGET,
+    Documents,
+    Likelihood,
+    OnOff,
+    Overflow,
+    ReadoutChoice,
+    SharedPrefix,
+)
 
 
 class EvaluateConfig(Config):
@@ -27,9 +35,21 @@ class EvaluateConfig(Config):
     second_labels: Path | None = Field(
         None, description="a second label run over the same answers: the judge's own ceiling"
     )
-    documents: Documents = Field(
+    documents: Documents = Field("auto", description="auto: only documents the model was not trained on; all")
+    controls: OnOff = Field(
+        "on",
+        description="score the answers again without their document and with another one in its place, about as many "
+        "tokens as the scores themselves",
+    )
+    likelihood: Likelihood = Field(
         "auto",
-        description="auto: only documents the model was not trained on, when it learnt from these labels; all",
+        description="the base model's likelihood of the answers as a baseline, one more reading; auto: when it needs "
+        "no download",
+    )
+    stack_labels: Path | None = Field(
+        None,
+        description="labels of other documents to fit the stack of all baselines to, such as those of training; by "
+        "default it is fitted by folds over the documents evaluated",
     )
     overflow: Overflow = Field("error", description="prompts over the window: error, or skip and count them")
     readout: ReadoutChoice = Field(

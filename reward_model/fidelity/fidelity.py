@@ -2,7 +2,7 @@
 
 In: answers with targets (judge labels or people's values) and a model's scores. Out: plain data, the same for the
 `evaluate` command, the model card and the learning curve. The statistics, intervals and baselines are those of
-`judge_pipeline.statistics.agreement*`, so a model and a judge are measured with one ruler.
+`judge_pipeline.statistics`, so a model and a judge are measured with one ruler.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ import numpy as np
 from judge_pipeline.common.records import Label
 from judge_pipeline.statistics.agreement import prompt_metrics
 from judge_pipeline.statistics.bootstrap import DocumentBootstrap
-from judge_pipeline.statistics.compare import Comparison, Predictor
+from judge_pipeline.statistics.compare import Comparison, Kind, Predictor
 from judge_pipeline.statistics.raters import self_agreement, vote_values
+from judge_pipeline.statistics.separation import separation
 from judge_pipeline.statistics.table import REWARD, AnswerTable, Floats, Pair
+from reward_model.fidelity.free_baselines import STACK
+from reward_model.fidelity.remarks import remarks
 
 MODEL = "reward model"
 
@@ -29,7 +32,9 @@ def evaluate_scores(
     *,
     preferences: Sequence[Pair] = (),
     ceilings: Mapping[str, Mapping[str, Floats]] | None = None,
+    controls: Mapping[str, Mapping[str, Floats]] | None = None,
     baselines: Mapping[str, Floats] | None = None,
+    stacked: Mapping[str, Floats] | None = None,
     labels: Mapping[tuple[str, str], Label] | None = None,
     replicates: int = 1000,
     seed: int = 0,
@@ -43,7 +48,9 @@ def evaluate_scores(
         predicted: name → the model's points (R,).
         preferences: people's choices, where there are any.
         ceilings: name → columns of something that shares the targets' noise, such as a second label run.
+        controls: name → columns of the same model without the document, or with another one.
         baselines: name → one score an answer (R,).
+        stacked: target → what all baselines together make of it (R,).
         labels: whose votes, where kept, give the judge's agreement with itself.
         replicates: resamples of the documents.
         seed: of the resamples.
@@ -51,13 +58,7 @@ def evaluate_scores(
     """
     bootstrap = DocumentBootstrap(table.document_P, replicates, seed)
     predictors = [Predictor(MODEL, "model", dict(predicted), in_points=True)]
-    predictors += [
-        Predictor(name, "ceiling", dict(columns), in_points=True)
-        for name, columns in (ceilings or {}).items()
-    ]
-    predictors += [
-        Predictor(name, "baseline", any_target=column) for name, column in (baselines or {}).items()
-    ]
+    predictors += _others(controls or {}, ceilings or {}, baselines or {}, stacked or {})
     comparison = Comparison(table, predictors, bootstrap)
     known = {name: column for name, column in targets.items() if np.isfinite(column).any()}
     results = [comparison.graded(name, column) for name, column in known.items()]
@@ -65,15 +66,39 @@ def evaluate_scores(
         results.append(comparison.preferred(preferences))
     votes = vote_values(table, labels or {})
     own = {name: self_agreement(table, values, bootstrap, seed) for name, values in votes.items()}
-    return {
+    found = {
         "prompts": len(table.prompts),
         "answers": table.rows,
         "documents": table.documents,
         "notes": list(notes),
         "results": results,
         "heads": head_matrix(table, known, predicted, bootstrap),
+        "separation": separation(
+            table, {name: column for name, column in known.items() if name != REWARD}, predicted, bootstrap
+        ),
         "votes": {name: found for name, found in own.items() if found is not None},
     }
+    return {**found, "remarks": remarks(found)}
+
+
+def _others(
+    controls: Mapping[str, Mapping[str, Floats]],
+    ceilings: Mapping[str, Mapping[str, Floats]],
+    baselines: Mapping[str, Floats],
+    stacked: Mapping[str, Floats],
+) -> list[Predictor]:
+    """The rows beside the model's."""
+    kinds: list[tuple[Kind, Mapping[str, Mapping[str, Floats]]]] = [
+        ("control", controls),
+        ("ceiling", ceilings),
+    ]
+    rows = [
+        Predictor(name, kind, dict(columns), in_points=True)
+        for kind, given in kinds
+        for name, columns in given.items()
+    ]
+    rows += [Predictor(name, "baseline", any_target=column) for name, column in baselines.items()]
+    return [*rows, Predictor(STACK, "baseline", dict(stacked))] if stacked else rows
 
 
 def head_matrix(

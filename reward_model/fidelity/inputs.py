@@ -1,7 +1,8 @@
 """What `reward-model evaluate` compares: targets from labels or people, scores from a model or a scored file.
 
 In: paths. Out: an answer table with target and model columns. A model is not measured on documents it was trained on:
-when its run.yaml names the same labels, only the documents that training held out are kept.
+its manifest lists them, whatever has become of the label file since. For a model without that list, its run.yaml tells:
+when it names the same labels, only the documents that training held out are kept.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from judge_pipeline.statistics.table import (
     score_names,
 )
 from reward_model.data.examples import load_examples, usable
-from reward_model.data.splits import split_by_document
+from reward_model.data.splits import document_digests, split_by_document
+from reward_model.modeling.model import MANIFEST, read_manifest
 from reward_model.options import Documents, Overflow
 from reward_model.scoring.scorer import RewardModel
 
@@ -108,13 +110,44 @@ def second_columns(labels: Path, table: AnswerTable) -> dict[str, Floats]:
 
 
 def drop_training_documents(reference: Reference, model: Path, labels: Path, documents: Documents) -> None:
-    """Keep only documents that the model was not trained on, when it was trained on these very labels.
+    """Keep only documents that the model was not trained on.
 
     Raises:
         UserError: no document was held out.
     """
-    if documents == "all" or not (model / "run.yaml").is_file():
+    if documents == "all":
         return
+    trained = trained_documents(model)
+    if trained is not None:
+        fresh = [prompt.id for prompt in reference.prompts if trained.isdisjoint(document_digests([prompt]))]
+        if not fresh:
+            raise UserError(
+                f"{model} was trained on every document of {labels}: there is none it has not read",
+                "evaluate on other documents, or say --documents all to measure what it remembers",
+            )
+        _leave_out(reference, fresh, "the model was trained on some of these documents")
+    elif (model / "run.yaml").is_file():
+        _drop_by_run_file(reference, model, labels)
+
+
+def trained_documents(model: Path) -> set[str] | None:
+    """Digests of the ids and texts of the documents a model was trained on; None where its manifest lists none."""
+    listed = read_manifest(model).trained_documents if (model / MANIFEST).is_file() else []
+    return set(listed) or None
+
+
+def _leave_out(reference: Reference, kept: Iterable[str], reason: str) -> None:
+    before, documents = len(reference.prompts), {prompt.document_id for prompt in reference.prompts}
+    reference.keep(kept)
+    gone = documents - {prompt.document_id for prompt in reference.prompts}
+    if before > len(reference.prompts):
+        reference.notes.append(
+            f"{reason}: {before - len(reference.prompts)} prompts over its {len(gone)} training documents are left out"
+        )
+
+
+def _drop_by_run_file(reference: Reference, model: Path, labels: Path) -> None:
+    """The documents that training held out, by the settings of its split, when it was trained on these very labels."""
     run = read_run_yaml(model)
     file = labels / "labels.jsonl" if labels.is_dir() else labels
     if file_digest(file) not in (run.get("inputs") or {}).values():
@@ -133,15 +166,10 @@ def drop_training_documents(reference: Reference, model: Path, labels: Path, doc
     examples = list(
         usable(load_examples(labels, prompts=prompts, targets=config.get("targets") or "auto").items)
     )
-    train, held_out = split_by_document(examples, fraction, seed)
-    before = len(reference.prompts)
-    reference.keep(item.prompt_id for item in held_out)
+    _, held_out = split_by_document(examples, fraction, seed)
+    _leave_out(reference, (item.prompt_id for item in held_out), "the model was trained on these labels")
     if not reference.prompts:
         raise UserError(f"none of the prompts belongs to a document that training on {named} held out")
-    reference.notes.append(
-        f"the model was trained on these labels: {before - len(reference.prompts)} prompts over its "
-        f"{len({item.document_id for item in train})} training documents are left out"
-    )
 
 
 def _digest_of(path: str) -> str | None:
@@ -164,14 +192,27 @@ def scored_columns(path: Path, table: AnswerTable) -> dict[str, Floats]:
     return columns
 
 
-def model_columns(model: RewardModel, table: AnswerTable, token_budget: int) -> dict[str, Floats]:
-    """The model's points for every answer, by dimension, and their reward."""
+def model_columns(
+    model: RewardModel, table: AnswerTable, token_budget: int, contexts: Sequence[str] | None = None
+) -> dict[str, Floats]:
+    """The model's points for every answer, by dimension, and their reward.
+
+    `contexts` replaces the prompts' documents; answers that do not fit the window behind them get NaN.
+    """
     scores = np.full((table.rows, len(model.dimensions)), np.nan)
     with Progress(len(table.prompts), "scoring", "prompts") as progress:
         for number, rows in table.slices():
             prompt = table.prompts[number]
-            encoded = model.encode(prompt.context, prompt.query, [item.text for item in prompt.responses])
-            scores[rows] = next(model.score_encoded([encoded], token_budget))
+            context = prompt.context if contexts is None else contexts[number]
+            encoded = model.encode(context, prompt.query, [item.text for item in prompt.responses])
+            fits = np.ones(rows.stop - rows.start, dtype=bool)
+            if contexts is not None:
+                fits = np.array(encoded.fitting(model.max_length))
+            kept = encoded.keep(fits)
+            if kept is not None:
+                scores[np.arange(rows.start, rows.stop)[fits]] = next(
+                    model.score_encoded([kept], token_budget)
+                )
             progress.update()
     columns = {name: scores[:, position] for position, name in enumerate(model.dimensions)}
     return {**columns, REWARD: np.asarray(model.reward(scores), dtype=float)}

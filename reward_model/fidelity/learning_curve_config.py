@@ -21,6 +21,16 @@ class LearningCurveConfig(TrainConfig):
         "on", description="as in train", json_schema_extra={"identity": False}
     )
     sizes: list[int] = Field([25, 50, 100, 200], min_length=1, description="numbers of prompts to train on")
+    seeds: int = Field(
+        2, ge=1, description="runs of each size, each with an order and a choice of prompts of its own"
+    )
+    stop_fraction: float = Field(
+        0.15,
+        ge=0,
+        lt=1,
+        description="share of the other documents that no size trains on and early stopping watches; methods with "
+        "steps only",
+    )
     keep_models: bool = Field(
         False, description="keep every size's weights", json_schema_extra={"identity": False}
     )

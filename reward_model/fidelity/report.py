@@ -5,6 +5,7 @@ In: the plain data of `fidelity.evaluate_scores`, and the columns behind it for 
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,16 +16,93 @@ from judge_pipeline.common.html.charts import histogram, scatter, stat_tiles, ta
 from judge_pipeline.common.html.page import Section, join, prose, render_page
 from judge_pipeline.statistics import render as render
 from judge_pipeline.statistics.table import Floats
+from reward_model.fidelity.controls import OTHER, WITHHELD
+
+Table = tuple[list[str], list[list[str]]]
+"""Heads and rows."""
 
 
-def head_rows(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Which output follows which dimension."""
+def head_rows(found: Mapping[str, Any]) -> Table:
+    """Which output follows which dimension: Spearman within prompts, and each output's own partial correlation."""
     targets = list(dict.fromkeys(name for row in found["heads"].values() for name in row))
+    partial = found["separation"].get("partial", {})
     rows = [
-        [output, *(render.interval(row.get(target), 2) for target in targets)]
+        [
+            output,
+            *(_value((row.get(target) or {}).get("value")) for target in targets),
+            *([render.interval(partial.get(output), 2)] if partial else []),
+        ]
         for output, row in found["heads"].items()
     ]
-    return ["output \\ target", *targets], rows
+    return ["output \\ target", *targets, *(["own, others given"] if partial else [])], rows
+
+
+def separation_rows(found: Mapping[str, Any]) -> Table:
+    """Are four scores four? The correlation of every two outputs beside that of their targets."""
+    kinds = [(kind, side) for kind in ("within", "overall") for side in ("outputs", "targets")]
+    parts = found["separation"]
+    rows = [
+        [" – ".join(pair["outputs"]), *(_value(pair[kind][side]) for kind, side in kinds)]
+        for pair in parts["pairs"]
+    ]
+    rows.append(["mean", *(_value(parts["mean"][kind][side]) for kind, side in kinds)])
+    return ["", "outputs", "targets", "outputs, overall", "targets, overall"], rows
+
+
+def document_rows(found: Mapping[str, Any]) -> Table:
+    """What the document adds: the model's figure, and how far it is ahead of each control."""
+    there = {row["name"] for result in found["results"] for row in result["rows"]}
+    names = [name for name in (WITHHELD, OTHER) if name in there]
+    rows = []
+    for result in found["results"]:
+        by_name = {row["name"]: row for row in result["rows"]}
+        own = next((row for row in result["rows"] if row["kind"] == "model"), None)
+        if own is None or not names:
+            continue
+        metric = "spearman" if "spearman" in own["within"] else "pairs"
+        gains = [by_name.get(name, {}).get("ahead", {}).get(metric) for name in names]
+        figure = f"{_value(own['within'][metric]['value'])} {render.HEADS[metric]}"
+        rows.append([result["target"], figure, *(render.interval(gain, 2, "+") for gain in gains)])
+    return ["", "model", *(f"minus {name}" for name in names)], rows
+
+
+def _value(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def overview_tables(found: Mapping[str, Any]) -> list[tuple[str, str, Table]]:
+    """(heading, explanation, table) of what concerns several targets at once."""
+    tables = []
+    documents = document_rows(found)
+    if documents[1]:
+        tables.append(
+            (
+                "What the document adds",
+                "The same model scores the same answers without their document, and with another one in its place; "
+                "the differences are paired over documents. What is not above zero, the model does not know from "
+                "the document.",
+                documents,
+            )
+        )
+    if found["separation"]:
+        tables.append(
+            (
+                "Are four scores four?",
+                "Correlation of outputs beside that of their targets, within prompts (values minus their prompt's "
+                "mean) and over all answers.",
+                separation_rows(found),
+            )
+        )
+    if found["heads"]:
+        tables.append(
+            (
+                "Which output follows which dimension",
+                "Spearman within prompts; the diagonal should stand out. Last, the partial correlation of an output "
+                "with its own target, the other targets given.",
+                head_rows(found),
+            )
+        )
+    return tables
 
 
 def vote_lines(found: Mapping[str, Any]) -> list[str]:
@@ -38,23 +116,22 @@ def vote_lines(found: Mapping[str, Any]) -> list[str]:
 
 def terminal_report(found: Mapping[str, Any]) -> str:
     """The tables that fit a terminal."""
-    parts = [f"note: {note}" for note in found["notes"]]
+    parts = [textwrap.fill(f"note: {note}", render.WIDTH) for note in found["notes"]]
     parts += [render.terminal_table(result) for result in found["results"]]
-    if found["heads"]:
-        parts.append(
-            "within-prompt Spearman of each output with each target\n" + render.aligned(*head_rows(found))
-        )
+    parts += [f"{heading}\n{render.aligned(*cells)}" for heading, _, cells in overview_tables(found)]
+    parts += [textwrap.fill(f"! {remark}", render.WIDTH) for remark in found["remarks"]]
     return "\n\n".join([*parts, *vote_lines(found)])
 
 
 def markdown_report(found: Mapping[str, Any]) -> str:
     """All tables as Markdown."""
-    parts = [render.markdown_table(result) for result in found["results"]]
-    if found["heads"]:
-        parts.append(
-            "**Which output follows which dimension** (within-prompt Spearman)\n\n"
-            + render.markdown(*head_rows(found))
-        )
+    lines = [f"- {line}" for line in (*found["remarks"], *found["notes"])]
+    parts = ["\n".join(lines)] if lines else []
+    parts += [
+        f"**{heading}** {text}\n\n{render.markdown(*cells)}"
+        for heading, text, cells in overview_tables(found)
+    ]
+    parts += [render.markdown_table(result) for result in found["results"]]
     return "\n\n".join(parts) + "\n"
 
 
@@ -67,8 +144,12 @@ def fidelity_page(
         ("answers", found["answers"], ""),
         ("documents", found["documents"], "intervals resample these"),
     ]
-    notes = [prose(note) for note in found["notes"]]
+    notes = [prose(note) for note in [*found["remarks"], *found["notes"]]]
     sections = [Section("What was compared", join(stat_tiles(tiles), *notes), "overview")]
+    sections += [
+        Section(heading, table(*cells, sortable=False), heading.split()[0].lower(), text)
+        for heading, text, cells in overview_tables(found)
+    ]
     for result in found["results"]:
         section = render.target_section(result)
         extra = _plots(result["target"], targets, predicted)
@@ -76,16 +157,6 @@ def fidelity_page(
             Section(section.heading, join(section.html, extra), section.anchor, section.intro)
             if extra
             else section
-        )
-    if found["heads"]:
-        heads, rows = head_rows(found)
-        sections.append(
-            Section(
-                "Which output follows which dimension",
-                table(heads, rows, sortable=False, caption="Within-prompt Spearman"),
-                "heads",
-                "The diagonal should stand out: an output that follows another dimension better has not learnt its own.",
-            )
         )
     lines = vote_lines(found)
     if lines:

@@ -31,6 +31,7 @@ from judge_pipeline.common.records import DIMENSIONS
 from reward_model.modeling.head import score_layer
 from reward_model.modeling.prompt_format import PromptFormat, PromptRenderer
 from reward_model.modeling.readout import READOUT_FILE, Readout, ReadoutSpec
+from reward_model.modeling.stack import StackSpec
 from reward_model.modeling.support import SUPPORT_FILE, SupportReadout, SupportSpec
 from reward_model.shared_prefix.interface import unwrap
 
@@ -55,6 +56,8 @@ class Manifest(BaseModel):
     rope_parameters: dict[str, Any] | None = None
     readout: ReadoutSpec | None = None
     """Where a better readout than the plain head looks; its weights are in ``readout.safetensors``."""
+    stack: StackSpec | None = None
+    """What free baselines add to the readout's outputs."""
     support: SupportSpec | None = None
     """Where the support of sentences is read (``--explain``); its weights are in ``support.safetensors``."""
     outputs: str = "points 0-10, no bias, no scaling to undo"

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from judge_pipeline.statistics.bootstrap import FEW_DOCUMENTS
 from reward_model.modeling.fidelity_card import fidelity_section
 from reward_model.modeling.model import Manifest
 
@@ -59,7 +60,7 @@ def _fidelity(facts: CardFacts) -> str:
     if "eval_preference_accuracy" in facts.metrics:
         accuracy = facts.metrics["eval_preference_accuracy"]
         return f"{head}\n\nPeople's choices predicted: {accuracy:.1%} (chance: 50%)."
-    small = facts.held_out_documents < 20
+    small = facts.held_out_documents < FEW_DOCUMENTS
     warning = "\n\nSo few documents make these figures uncertain." if small else ""
     readouts = f"\n\n{facts.readouts}" if facts.readouts else ""
     return f"{head}\n\n{metrics_table(facts)}{warning}{readouts}\n\nConfidence intervals and baselines: `reward-model evaluate`."

@@ -155,7 +155,7 @@ class Explainer:
         for number in range(len(prompts)):
             one = withheld[number] if withheld else None
             plan = _Rows([len(own) for own in scored[number]], [len(parts) for parts in spans[number]])
-            points = self._points(states[number], one, plan)
+            points = model.stacked(prompts[number][1], self._points(states[number], one, plan))
             notes = self._notes(
                 states[number], one, plan, sentences[number], segments[number], watch.found[number]
             )

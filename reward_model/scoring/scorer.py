@@ -27,6 +27,7 @@ from reward_model.modeling.head import apply_head
 from reward_model.modeling.model import Backbone, Manifest, load_reward_model
 from reward_model.modeling.readout import Readout
 from reward_model.options import TOKEN_BUDGET, ReadoutChoice, SharedPrefix
+from reward_model.scoring.stacked import StackedPrompt
 from reward_model.shared_prefix.chunked import chunked_hidden
 from reward_model.shared_prefix.exactness import prepare_shared_prefix
 from reward_model.shared_prefix.interface import hidden_one_by_one, shared_forward, unwrap
@@ -43,6 +44,7 @@ class RewardModel:
         max_length: longest sequence in tokens.
         tokens_read: tokens that went through the model so far; tokens_one_by_one: what separate passes would read.
         readout: what scores in place of the plain head, if anything.
+        stack: what free baselines add to it, if anything; None from then on leaves them out.
         support: what tells the support of sentences, where the model was trained on evidence.
         layers: layers of the model that run; depth: layers it has.
     """
@@ -55,6 +57,7 @@ class RewardModel:
         self.manifest: Manifest = backbone.manifest
         self.renderer = backbone.renderer
         self.readout = backbone.readout
+        self.stack = backbone.manifest.stack if backbone.readout else None
         self.support = backbone.support
         self.depth = self.layers = len(decoder_layers(self.model))
         self.score_layer = -1
@@ -127,7 +130,10 @@ class RewardModel:
 
     def encode(self, context: str, query: str, responses: Sequence[str]) -> EncodedPrompt:
         """Tokenize a prompt and its answers; never cuts. Compare ``shape.longest`` with ``max_length``."""
-        return self.renderer.encode(context, query, responses)
+        encoded = self.renderer.encode(context, query, responses)
+        if self.stack is None:
+            return encoded
+        return StackedPrompt.with_baselines(encoded, self.stack.read(context, query, responses))
 
     def score(self, context: str, query: str, responses: Sequence[str]) -> np.ndarray:
         """Points ``(N, D)`` fp32 of N answers to one prompt.
@@ -160,6 +166,17 @@ class RewardModel:
             UserError: a prompt is longer than the window; checked for all prompts before the first is scored.
         """
         self.check_lengths(prompts)
+        for prompt, points in zip(prompts, self._read(prompts, token_budget), strict=True):
+            yield self.stacked(prompt, points)
+
+    def stacked(self, prompt: EncodedPrompt, points_N_D: np.ndarray) -> np.ndarray:
+        """The model's own points of a prompt with what the baselines add, where there is a stack."""
+        if self.stack is None or not isinstance(prompt, StackedPrompt):
+            return points_N_D
+        return self.stack.apply(points_N_D, prompt.baselines_N_B, self.dimensions).astype(np.float32)
+
+    def _read(self, prompts: Sequence[EncodedPrompt], token_budget: int) -> Iterator[np.ndarray]:
+        """What the model alone says, prompt by prompt."""
         group: list[EncodedPrompt] = []
         room = token_budget
         for prompt in prompts:

@@ -26,6 +26,7 @@ from reward_model.modeling.model import (
     save_reward_model,
 )
 from reward_model.modeling.model_card import CardFacts, render_card
+from reward_model.modeling.stack import StackSpec
 from reward_model.modeling.support import SupportReadout
 from reward_model.training.adapters import compute_dtype
 from reward_model.training.guards import say
@@ -104,6 +105,10 @@ def export_probe(
         for note in (notes := [*notes, *moving_together(metrics)]):
             say(note)
         facts = replace(facts, readouts=probe_section(probe), notes=[*facts.notes, *notes])
+        if "stack" in probe.report:
+            spec = StackSpec.model_validate(probe.report["stack"])
+            manifest = backbone.manifest.model_copy(update={"stack": spec if spec.outputs else None})
+            backbone.manifest = manifest
         if config.method == "probe":
             write_metrics(output, probe)
         write_report(output, probe)

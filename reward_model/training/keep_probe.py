@@ -19,6 +19,7 @@ from reward_model.modeling.model import Backbone, load_backbone_for_rm
 from reward_model.training.adapters import compute_dtype
 from reward_model.training.probe_figures import markdown_section, pair_score
 from reward_model.training.probe_run import ProbeResult
+from reward_model.training.stacking import stack_section
 from reward_model.training.train_config import TrainConfig
 
 REPORT = "probe.json"
@@ -87,7 +88,8 @@ def probe_metrics(probe: ProbeResult) -> dict[str, float]:
 
 def probe_section(probe: ProbeResult) -> str:
     """What the card says of a readout; empty where nothing was held out."""
-    return markdown_section(probe.figures, probe.readout.spec.describe()) if probe.figures else ""
+    figures = markdown_section(probe.figures, probe.readout.spec.describe()) if probe.figures else ""
+    return "\n\n".join(part for part in (figures, stack_section(probe.report)) if part)
 
 
 def write_report(directory: Path, probe: ProbeResult) -> None:

@@ -34,6 +34,7 @@ from reward_model.training.probe import Probe, Training, documents_of, fit_probe
 from reward_model.training.probe_figures import held_out_figures, remarks, terminal_table
 from reward_model.training.run_data import EncodedData, TrainingData
 from reward_model.training.sharding import weights_are_sharded
+from reward_model.training.stacking import fit_stack_spec, held_out_stack, stack_section
 from reward_model.training.train_config import DEFAULT_BUDGET, TrainConfig
 
 Tensor = torch.Tensor
@@ -149,6 +150,10 @@ def fit_and_measure(
         "held_out": None,
         "metrics": {},
     }
+    spec = None
+    if config.stack:
+        spec = fit_stack_spec(training, probe, encoded.train, data.train, names)
+        report["stack"] = spec.model_dump()
     if encoded.held_out:
         points = _held_out_points(training, probe, head_D_H)
         report["held_out"] = held_out_figures(
@@ -158,6 +163,10 @@ def fit_and_measure(
             names,
             objective.standardizer.weights_D,
         )
+        if spec is not None:
+            report["stack_held_out"] = held_out_stack(
+                spec, points["readout"], encoded.held_out, data.held_out, names
+            )
         for scorer in ("readout", "plain"):
             scored = scored_rows(encoded.held_out, points[scorer])
             report["metrics"][scorer] = held_out_metrics(scored, objective, data.dimensions)
@@ -218,4 +227,6 @@ def describe(result: ProbeResult) -> str:
             f"{figures['documents']} documents:"
         )
         lines += [terminal_table(figures), *remarks(figures)]
+    if section := stack_section(report):
+        lines.append(section)
     return "\n".join(lines)

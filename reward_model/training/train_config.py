@@ -74,6 +74,11 @@ class TrainConfig(TrainingSettings):
         description="what the probe reads: states behind the document, what the document changes in them (of which "
         "nothing is left without it), or both; auto: by folds over documents",
     )
+    stack: bool = Field(
+        False,
+        description="probe: add free baselines (length, overlap with the document, similarities) to the outputs where "
+        "they order more answers right on documents out of the fit",
+    )
     unlabelled: Path | None = Field(
         None, description="more prompts with answers, on which the plain head is taught what the readout says"
     )
@@ -183,6 +188,8 @@ class TrainConfig(TrainingSettings):
             )
         if self.method == "probe" and self.head_init not in ("auto", "probe"):
             raise ValueError("head_init goes with training: the head of method=probe is taught by the probe")
+        if self.stack and self.method != "probe":
+            raise ValueError("stack goes with method=probe")
         if self.prompts_per_step and self.accumulation > 1:
             raise ValueError("prompts_per_step and accumulation: one or the other")
         if self.eval_prompts and not self.eval_labels:

@@ -38,15 +38,17 @@ def evaluate(
 
 
 def test_rewards_decide_win_tie_loss(tmp_path: Path, capsys):
-    # A's reward is 5; B's is 4, 4.5, … 6.5: two wins, one tie, three losses
+    # A's reward is 5; B's is 4, 4.5, … 8.5: two wins, one tie, seven losses
     code, found = evaluate(
-        tmp_path, answered(6, 5.0), answered(6, 4.0, 0.5), "--name-a", "after", "--name-b", "before"
+        tmp_path, answered(10, 5.0), answered(10, 4.0, 0.5), "--name-a", "after", "--name-b", "before"
     )
     assert code == 0
-    assert [found[name]["value"] for name in ("win", "tie", "loss")] == pytest.approx([2 / 6, 1 / 6, 3 / 6])
-    assert found["reward"]["difference"]["value"] == pytest.approx(-0.25)
-    assert found["win"]["low"] <= 2 / 6 <= found["win"]["high"]
-    assert found["documents"] == 3
+    assert [found[name]["value"] for name in ("win", "tie", "loss")] == pytest.approx(
+        [2 / 10, 1 / 10, 7 / 10]
+    )
+    assert found["reward"]["difference"]["value"] == pytest.approx(-1.25)
+    assert found["win"]["low"] <= 2 / 10 <= found["win"]["high"]
+    assert found["documents"] == 5
     assert found["facts"] is None
     page = (tmp_path / "out" / "report.html").read_text()
     assert "after minus before" in page

@@ -13,10 +13,10 @@ from peft import LoraConfig
 from transformers import AutoConfig, AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer
 
-from dpo.train.logps import HeadShape, token_stats
 from dpo.train.shared_forward import pack_pairs, share_prompt
 from dpo.train.trainer import SharedPromptDPOTrainer
 from judge_pipeline.common.errors import UserError
+from reward_model.shared_prefix.logps import HeadShape, token_stats
 
 
 def pairs(count: int = 6) -> list[dict[str, Any]]:

@@ -113,7 +113,7 @@ def test_labels_against_people_through_the_command(files, tmp_path, capsys):
     assert "what each dimension adds" in text
     assert "judge on faithfulness: one rating against the others" in text
     assert "Calibration of judge" in (output / "report.html").read_text()
-    assert "| judge | model |" in (output / "agreement.md").read_text()
+    assert "| judge | 0." in (output / "agreement.md").read_text()
 
 
 def test_human_values_alone_give_the_baselines(files, tmp_path, capsys):

@@ -14,16 +14,20 @@ from sklearn.metrics import mean_absolute_error
 from judge_pipeline.common.records import Label, Preference, Prompt, Response
 from judge_pipeline.statistics.agreement import (
     PROMPT_METRICS,
+    calibration,
     decided_pairs,
     pair_accuracy,
     pair_counts,
     prompt_metrics,
+    quadratic_kappa,
+    set_metrics,
+    spearman_ceiling,
     tie_counts,
 )
 from judge_pipeline.statistics.bootstrap import DocumentBootstrap, Ratio
 from judge_pipeline.statistics.compare import PREFERENCES, Comparison, Predictor, length_bins
-from judge_pipeline.statistics.table import AnswerTable, build_table, score_columns, score_names
-from judge_pipeline.statistics.whole_set import calibration, set_metrics
+from judge_pipeline.statistics.render import WIDTH, interval, markdown_table, terminal_table
+from judge_pipeline.statistics.table import AnswerTable, Pair, build_table, score_columns, score_names
 
 points = st.lists(st.integers(0, 4), min_size=2, max_size=6)
 
@@ -120,6 +124,85 @@ def test_whole_set_figures_equal_scipy_and_sklearn():
     assert found["kendall"].value == pytest.approx(stats.kendalltau(target, predicted).statistic)
     assert found["mae"].value == pytest.approx(mean_absolute_error(target, predicted))
     assert found["spearman"].low < found["spearman"].value < found["spearman"].high
+    assert "mae" not in set_metrics(table, target, predicted, boot, in_points=False)
+
+
+@given(st.lists(st.tuples(st.integers(0, 10), st.integers(0, 10)), min_size=2, max_size=30))
+def test_quadratic_kappa_is_one_minus_observed_over_expected_squared_distance(rows):
+    """Cohen 1968 with quadratic weights, from its definition."""
+    target, predicted = np.array(rows, float).T
+    expected = np.mean((target[:, None] - predicted[None, :]) ** 2)
+    found = quadratic_kappa(target, predicted + 0.3)
+    if expected == 0:
+        assert found is None
+    else:
+        assert found == pytest.approx(1 - np.mean((target - predicted) ** 2) / expected)
+
+
+@given(points, points)
+def test_somers_d_within_a_prompt_equals_scipys(target, predicted):
+    size = min(len(target), len(predicted))
+    a, b = np.array(target[:size], float), np.array(predicted[:size], float)
+    found = prompt_metrics(table_of([size]), a, b)["somers_d"].value
+    if np.ptp(a) == 0:
+        assert found is None
+    elif np.ptp(b) == 0:
+        assert found == 0
+    else:
+        assert found == pytest.approx(stats.somersd(a, b).statistic)
+
+
+@given(st.lists(st.integers(0, 3), min_size=2, max_size=5))
+def test_the_ceiling_of_ties_is_the_best_of_all_orders(target):
+    values = np.array(target, float)
+    found = spearman_ceiling(table_of([len(target)]), values).value
+    if np.ptp(values) == 0:
+        assert found is None
+    else:
+        orders = itertools.permutations(range(len(target)))
+        assert found == pytest.approx(max(stats.spearmanr(values, order).statistic for order in orders))
+
+
+def test_rows_are_compared_on_the_answers_that_both_score():
+    """A baseline that is silent on the hard half is not ahead for it."""
+    table = table_of([4] * 12)
+    target = np.tile([1.0, 2.0, 3.0, 4.0], 12)
+    model = np.where(np.arange(48) < 24, target, -target)
+    partial = np.where(np.arange(48) < 24, target, np.nan)
+    predictors = [
+        Predictor("model", "model", {"x": model}),
+        Predictor("half", "baseline", any_target=partial),
+        Predictor("votes", "model", pairs={(1, 0): 1.0, (0, 2): 1.0}),
+    ]
+    comparison = Comparison(table, predictors, DocumentBootstrap(table.document_P, 50))
+    rows = {row["name"]: row for row in comparison.graded("x", target)["rows"]}
+    assert rows["model"]["within"]["spearman"]["value"] == 0.0
+    assert rows["half"]["within"]["spearman"]["value"] == 1.0
+    assert rows["half"]["ahead"]["spearman"] == {"value": 0.0, "low": 0.0, "high": 0.0, "count": 6}
+    chosen = comparison.preferred([Pair(0, 1, 0), Pair(0, 2, 0), Pair(11, 45, 44)])
+    ahead = {row["name"]: row["ahead"].get("pairs") for row in chosen["rows"]}
+    assert ahead["votes"]["value"] is None  # the model has no reward to choose by
+
+
+def test_no_table_is_wider_than_a_terminal():
+    rng = np.random.default_rng(4)
+    table = table_of([5] * 30)
+    target = rng.integers(0, 3, 150).astype(float)
+    predictors = [
+        Predictor("reward model", "model", {"faithfulness": rng.random(150) * 10}, in_points=True),
+        Predictor("judge, second run", "ceiling", {"faithfulness": target + 0.5}, in_points=True),
+        Predictor("log-prob. gain, mean", "baseline", any_target=-target),
+    ]
+    result = Comparison(table, predictors, DocumentBootstrap(table.document_P, 50)).graded(
+        "faithfulness", target
+    )
+    text, page = terminal_table(result), markdown_table(result)
+    assert max(map(len, text.splitlines())) <= WIDTH
+    assert max(len(line) for line in page.splitlines() if line.startswith("|")) <= WIDTH
+    for name in ("Somers' D", "Cohen's κ", "Kendall τ-b", "regret", "worst of N"):
+        assert name in page
+    assert "model minus this row" in text
+    assert "keeps Spearman at 0." in " ".join(text.split())
 
 
 def test_calibration_finds_slope_and_intercept_and_its_bins_hold_everyone():
@@ -133,13 +216,27 @@ def test_calibration_finds_slope_and_intercept_and_its_bins_hold_everyone():
 
 
 def test_intervals_resample_documents_not_prompts():
-    # Two documents of 50 equal prompts each: resampling prompts would claim a narrow interval.
-    document = np.repeat([0, 1], 50)
-    ratio = Ratio(np.repeat([0.0, 1.0], 50), np.ones(100))
+    # Six documents of 50 equal prompts each: resampling prompts would claim a narrow interval.
+    document = np.repeat(np.arange(6), 50)
+    ratio = Ratio(np.repeat([0.0, 1.0] * 3, 50), np.ones(300))
     found = DocumentBootstrap(document, 500).ratio(ratio)
-    assert (found.value, found.low, found.high, found.count) == (0.5, 0.0, 1.0, 100)
-    alone = DocumentBootstrap(np.zeros(10, dtype=np.int64)).ratio(Ratio(np.ones(10), np.ones(10)))
-    assert (alone.value, alone.low) == (1.0, None)
+    assert (found.value, found.count) == (0.5, 300)
+    assert found.high - found.low > 0.5
+
+
+def test_few_documents_give_no_interval_rather_than_one_of_width_zero():
+    """Counted are the documents that a figure rests on, not those of the whole table."""
+    for documents, there in ((1, False), (2, False), (4, False), (5, True)):
+        numbers = np.arange(12) % documents
+        figure = Ratio(np.ones(12), np.ones(12))
+        assert (DocumentBootstrap(numbers, 50).ratio(figure).low is not None) == there
+        rows = np.arange(12)
+        mean = DocumentBootstrap(numbers, 50).statistic(lambda rows: float(len(rows)), numbers, rows)
+        assert (mean.low is not None) == there
+    boot = DocumentBootstrap(np.arange(12), 50)
+    assert boot.ratio(figure.where(np.arange(12) < 4)).low is None
+    assert boot.difference(figure, figure.where(np.arange(12) < 4)).low is None
+    assert interval(boot.ratio(figure.where(np.arange(12) < 4)).as_json(), 2) == "1.00 [–]"
 
 
 def test_interval_agrees_with_scipys_bootstrap_when_every_prompt_is_a_document():
@@ -195,7 +292,8 @@ def test_comparison_puts_model_baseline_and_pair_votes_in_one_table():
     assert rows["reverse"]["within"]["pairs"]["value"] == 0.0
     assert rows["reverse"]["ahead"]["pairs"]["value"] == 1.0
     assert rows["model"]["calibration"]["slope"] == pytest.approx(1 / 0.9)
-    assert rows["pairwise"]["within"]["pairs"] == {"value": 0.5, "low": 0.5, "high": 0.5, "count": 4}
+    assert rows["pairwise"]["within"]["pairs"] == {"value": 0.5, "low": None, "high": None, "count": 4}
+    assert rows["pairwise"]["ahead"]["pairs"]["value"] == 0.5
     assert set(graded["by_group"]) == {"a", "b"}
     assert list(graded["by_length"]) == ["1k–2k", "2k–4k", "4k–8k"]
     preferred = comparison.preferred(table.preferences())

@@ -1,6 +1,6 @@
 """Log-probabilities of answer tokens from hidden states, in tiles: the full logits never exist.
 
-A 64k-token pair over a 150k vocabulary is 68 GB of fp32 logits; what DPO needs of it is one number an answer
+A 64k-token pair over a 150k vocabulary is 68 GB of fp32 logits; what is needed of it is one number an answer
 token. Hidden states at answer positions go through the LM head a tile at a time; in training a tile's logits are
 dropped and computed again in the backward pass, so memory is one tile whatever the length.
 """

@@ -1,0 +1,67 @@
+"""What the figures of an evaluation mean, in sentences: does the model use the document, are its outputs apart, is it
+above what costs nothing, and how sure is any of it.
+
+In: the plain data of `fidelity.evaluate_scores`. Out: sentences for the terminal, the card and the report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from judge_pipeline.statistics import separation
+from judge_pipeline.statistics.bootstrap import FEW_DOCUMENTS
+from judge_pipeline.statistics.render import interval
+from reward_model.fidelity.controls import OTHER, WITHHELD
+
+GROUNDED = ("faithfulness", "completeness")
+"""Outputs that nobody can judge without the document."""
+
+
+def remarks(found: Mapping[str, Any]) -> list[str]:
+    """Every sentence that the figures call for."""
+    return [
+        *_few_documents(found),
+        *_document(found["results"]),
+        *separation.remarks(found["separation"]),
+        *_baselines(found["results"]),
+    ]
+
+
+def main_metric(row: Mapping[str, Any]) -> str:
+    """The figure a row is judged by: Spearman, or pairs where there are only choices."""
+    return "spearman" if "spearman" in row["ahead"] else "pairs"
+
+
+def _few_documents(found: Mapping[str, Any]) -> Iterator[str]:
+    if found["documents"] < FEW_DOCUMENTS:
+        yield (
+            f"{found['documents']} documents are few: intervals over them are too narrow, and below 5 documents there "
+            "is none"
+        )
+
+
+def _document(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for result in results:
+        if result["target"] not in GROUNDED:
+            continue
+        for row in result["rows"]:
+            gain = row["ahead"].get(main_metric(row)) if row["name"] in (WITHHELD, OTHER) else None
+            if gain is None or gain["value"] is None:
+                continue
+            same = f"{row['name']}: {main_metric(row)} {interval(gain, 2, '+')} for the document itself"
+            if gain["low"] is None:
+                yield f"whether the model uses the document for {result['target']} cannot be told from so few ({same})"
+            elif gain["low"] <= 0:
+                yield f"the model does not use the document for {result['target']}, as far as this shows ({same})"
+
+
+def _baselines(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for result in results:
+        rows = [row for row in result["rows"] if row["kind"] == "baseline"]
+        gains = [(row, row["ahead"].get(main_metric(row)) or {"value": None}) for row in rows]
+        known = [(gain["value"], row["name"], gain) for row, gain in gains if gain["value"] is not None]
+        if known:
+            _, name, gain = min(known, key=lambda item: item[0])
+            if gain["value"] <= 0:
+                yield f"{result['target']}: {name}, which needs no label, is not beaten ({interval(gain, 2, '+')})"
