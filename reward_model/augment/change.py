@@ -7,6 +7,8 @@ same trace, so that no one can tell the two apart without the document or the qu
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,7 +17,7 @@ from random import Random
 import numpy as np
 
 from judge_pipeline.common.records import Prompt
-from judge_pipeline.statistics.baselines import words
+from judge_pipeline.documents.words import words
 from reward_model.augment.facts import Lexicon
 from reward_model.augment.negation import Balance
 from reward_model.augment.sentences import Answer, likeness, quotable
@@ -50,6 +52,11 @@ class Source:
         return Lexicon(self.text)
 
     @cached_property
+    def word_counts(self) -> Counter[str]:
+        """How often each word stands in it."""
+        return Counter(words(self.text))
+
+    @cached_property
     def quotes(self) -> list[str]:
         """Sentences that read as sentences of an answer."""
         return quotable(self.text)
@@ -74,6 +81,13 @@ class Material:
             return []
         order = np.argsort(likeness(quotes, texts).max(axis=1), kind="stable")
         return [quotes[number] for number in order.tolist()]
+
+    def rarity(self, text: str) -> float:
+        """How rare a text's words are in the document: mean −log of their frequency, in nats."""
+        found = words(text)
+        counts = self.source.word_counts
+        total = counts.total() + 1
+        return sum(math.log(total / (counts[word] + 1)) for word in found) / max(1, len(found))
 
     def irrelevant(self) -> list[str]:
         """The third of the document's sentences that has least to do with question and answers."""

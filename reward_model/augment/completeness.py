@@ -10,9 +10,9 @@ from random import Random
 
 import numpy as np
 
-from judge_pipeline.statistics.baselines import words
+from judge_pipeline.documents.words import words
 from reward_model.augment.change import Change, Material, share
-from reward_model.augment.sentences import Answer, closest_length, likeness
+from reward_model.augment.sentences import Answer, likeness
 
 KEEPS = ("faithfulness", "logicality")
 LIKE = 0.15
@@ -36,7 +36,7 @@ def padded(answer: Answer, material: Material, strength: int, rng: Random) -> Ch
     if not size or size > len(answer.sentences):
         return None
     places = sorted(rng.sample(sorted(quotes), size))
-    filled = fill(places, {place: quotes[place] for place in places}, material.irrelevant())
+    filled = fill(places, {place: quotes[place] for place in places}, material.irrelevant(), material)
     if filled is None:
         return None
     twin = Change(answer.exchanged({place: quotes[place] for place in places}), "quoted", 0, None, KEEPS)
@@ -59,13 +59,22 @@ def quotes_of(answer: Answer, material: Material, least: float = LIKE) -> dict[i
     return found
 
 
-def fill(places: list[int], like: dict[int, str], pool: list[str]) -> dict[int, str] | None:
-    """For each place a text of the pool about as long as what stands in `like`; None when the pool is too small."""
+def fill(
+    places: list[int], like: dict[int, str], pool: list[str], material: Material
+) -> dict[int, str] | None:
+    """For each place a text of the pool about as long as what stands in `like`, and of words about as rare.
+
+    Without the latter the padding of a transcript would be small talk, which shows. None when the pool is too small.
+    """
     free = [text for text in pool if text not in like.values()]
     found: dict[int, str] = {}
     for place in places:
         if not free:
             return None
-        found[place] = closest_length(free, len(words(like[place])))
+        length, rarity = len(words(like[place])), material.rarity(like[place])
+        found[place] = min(
+            free,
+            key=lambda text: abs(len(words(text)) - length) / length + abs(material.rarity(text) - rarity),
+        )
         free.remove(found[place])
     return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from random import Random
 
-from judge_pipeline.statistics.baselines import words
+from judge_pipeline.documents.words import words
 from reward_model.augment.change import Change, Material, share
 from reward_model.augment.completeness import fill
 from reward_model.augment.sentences import Answer, closest_length
@@ -26,7 +26,7 @@ def other_question(answer: Answer, material: Material, strength: int, rng: Rando
         return Change(other.text, "other question", 3, "helpfulness", KEEPS)
     size = share(strength, len(answer.sentences))
     places = sorted(rng.sample(range(len(answer.sentences)), size))
-    filled = fill(places, dict(enumerate(answer.sentences)), list(other.sentences))
+    filled = fill(places, dict(enumerate(answer.sentences)), list(other.sentences), material)
     if not size or size == len(answer.sentences) or filled is None:
         return None
     return Change(answer.exchanged(filled), "other question", strength, "helpfulness", ("faithfulness",))
@@ -40,8 +40,8 @@ def off_topic(answer: Answer, material: Material, strength: int, rng: Random) ->
         return None
     places = sorted(rng.sample(range(count), size))
     own = dict(enumerate(answer.sentences))
-    on = fill(places, own, material.relevant())
-    off = fill(places, on, material.irrelevant()) if on else None
+    on = fill(places, own, material.relevant(), material)
+    off = fill(places, on, material.irrelevant(), material) if on else None
     if on is None or off is None:
         return None
     twin = Change(answer.exchanged(on), "on topic", 0, None, KEEPS)

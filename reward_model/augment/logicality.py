@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from random import Random
 
+from judge_pipeline.documents.words import words
 from reward_model.augment.change import Change, Material, derange, share
 from reward_model.augment.facts import KINDS
 from reward_model.augment.sentences import Answer, closest_length
@@ -100,7 +101,7 @@ def contradicted(answer: Answer, material: Material, strength: int, rng: Random)
         pairs = lexicon.choose(Answer(answer.sentences[place]), 1, KINDS, rng)
         if len(same) < strength and place not in same and free and pairs:
             target = answer.sentences.index(
-                closest_length(free, len(answer.sentences[place].split())), place + 1
+                closest_length(free, len(words(answer.sentences[place]))), place + 1
             )
             if target not in same:
                 same[target] = answer.sentences[place]

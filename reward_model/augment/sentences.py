@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from judge_pipeline.documents.citation import sentence_spans
 from judge_pipeline.documents.retrieval import terms
-from judge_pipeline.statistics.baselines import words
+from judge_pipeline.documents.words import words
 
 _BULLET = re.compile(r"(?:[-*•–]|\d+[.)])\s+")
 _NUMBERING = re.compile(r"^(?:\d+(?:\.\d+)*[.)]?|[-*•–#>]+|\[[^\]]*\])\s+")

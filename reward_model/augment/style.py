@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from judge_pipeline.common.records import Prompt
-from judge_pipeline.statistics.baselines import words
+from judge_pipeline.documents.words import words
 from reward_model.data.contrasts import Pair, texts_of
 
 FOLDS, FEWEST = 5, 3

@@ -114,6 +114,7 @@ class Explainer:
         self.model = model
         self.support: SupportReadout = model.support
 
+    @torch.no_grad()
     def explain(
         self, prompts: Sequence[tuple[PromptText, EncodedPrompt]], token_budget: int
     ) -> list[tuple[Array, Notes]]:
@@ -185,7 +186,7 @@ class Explainer:
         document = rows.whole(states[:, 0])
         readout = self.model.readout
         if readout is None:
-            return np.asarray(apply_head(self.model.model, document.to(self.model.device)).cpu())
+            return np.asarray(apply_head(self.model.model, document.to(self.model.device)).detach().cpu())
         bare = None if withheld is None else rows.whole(withheld[:, 0])
         return readout.apply(document, bare).numpy()
 

@@ -116,6 +116,25 @@ def read_views(
     return read[0], read[1] if withheld else None
 
 
+def _layer_features(view: View, document_S_L_H: Tensor, withheld_S_L_H: Tensor | None) -> list[Tensor]:
+    """The features of each layer that was read."""
+    return [
+        view_features(
+            view, document_S_L_H[:, place], None if withheld_S_L_H is None else withheld_S_L_H[:, place]
+        )
+        for place in range(document_S_L_H.shape[1])
+    ]
+
+
+def _within(
+    window: int, items: Sequence[Example], renderer: PromptRenderer
+) -> tuple[list[Example], list[EncodedPrompt]]:
+    """The examples that fit the model's window, as they are and as token ids."""
+    pairs = [(item, renderer.encode(item.context, item.query, item.responses)) for item in items]
+    kept = [(item, prompt) for item, prompt in pairs if prompt.shape.longest <= window]
+    return [item for item, _ in kept], [prompt for _, prompt in kept]
+
+
 def fit_support(
     model: nn.Module,
     renderer: PromptRenderer,
@@ -143,11 +162,7 @@ def fit_support(
         seed: of the folds.
         say: takes remarks for the user.
     """
-    chosen = _drawn([item for item in items if _told(item, evidence)])
-    encoded = [renderer.encode(item.context, item.query, item.responses) for item in chosen]
-    fits = [prompt.shape.longest <= window for prompt in encoded]
-    chosen = [item for item, fit in zip(chosen, fits, strict=True) if fit]
-    encoded = [prompt for prompt, fit in zip(encoded, fits, strict=True) if fit]
+    chosen, encoded = _within(window, _drawn([item for item in items if _told(item, evidence)]), renderer)
     found = sentence_rows(chosen, evidence, renderer)
     documents = document_groups(chosen)
     truth = found.targets_S >= SUPPORTED
@@ -172,14 +187,10 @@ def fit_support(
             progress=progress,
         )
     rows = support_rows(found, documents, seed)
-    best = None
-    for place, layer in enumerate(layers):
-        features = view_features(view, document[:, place], None if withheld is None else withheld[:, place])
-        choice = choose_penalties(rows, features)
-        if best is None or choice.score > best[0].score:
-            best = choice, layer, features
-    assert best is not None
-    choice, layer, features = best
+    features_L = _layer_features(view, document, withheld)
+    choices = [choose_penalties(rows, features) for features in features_L]
+    place = max(range(len(layers)), key=lambda place: choices[place].score)
+    choice, layer, features = choices[place], layers[place], features_L[place]
     predicted = fold_predictions(rows, features, choice.penalties)[0, :, 0].numpy()
     threshold, figures = judge_folds(predicted, truth.numpy(), rows.fold_R.numpy(), len(set(documents)))
     spec = SupportSpec(
@@ -189,11 +200,8 @@ def fit_support(
         threshold=threshold,
         figures=figures,
     )
-    say(
-        f"{spec.describe()} ({found.answers} answers with evidence"
-        + (f", {found.without} without" if found.without else "")
-        + ")"
-    )
+    without = f", {found.without} without" if found.without else ""
+    say(f"{spec.describe()} ({found.answers} answers with evidence{without})")
     return SupportReadout(spec, fit_rows(rows, features, choice.penalties))
 
 

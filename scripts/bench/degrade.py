@@ -67,7 +67,7 @@ def make_base(document: str, prompt: Prompt, text: str) -> Base | None:
 def incomplete(answer: Answer, base: Base, strength: int, rng: random.Random) -> Change | None:
     """`strength` of the three quotes exchanged for irrelevant document sentences of like length."""
     places = sorted(rng.sample(sorted(base.quotes), strength))
-    filled = fill(places, base.quotes, base.material.irrelevant())
+    filled = fill(places, base.quotes, base.material.irrelevant(), base.material)
     return Change(answer.exchanged(filled), "padded", strength, "completeness", ()) if filled else None
 
 

@@ -8,7 +8,7 @@ beside this file, on documents that the readout was not fitted to (folds over do
   log-probability of the sentence;
 - the part of the document a sentence looks at: how often the first (or one of the first three) is the passage that the
   judge named in its verdict, or the one that holds the source of a key point that the sentence covers; by attention, by
-  cosine of centred states, by MiniLM.
+  cosine of centred states, by MiniLM, by shared words.
 
 Documents are read once, several minutes on a core; what was read lies under --work, so a run that stopped goes on. The
 text of the data never enters the results.
@@ -19,14 +19,11 @@ text of the data never enters the results.
 from __future__ import annotations
 
 import argparse
-import re
 import sys
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -34,25 +31,16 @@ import numpy as np
 import torch
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from judge_pipeline.common.record_files import read_labels, read_prompts
-from judge_pipeline.common.records import Label, Prompt, Response
-from judge_pipeline.documents.chunking import Span as TextSpan
-from judge_pipeline.documents.chunking import cut
+from judge_pipeline.common.records import Response
 from judge_pipeline.documents.retrieval import SentenceEmbedder
+from judge_pipeline.documents.words import terms
 from judge_pipeline.statistics.baselines import bigram_support
 from judge_pipeline.statistics.render import markdown
 from judge_pipeline.statistics.table import build_table
-from reward_model.data.evidence import (
-    Sentence,
-    align,
-    load_evidence,
-    sentence_targets,
-)
-from reward_model.data.splits import hash_fraction
 from reward_model.modeling.features import LayerReader, decoder_layers, mean_token, passes
 from reward_model.modeling.fold_ridge import Rows, choose_penalties, fit_rows, fold_predictions
 from reward_model.modeling.model import Backbone, load_backbone_for_rm
-from reward_model.modeling.readout import VIEWS, view_features
+from reward_model.modeling.readout import VIEWS, View, view_features
 from reward_model.modeling.span_states import attention_to
 from reward_model.modeling.support import token_spans
 from reward_model.shared_prefix.exactness import prepare_shared_prefix
@@ -66,13 +54,12 @@ from reward_model.training.support import (
     support_layers,
 )
 from scripts.bench.evidence_common import environment, write_result
+from scripts.bench.explain_cases import Case, judged_cases, story_cases
 
 Array = np.ndarray
-NAMED = re.compile(r"(?:\bP|[Pp]assages? )(\d+)")
-"""How the judge names the passage it relies on; passages are numbered in the document's order."""
-PASSAGES = 5
-"""Passages a verdict saw: in a document of no more than these, the number is that of the segment."""
 BOOTSTRAPS = 500
+READ = ("document", "withheld", "log-probability")
+"""What is read of every sentence."""
 
 
 def arguments() -> argparse.Namespace:
@@ -88,102 +75,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--limit", type=int, help="labelled prompts, drawn by their ids")
     parser.add_argument("--base-model", default="smollm2")
     return parser.parse_args()
-
-
-@dataclass(frozen=True)
-class Case:
-    """A prompt with the sentences of its answers, and the parts of its document."""
-
-    prompt: Prompt
-    sentences: list[list[Sentence]]
-    """Of each answer; support is the truth, None where nothing is known."""
-    segments: list[TextSpan]
-    named: list[list[set[int]]]
-    """For each sentence the segments that the judge named for it."""
-    sources: list[list[set[int]]]
-    """For each sentence the segments that hold a key point it covers."""
-
-    def flat(self, rows: Sequence[Sequence[Any]]) -> list[Any]:
-        """What stands for each sentence, over all answers."""
-        return [one for row in rows for one in row]
-
-
-def judged_cases(args: argparse.Namespace, places: Mapping[str, Any]) -> list[Case]:
-    """Prompts that the judge labelled, with what its evidence says of their sentences."""
-    evidence = load_evidence(args.data / args.labels)
-    labels = {(row.prompt_id, row.response_id): row for row in read_labels(args.data / args.labels)}
-    known = {key[0] for key in labels}
-    prompts = [prompt for prompt in read_prompts(args.data / args.prompts) if prompt.id in known]
-    prompts = sorted(prompts, key=lambda prompt: hash_fraction(prompt.id, 0))[: args.limit]
-    cases = []
-    for prompt in prompts:
-        segments = _segments(
-            prompt, [labels[prompt.id, r.id] for r in prompt.responses if (prompt.id, r.id) in labels], places
-        )
-        sentences, named, sources = [], [], []
-        for response in prompt.responses:
-            label, own = labels.get((prompt.id, response.id)), evidence.get((prompt.id, response.id))
-            told = sentence_targets(response.text, own.statements if own else ())
-            sentences.append(told)
-            points = [one for one in (own.key_points if own else ()) if one.covered and one.span]
-            found: list[set[int]] = [set() for _ in told]
-            for point, rows in zip(
-                points, align(response.text, told, [one.text for one in points]), strict=True
-            ):
-                middle = sum(point.span or ()) / 2
-                inside = [number for number, one in enumerate(segments) if one.start <= middle < one.end]
-                for row in rows:
-                    found[row].update(inside)
-            sources.append(found)
-            named.append(_named(response, label, told, len(segments)))
-        cases.append(Case(prompt, sentences, segments, named, sources))
-    return cases
-
-
-def _segments(prompt: Prompt, labels: Sequence[Label], places: Mapping[str, Any]) -> list[TextSpan]:
-    """The judge's own segments where its evidence names all of them, else those that `--explain` makes."""
-    seen = {
-        (span["start"], span["end"])
-        for label in labels
-        for row in (label.evidence.get("faithfulness") or {}).get("statements") or []
-        for span in row["spans"]
-    }
-    spans = sorted(seen)
-    joined = all(a[1] == b[0] for a, b in pairwise(spans))
-    if spans and joined and spans[0][0] == 0 and spans[-1][1] == len(prompt.context):
-        return [TextSpan(*span) for span in spans]
-    return cut(prompt.context, [p for p in places["context"](prompt.context, prompt.query) if p[1] >= 0], 128)
-
-
-def _named(
-    response: Response, label: Label | None, told: Sequence[Sentence], segments: int
-) -> list[set[int]]:
-    found: list[set[int]] = [set() for _ in told]
-    rows = ((label.evidence.get("faithfulness") or {}).get("statements") or []) if label else []
-    for row, places in zip(rows, align(response.text, told, [row["text"] for row in rows]), strict=True):
-        numbers = {int(text) for text in NAMED.findall(row["analysis"] or "")}
-        clear = row["verdict"] == "full" and len(numbers) == 1 and len(row["spans"]) == segments <= PASSAGES
-        if clear and max(numbers) <= segments:
-            for place in places:
-                found[place].update(number - 1 for number in numbers)
-    return found
-
-
-def story_cases(path: Path, places: Mapping[str, Any]) -> list[Case]:
-    """Summaries whose sentences people called faithful or not."""
-    cases = []
-    for prompt in read_prompts(path):
-        sentences = []
-        for response in prompt.responses:
-            extra, at, told = response.model_extra or {}, 0, []
-            for text, label in zip(extra["sentences"], extra["sentence_labels"], strict=True):
-                start = response.text.index(text.strip(), at)
-                at = start + len(text.strip())
-                told.append(Sentence(start, at, float(label)))
-            sentences.append(told)
-        empty = [[set() for _ in told] for told in sentences]
-        cases.append(Case(prompt, sentences, _segments(prompt, [], places), empty, empty))
-    return cases
 
 
 @torch.no_grad()
@@ -268,7 +159,7 @@ def read_all(
     for number, case in enumerate(cases, 1):
         file = args.work / f"{args.base_model.replace('/', '_')}-{case.prompt.id}.npz"
         if not file.is_file():
-            np.savez(file.with_suffix(".tmp.npz"), **read_case(backbone, case, layers, watched))
+            np.savez(file.with_suffix(".tmp.npz"), **read_case(backbone, case, layers, watched))  # type: ignore[arg-type]
             file.with_suffix(".tmp.npz").rename(file)
             print(f"read {number}/{len(cases)}: {case.prompt.id}", flush=True)
         with np.load(file) as stored:
@@ -339,6 +230,18 @@ def hits(score_C: Sequence[Array], gold_C: Sequence[Sequence[set[int]]]) -> dict
     }
 
 
+def _shared_words(case: Case) -> Array:
+    """Search terms (S, G) that a sentence shares with each segment, for the root of the segment's length."""
+    parts = [case.prompt.context[one.start : one.end] for one in case.segments]
+    held = [(set(terms(text)), len(text) ** 0.5) for text in parts]
+    own = [
+        set(terms(response.text[one.start : one.end]))
+        for response, told in zip(case.prompt.responses, case.sentences, strict=True)
+        for one in told
+    ]
+    return np.array([[len(mine & there) / root for there, root in held] for mine in own])
+
+
 def localisation(
     cases: Sequence[Case], read: Sequence[dict[str, Array]], minilm: Sequence[Array]
 ) -> dict[str, Any]:
@@ -347,6 +250,7 @@ def localisation(
         "attention": [one["attention"] for one in read],
         "cosine of states": [one["cosine"] for one in read],
         "MiniLM": list(minilm),
+        "shared words": [_shared_words(case) for case in cases],
         "first segment": [-np.tile(np.arange(m.shape[1]), (len(m), 1)) for m in minilm],
     }
     golds = {
@@ -354,6 +258,75 @@ def localisation(
         "source of a key point": [case.flat(case.sources) for case in cases],
     }
     return {gold: {way: hits(scores, rows) for way, scores in ways.items()} for gold, rows in golds.items()}
+
+
+@dataclass(frozen=True)
+class Side:
+    """Sentences of one data set; S of them."""
+
+    states: dict[str, torch.Tensor]
+    """document, withheld: (S, L, H)."""
+    truth: Array
+    """Whether each is supported."""
+    document: Array
+    free: dict[str, Array]
+    """Baselines."""
+
+
+def side_of(
+    cases: Sequence[Case], read: Sequence[dict[str, Array]], free: dict[str, Array]
+) -> tuple[Side, Rows]:
+    """The sentences whose truth is known, and as rows to fit in folds over documents."""
+    support = np.array(
+        [np.nan if s.support is None else s.support for c in cases for s in c.flat(c.sentences)]
+    )
+    known = np.isfinite(support)
+    number = np.array([i for i, c in enumerate(cases) for _ in c.flat(c.sentences)])[known]
+    names = [case.prompt.document_id for case in cases]
+    joined = {name: np.concatenate([one[name] for one in read])[known] for name in read[0] if name in READ}
+    side = Side(
+        {name: torch.from_numpy(joined[name].astype(np.float32)) for name in ("document", "withheld")},
+        support[known] >= SUPPORTED,
+        np.array(names)[number],
+        {name: value[known] for name, value in free.items()} | {"log-probability": joined["log-probability"]},
+    )
+    order, targets = torch.arange(len(number)), torch.from_numpy(support[known])[:, None]
+    prompt = torch.from_numpy(number)
+    alone = torch.full_like(order, -1)
+    return side, Rows(order, alone, targets, torch.ones_like(targets), prompt, fold_numbers(names, 0)[prompt])
+
+
+def measure_readout(
+    view: str, judged: Side, stories: Side, rows: Rows, layers: Sequence[int]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Figures of a view's readout on the judged sentences out of their fold, and on the stories.
+
+    Layer and penalty are chosen on the same folds, as in training: four layers and one number.
+    """
+
+    def features(side: Side, place: int) -> torch.Tensor:
+        document, withheld = side.states["document"][:, place], side.states["withheld"][:, place]
+        return withheld if view == "withheld" else view_features(cast(View, view), document, withheld)
+
+    choices = [choose_penalties(rows, features(judged, place)) for place in range(len(layers))]
+    place = int(np.argmax([choice.score for choice in choices]))
+    own, penalties = features(judged, place), choices[place].penalties
+    predicted = fold_predictions(rows, own, penalties)[0, :, 0].numpy()
+    told = fit_rows(rows, own, penalties)(features(stories, place))[:, 0].numpy()
+    found = measure(predicted, told, judged, stories, rows.fold_R.numpy())
+    return found[0] | {"layer": layers[place]}, found[1]
+
+
+def measure(
+    judged_S: Array, stories_S: Array, judged: Side, stories: Side, fold_S: Array
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Figures of one value on both sides; thresholds come from judged sentences of other documents."""
+    called = held_out_flags(judged_S, judged.truth, fold_S)
+    flagged = stories_S >= best_threshold(judged_S, judged.truth)
+    return (
+        with_interval(judged.truth, judged_S, judged.document, called),
+        with_interval(stories.truth, stories_S, stories.document, flagged),
+    )
 
 
 def main() -> None:
@@ -365,99 +338,38 @@ def main() -> None:
     prepare_shared_prefix(backbone.model)
     layers = support_layers(backbone.model, None)
     watched = attention_layer(backbone.model, layers[-1])
-    places = {"context": backbone.renderer.context_places}
-    judged, stories = judged_cases(args, places), story_cases(args.data / args.stories, places)
-    read, story_read = (read_all(args, cases, backbone, layers, watched) for cases in (judged, stories))
-    embedder = SentenceEmbedder("minilm")
-    free, minilm = free_baselines(judged, embedder)
-    story_free, _ = free_baselines(stories, embedder)
-
-    support = np.array(
-        [s.support if s.support is not None else np.nan for c in judged for s in c.flat(c.sentences)]
-    )
-    known = np.isfinite(support)
-    truth = support[known] >= SUPPORTED
-    number = np.array([i for i, c in enumerate(judged) for _ in c.flat(c.sentences)])[known]
-    names = [case.prompt.document_id for case in judged]
-    folds = fold_numbers(names, 0)[torch.from_numpy(number)]
-    document = np.array(names)[number]
-    targets = torch.from_numpy(support[known])[:, None]
-    order = torch.arange(len(truth))
-    rows = Rows(
-        order, torch.full_like(order, -1), targets, torch.ones_like(targets), torch.from_numpy(number), folds
-    )
-
-    story_truth = np.array([s.support for c in stories for s in c.flat(c.sentences)]) > 0.5
-    story_document = np.array([c.prompt.document_id for c in stories for _ in c.flat(c.sentences)])
-
-    def states(found: Sequence[dict[str, Array]], side: str) -> torch.Tensor:
-        return torch.from_numpy(np.concatenate([one[side] for one in found]).astype(np.float32))
-
-    sides, story_sides = (
-        (states(found, "document"), states(found, "withheld")) for found in (read, story_read)
-    )
-    keep = torch.from_numpy(known)
-    tables: dict[str, dict[str, Any]] = defaultdict(dict)
-    for view in (*VIEWS, "withheld"):
-        best = None
-        for place in range(len(layers)):
-            one, other = sides[0][keep][:, place], sides[1][keep][:, place]
-            features = other if view == "withheld" else view_features(view, one, other)
-            choice = choose_penalties(rows, features)
-            if best is None or choice.score > best[0].score:
-                best = choice, features, place
-        assert best is not None
-        choice, features, place = best
-        predicted = fold_predictions(rows, features, choice.penalties)[0, :, 0].numpy()
-        called = held_out_flags(predicted, truth, folds.numpy())
-        name = f"support readout, {view}"
-        tables["judged"][name] = {"layer": layers[place], **with_interval(truth, predicted, document, called)}
-        fitted, (a, b) = fit_rows(rows, features, choice.penalties), (side[:, place] for side in story_sides)
-        value = fitted(b if view == "withheld" else view_features(view, a, b))[:, 0].numpy()
-        called = value >= best_threshold(predicted, truth)
-        tables["storysumm"][name] = with_interval(story_truth, value, story_document, called)
-    free["log-probability"] = np.concatenate([one["log-probability"] for one in read])
-    story_free["log-probability"] = np.concatenate([one["log-probability"] for one in story_read])
-    for name, all_values in free.items():
-        value = all_values[known]
-        called = held_out_flags(value, truth, folds.numpy())
-        tables["judged"][name] = with_interval(truth, value, document, called)
-        cut_at = best_threshold(value, truth)
-        tables["storysumm"][name] = with_interval(
-            story_truth, story_free[name], story_document, story_free[name] >= cut_at
-        )
-    places_found = localisation(judged, read, minilm)
-    for data, table in tables.items():
-        print(f"\n{data}")
-        print(
-            markdown(
-                ["", "AUC", "balanced accuracy"],
-                [[name, _cell(f["auc"]), _cell(f["balanced_accuracy"])] for name, f in table.items()],
-            )
-        )
-    for gold, ways in places_found.items():
-        print(f"\n{gold}: {ways}")
-    result = {
-        "base_model": args.base_model,
-        "layers": layers,
-        "attention_layer": watched,
-        "judged": {
-            "prompts": len(judged),
-            "documents": len(set(names)),
-            "sentences": len(truth),
-            "unsupported": int((~truth).sum()),
-            "rows": tables["judged"],
-        },
-        "storysumm": {
-            "documents": len(stories),
-            "sentences": len(story_truth),
-            "unsupported": int((~story_truth).sum()),
-            "rows": tables["storysumm"],
-        },
-        "localisation": places_found,
-        **environment(),
+    places = backbone.renderer.context_places
+    cases = {
+        "judged": judged_cases(args.data / args.labels, args.data / args.prompts, args.limit, places),
+        "storysumm": story_cases(args.data / args.stories, places),
     }
-    write_result(Path(__file__).with_suffix(".json"), result)
+    read = {name: read_all(args, own, backbone, layers, watched) for name, own in cases.items()}
+    embedder = SentenceEmbedder("minilm")
+    free = {name: free_baselines(own, embedder) for name, own in cases.items()}
+    judged, rows = side_of(cases["judged"], read["judged"], free["judged"][0])
+    stories, _ = side_of(cases["storysumm"], read["storysumm"], free["storysumm"][0])
+    figures = {
+        f"support readout, {view}": measure_readout(view, judged, stories, rows, layers)
+        for view in (*VIEWS, "withheld")
+    }
+    for name, value in judged.free.items():
+        figures[name] = measure(value, stories.free[name], judged, stories, rows.fold_R.numpy())
+    result: dict[str, Any] = {"base_model": args.base_model, "layers": layers, "attention_layer": watched}
+    for number, (name, side) in enumerate((("judged", judged), ("storysumm", stories))):
+        table = {way: found[number] for way, found in figures.items()}
+        cells = [[way, _cell(one["auc"]), _cell(one["balanced_accuracy"])] for way, one in table.items()]
+        print(f"\n{name}\n{markdown(['', 'AUC', 'balanced accuracy'], cells)}")
+        result[name] = {
+            "prompts": len(cases[name]),
+            "documents": len(np.unique(side.document)),
+            "sentences": len(side.truth),
+            "unsupported": int((~side.truth).sum()),
+            "rows": table,
+        }
+    result["localisation"] = localisation(cases["judged"], read["judged"], free["judged"][1])
+    for gold, ways in result["localisation"].items():
+        print(f"\n{gold}: {ways}")
+    write_result(Path(__file__).with_suffix(".json"), result | environment())
 
 
 def _cell(figure: dict[str, float]) -> str:

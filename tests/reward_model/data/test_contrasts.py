@@ -10,7 +10,14 @@ import torch
 
 from judge_pipeline.common.errors import DataError, UserError
 from judge_pipeline.common.record_files import write_records
-from reward_model.data.batches import collate, contrasted, encode_examples, token_batches
+from reward_model.data.batches import (
+    StepOrder,
+    collate,
+    contrasted,
+    encode_examples,
+    passes_per_step,
+    token_batches,
+)
 from reward_model.data.contrasts import add_contrasts, pairs_of, read_pairs
 from reward_model.data.examples import Example
 from reward_model.data.splits import document_groups
@@ -247,6 +254,19 @@ def test_prompts_of_a_contrast_are_read_together(tmp_path):
     filler = collate([items[2].masked()])
     assert filler["gaps_C_D"].shape == (0, 2)
     assert torch.equal(filler["better_C"], torch.empty(0, dtype=torch.long))
+
+
+def test_steps_of_so_many_prompts_keep_them_together_too(tmp_path):
+    added = add_contrasts(written(tmp_path, records()), [example()], [], DIMENSIONS)
+    items = encode_examples(added.train, encode)  # p, p~d, q
+    total = items[0].shape.total + items[1].shape.total
+    passes = passes_per_step(items, 3, total, seed=0, epochs=3, world=1)
+    assert passes == 2
+    for epoch in range(3):
+        order = StepOrder(items, 3, passes, seed=0)
+        order.set_epoch(epoch)
+        assert sorted(map(sorted, order)) == [[0, 1], [2]]
+    assert passes_per_step(items, 1, total, seed=0, epochs=3, world=1) == 1
 
 
 def test_pairs_without_a_file():

@@ -143,7 +143,7 @@ def test_no_evidence_no_support(run, tiny_base, tmp_path, capsys):
         assert not (path / SUPPORT_FILE).exists()
     few = write_evidence_run(tmp_path / "few", documents=2)
     train(settings(few, tiny_base, tmp_path / "few_out"))
-    assert "too few to learn the support" in capsys.readouterr().out
+    assert "too few to learn the support" in capsys.readouterr().err
     with pytest.raises(UserError, match="trained without the judge's evidence"):
         explained(off, run.parent / "prompts.jsonl", tmp_path / "x.jsonl", explain=True)
     with pytest.raises(UserError, match="shared pass"):

@@ -23,7 +23,8 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(label_run, tiny_base, tmp_path):
+@pytest.mark.parametrize("per_step", [None, 3], ids=["packed sequences", "prompts per step"])
+def test_two_processes_equal_one(label_run, tiny_base, tmp_path, per_step):
     """Prompts with missing scores and uneven batches: means must be taken over all processes, not of means.
 
     Where the batches do not divide by two, the second process has a filler in the last step.
@@ -45,8 +46,12 @@ def test_two_processes_equal_one(label_run, tiny_base, tmp_path):
         "token_budget": 260,
         "eval_fraction": 0.2,
         "device": "cpu",
+        "head_learning_rate": 2e-3,
+        "head_init": "mean",
     }
-    one = train(TrainConfig(output=tmp_path / "one", accumulation=2, **common))
+    if per_step:
+        common["prompts_per_step"] = per_step
+    one = train(TrainConfig(output=tmp_path / "one", accumulation=1 if per_step else 2, **common))
     flags = [
         word
         for name, value in common.items()

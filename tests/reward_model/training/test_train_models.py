@@ -60,7 +60,7 @@ def test_a_stretched_window_reaches_the_saved_model(label_run, tiny_base, tmp_pa
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(UserError, match=r"2 of \d prompts are longer than the model's window of 1024 tokens"):
         train(settings(run, tiny_base, tmp_path / "short", method=method))
-    out = train(settings(run, tiny_base, tmp_path / "out", method=method, rope_factor=2.0))
+    out = train(settings(run, tiny_base, tmp_path / "out", method=method, rope_factor=2.0, head_init="mean"))
     assert read_manifest(out).max_length == 2048
     config = json.loads((out / "config.json").read_text())
     assert config["max_position_embeddings"] == 2048
@@ -119,7 +119,7 @@ def test_a_model_that_cannot_share_runs_one_by_one_when_the_user_says_so(
 ):
     run = label_run(count=8)
     prompts = run.parent / "prompts.jsonl"
-    config = settings(run, sinks_base, tmp_path / "out", method="full")
+    config = settings(run, sinks_base, tmp_path / "out", method="full", head_init="mean")
     with pytest.raises(UserError, match="attention sinks") as caught:
         train(config.model_copy(update={"output": tmp_path / "refused"}))
     assert "--shared-prefix off" in str(caught.value)
@@ -144,7 +144,7 @@ def test_a_model_that_cannot_share_runs_one_by_one_when_the_user_says_so(
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 def test_qlora_trains_on_4_bit_weights_and_merges_into_plain_ones(label_run, tiny_base, tmp_path):
     run = label_run(count=6)
-    out = train(settings(run, tiny_base, tmp_path / "out", method="qlora"))
+    out = train(settings(run, tiny_base, tmp_path / "out", method="qlora", head_init="mean"))
     config = json.loads((out / "config.json").read_text())
     assert "quantization_config" not in config
     # Every adapter got a gradient, those behind frozen 4-bit weights too, although the model was evaluated before.
