@@ -101,7 +101,7 @@ def load_backbone_for_rm(
     prompt_format: PromptFormat | None = None,
     **load_kwargs: Any,
 ) -> Backbone:
-    """Load a base model as a regression head over ``dimensions``; the head is fresh (see ``initialise_head``).
+    """Load a base model as a regression head over ``dimensions``; the head is fresh (see ``level_head``).
 
     Args:
         base_model: ``smollm2``, a path or a hub name.

@@ -101,8 +101,7 @@ def taught_by(model: Path) -> dict[Key, Label]:
     """The labels named by a trained model's run.yaml."""
     config = (read_run_yaml(model).get("config") or {}) if (model / "run.yaml").is_file() else {}
     labels = Path(str(config.get("labels") or ""))
-    found = read_labels(labels) if config.get("labels") and labels.exists() else ()
-    return {(row.prompt_id, row.response_id): row for row in found}
+    return labels_by_answer(labels) if config.get("labels") and labels.exists() else {}
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:

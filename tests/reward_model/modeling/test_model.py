@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from rm_helpers import initialise_head
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForSequenceClassification,
@@ -20,7 +21,7 @@ from transformers import (
 )
 
 from judge_pipeline.common.errors import UserError
-from reward_model.modeling.head import apply_head, initialise_head, score_weight
+from reward_model.modeling.head import apply_head, score_weight
 from reward_model.modeling.model import (
     MANIFEST,
     Backbone,

@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rm_helpers import initialise_head
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from judge_pipeline.common.record_files import read_prompts
 from judge_pipeline.common.records import DIMENSIONS
-from reward_model.modeling.head import initialise_head
 from reward_model.modeling.model import load_backbone_for_rm, save_reward_model
 from reward_model.scoring.score import score_file
 from reward_model.scoring.score_config import ScoreConfig
