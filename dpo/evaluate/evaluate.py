@@ -28,7 +28,7 @@ from judge_pipeline.common.progress import Progress
 from judge_pipeline.common.quiet import quiet_libraries
 from judge_pipeline.common.record_files import write_json, write_text
 from judge_pipeline.common.run_dir import prepare_run
-from judge_pipeline.engines.judge_config import JudgeConfig
+from judge_pipeline.engines.open import JudgeConfig
 
 
 def score_with(model_dir: Path, matches: Sequence[Match]) -> None:

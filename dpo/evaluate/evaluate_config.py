@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from judge_pipeline.common.config import POSITIONAL, Config
 from judge_pipeline.common.run_dir import EXISTING_HELP, Existing
-from judge_pipeline.engines.judge_config import JudgeConfig
+from judge_pipeline.engines.open import JudgeConfig
 from reward_model.options import HOW
 
 

@@ -16,7 +16,7 @@ import openai
 
 from dpo.chat import ChatMessages
 from dpo.sample.base import Decoding, Draw, Failed, Finish, Request
-from judge_pipeline.engines.dialect import Dialect
+from judge_pipeline.engines.chat_protocol import Dialect
 from judge_pipeline.engines.endpoint_errors import api_key, lasting_error, message_of, unanswered
 
 

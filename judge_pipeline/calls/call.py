@@ -10,7 +10,7 @@ import hashlib
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 FailureReason = Literal[
     "http",  # the endpoint answered with an error that retries did not cure
@@ -29,19 +29,15 @@ FailureReason = Literal[
 ]
 
 
-class Message(BaseModel):
+class Message(BaseModel, frozen=True):
     """One chat message."""
-
-    model_config = ConfigDict(frozen=True)
 
     role: Literal["system", "user", "assistant"]
     content: str
 
 
-class Sampling(BaseModel):
+class Sampling(BaseModel, frozen=True):
     """How the judge decodes; `sample` tells repeated votes on one question apart."""
-
-    model_config = ConfigDict(frozen=True)
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -52,10 +48,8 @@ class Sampling(BaseModel):
     """How many top log-probabilities to ask for at each position; 0 for none."""
 
 
-class Call(BaseModel):
+class Call(BaseModel, frozen=True):
     """One question to the judge."""
-
-    model_config = ConfigDict(frozen=True)
 
     template: str
     """Name of the prompt template, e.g. `faithfulness.verify`; also the first part of the issue order."""
@@ -66,15 +60,18 @@ class Call(BaseModel):
     prompt_version: str = ""
     """Hash of the template's text: an edited prompt is another question."""
 
-    def key(self, model: str) -> str:
-        """SHA-256 over all that determines the answer of `model`, hex."""
-        parts = {
-            "model": model,
+    def asked(self) -> dict[str, Any]:
+        """All that determines the answer of a model."""
+        return {
             "messages": [message.model_dump() for message in self.messages],
             "sampling": self.sampling.model_dump(),
             "schema": self.json_schema,
             "prompt_version": self.prompt_version,
         }
+
+    def key(self, model: str) -> str:
+        """SHA-256 over all that determines the answer of `model`, hex."""
+        parts = {"model": model, **self.asked()}
         return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
@@ -92,6 +89,9 @@ class CallUsage(BaseModel):
     input_tokens: int = 0
     output_tokens: int = 0
     cached_input_tokens: int = 0
+
+    def __add__(self, other: CallUsage) -> CallUsage:
+        return CallUsage(**{name: value + getattr(other, name) for name, value in self})
 
 
 class Reply(BaseModel):

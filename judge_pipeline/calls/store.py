@@ -1,8 +1,6 @@
 """The memory of a labelling run: every finished call, once, in one SQLite file.
 
-A call is found by its key (`Call.key`), which covers all that determines its answer and nothing about where it was
-asked. Answers are on disk before anyone uses them, so that killing a run loses at most the calls in flight.
-Failed calls are kept as attempts, beside the answers: a failure that would come out the same again (an answer cut
+Answers are on disk before anyone uses them, so that killing a run loses at most the calls in flight. Failed calls are kept as attempts, beside the answers: a failure that would come out the same again (an answer cut
 at its token limit, a refusal, a prompt too long) is reused unless the run is told to try again; one that may
 pass (a timeout, a server error) is always asked again.
 
@@ -21,7 +19,7 @@ import zlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +101,7 @@ class StoreTotals:
 
     calls: int
     attempts_failed: int
-    input_tokens: int
-    output_tokens: int
-    cached_input_tokens: int
+    usage: CallUsage = field(default_factory=CallUsage)
 
 
 def _pack(value: Any) -> bytes:
@@ -143,7 +139,6 @@ class CallStore:
                 f"{self.path} was written by another version of this program (format {version})",
                 "use that version, or choose a new --output",
             )
-        self._db.execute(f"PRAGMA busy_timeout = {WAIT_S * 1000:.0f}")
         self._write_ahead()
         self._db.execute("PRAGMA synchronous = FULL")
         if version == 0:
@@ -168,8 +163,7 @@ class CallStore:
         except sqlite3.Error as error:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
-            full = "full" in str(error) or "disk I/O" in str(error)
-            if full:
+            if "full" in str(error) or "disk I/O" in str(error):
                 raise UserError(
                     f"the disk is full or failing: could not write {self.path} ({error})",
                     "every call finished before is kept; free some space and run the same command again",
@@ -201,22 +195,16 @@ class CallStore:
         """`get`, and who asked. `lasting` names the failures that count as a reply."""
         row = self._first(f"SELECT owner, {', '.join(REPLIED + ANSWER)} FROM calls WHERE key = ?", key)
         if row is not None:
-            logprobs = (
-                [TokenLogprob(**item) for item in _unpack(row["logprobs"])] if row["logprobs"] else None
-            )
+            logprobs = row["logprobs"] and [TokenLogprob(**item) for item in _unpack(row["logprobs"])]
             return Stored(_reply(row, structured=bool(row["structured"]), logprobs=logprobs), row["owner"])
         failed = self.last_failure(key) if lasting else None
         return failed if failed is not None and failed.reply.failure in lasting else None
 
     def last_failure(self, key: str) -> Stored | None:
         """The last failed attempt at a call, whatever its reason."""
-        columns = ", ".join(REPLIED + FAILURE)
-        row = self._first(
-            f"SELECT owner, {columns} FROM attempts WHERE key = ? ORDER BY id DESC LIMIT 1", key
-        )
-        if row is None:
-            return None
-        return Stored(_reply(row, failure=row["reason"], detail=row["detail"]), row["owner"])
+        found = f"SELECT owner, {', '.join(REPLIED + FAILURE)} FROM attempts WHERE key = ?"
+        row = self._first(f"{found} ORDER BY id DESC LIMIT 1", key)
+        return row and Stored(_reply(row, failure=row["reason"], detail=row["detail"]), row["owner"])
 
     def put(self, finished: Sequence[Finished], *, replace: bool = False) -> set[str]:
         """Store replies in one transaction; they are on disk when this returns.
@@ -224,10 +212,10 @@ class CallStore:
         The first answer to a call stays, whoever asks again, unless `replace` says that it is to be superseded.
         Returns the keys of answers that were not taken because another process had been first.
         """
-        now = time.time()
         late: set[str] = set()
-        answers = [_row(item, now) for item in finished if item.reply.failure is None]
-        failures = [_row(item, now) for item in finished if item.reply.failure is not None]
+        rows = [_row(item) for item in finished]
+        answers = [row for row in rows if row["reason"] is None]
+        failures = [row for row in rows if row["reason"] is not None]
         with self._writing() as db:
             if not replace:
                 seen = "SELECT 1 FROM calls WHERE key = ?"
@@ -244,11 +232,12 @@ class CallStore:
 
     def totals(self) -> StoreTotals:
         """Counts and tokens over everything in the store."""
-        sums = "COUNT(*), TOTAL(input_tokens), TOTAL(output_tokens), TOTAL(cached_input_tokens)"
-        answered = self._first(f"SELECT {sums} FROM calls")
-        failed = self._first(f"SELECT {sums} FROM attempts")
-        tokens = [int(a) + int(b) for a, b in zip(answered[1:], failed[1:], strict=True)]
-        return StoreTotals(answered[0], failed[0], *tokens)
+        sums = ", ".join(f"TOTAL({name}) AS {name}" for name in CallUsage.model_fields)
+        answered, failed = (
+            self._first(f"SELECT COUNT(*) AS n, {sums} FROM {table}") for table in ("calls", "attempts")
+        )
+        tokens = {name: int(answered[name]) + int(failed[name]) for name in CallUsage.model_fields}
+        return StoreTotals(answered["n"], failed["n"], CallUsage(**tokens))
 
     def note(self, name: str) -> str | None:
         """A remembered fact about the run, e.g. what an endpoint can do."""
@@ -286,23 +275,17 @@ class CallStore:
             self._db.close()
 
 
-def _row(item: Finished, now: float) -> dict[str, Any]:
+def _row(item: Finished) -> dict[str, Any]:
     """A finished call under the names of all columns of both tables."""
     call, reply = item.call, item.reply
-    request = {
-        "messages": [message.model_dump() for message in call.messages],
-        "sampling": call.sampling.model_dump(),
-        "schema": call.json_schema,
-        "prompt_version": call.prompt_version,
-    }
     return {
         "key": call.key(item.model),
         "model": item.model,
         "template": call.template,
-        "request": _pack(request),
+        "request": _pack(call.asked()),
         "endpoint": item.endpoint,
         "owner": item.owner,
-        "finished": now,
+        "finished": time.time(),
         "text": reply.text,
         "finish_reason": reply.finish_reason,
         **reply.usage.model_dump(),

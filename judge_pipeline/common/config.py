@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Union
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
@@ -39,6 +39,16 @@ class Config(BaseModel):
     """Base of every command's settings: unknown keys are errors, defaults are checked too."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=())
+
+
+def setting(default: Any, description: str, **limits: Any) -> Any:
+    """A field with a default and its help text."""
+    return Field(default, description=description, **limits)
+
+
+def free(default: Any, description: str, **limits: Any) -> Any:
+    """A setting that changes how a run goes and not what it produces."""
+    return Field(default, description=description, json_schema_extra={"identity": False}, **limits)
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,8 @@
 
 A plan covers all answers of one prompt, so that what they share is asked once. It is a generator: it yields
 a list of `Request`s, is sent the list of `Reply`s in the same order, as often as it needs, and returns one
-`Outcome` an answer. It never talks to a network, a disk or a clock, so a test drives it by hand and the
-scheduler drives thousands at a time. Calls that several plans have in common (a chunk's key points, a
-statement two prompts over one document share) are simply equal, and the scheduler makes equal calls once.
+`Outcome` an answer. It never talks to a network, a disk or a clock. Calls that several plans have in common are
+simply equal, and equal calls are made once.
 """
 
 from __future__ import annotations
@@ -69,13 +68,6 @@ class Outcome:
     reason: FailureReason | None = None
     detail: str = ""
     evidence: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def failed(
-        cls, reason: FailureReason, detail: str = "", evidence: dict[str, Any] | None = None
-    ) -> Outcome:
-        """No score, and why."""
-        return cls(None, reason, detail, evidence or {})
 
 
 class Dimension(Protocol):

@@ -14,22 +14,11 @@ from typing import Any
 
 from judge_pipeline.calls.call import Sampling
 from judge_pipeline.common.records import Prompt
+from judge_pipeline.dimensions import steps
 from judge_pipeline.dimensions.base import Document, Outcome, ParsedRequest, Plan
-from judge_pipeline.dimensions.options import JudgeOptions, rule_points
-from judge_pipeline.dimensions.steps import (
-    RatingRequest,
-    answered,
-    in_place,
-    list_request,
-    parse_replies,
-    prompt_language,
-    ratings,
-    request,
-    rule_outcome,
-)
+from judge_pipeline.dimensions.options import JudgeOptions
 from judge_pipeline.documents.chunking import Span
 from judge_pipeline.documents.citation import locate
-from judge_pipeline.documents.language import Language
 from judge_pipeline.prompts.fences import one_line
 from judge_pipeline.prompts.templates import CaseFields, load_template
 from judge_pipeline.replies.lists import Items
@@ -56,59 +45,39 @@ class Completeness:
 
     def plan(self, prompt: Prompt, document: Document) -> Plan:
         """Key points of all chunks first, then one rating an answer and vote."""
-        live = answered(prompt)
+        live = steps.answered(prompt)
         if not live:
-            return in_place(prompt, {})
-        language = prompt_language(self._options, document.text)
+            return steps.in_place(prompt, {})
+        options, language = self._options, steps.prompt_language(self._options, document.text)
         template = load_template(f"{self.name}.extract", language)
-        read = yield from parse_replies(
-            [
-                list_request(
-                    template,
-                    {"document": document.text[chunk.start : chunk.end], "question": prompt.query},
-                    "key_points",
-                    "document",
-                    self._options.max_key_points,
-                    tuple(live),
-                    self._options,
-                )
-                for chunk in document.chunks
-            ]
+        texts = (document.text[chunk.start : chunk.end] for chunk in document.chunks)
+        cases = [{"document": text, "question": prompt.query} for text in texts]
+        read = yield from steps.parse_replies(
+            [steps.list_request(template, case, "key_points", tuple(live), options) for case in cases]
         )
         for number, one in enumerate(read, start=1):
             if isinstance(one, Problem):
                 detail = f"key points of chunk {number} of {len(read)}: {one.detail}"
-                return in_place(prompt, dict.fromkeys(live, Outcome.failed(one.reason, detail)))
+                return steps.in_place(prompt, dict.fromkeys(live, Outcome(None, one.reason, detail)))
         items = [one for one in read if isinstance(one, Items)]
         points = _distinct(items, document)
         notes = _notes(items)
-        if not points and self._options.no_key_points != "ask":
-            return in_place(prompt, dict.fromkeys(live, self._by_rule(notes)))
-        rated = yield from ratings([self._cover(prompt, i, points, language) for i in live], self._options)
-        return in_place(
-            prompt, {i: _with_points(one, points, notes) for i, one in zip(live, rated, strict=True)}
-        )
+        if not points and options.no_key_points != "ask":
+            evidence = {"analysis": "", "key_points": [], "votes": [], "rule": None, **notes}
+            problem = "the document holds no key point on the question"
+            ruled = steps.rule_outcome("no_key_points", options.no_key_points, problem, evidence)
+            return steps.in_place(prompt, dict.fromkeys(live, ruled))
+        cover = load_template(f"{self.name}.cover", language)
+        shape = RatingShape(language, *options.bounds, len(points))
+        listed = [point.text for point in points]
 
-    def _cover(self, prompt: Prompt, index: int, points: list[KeyPoint], language: Language) -> RatingRequest:
-        options = self._options
-        shape = RatingShape(language, options.analysis_chars, options.item_chars, len(points))
-        template = load_template(f"{self.name}.cover", language)
-        fields: CaseFields = {
-            "question": prompt.query,
-            "key_points": [point.text for point in points],
-            "answer": prompt.responses[index].text,
-        }
+        def ask(index: int, sampling: Sampling) -> ParsedRequest[Rating]:
+            answer = prompt.responses[index].text
+            fields: CaseFields = {"question": prompt.query, "key_points": listed, "answer": answer}
+            return steps.request(cover, fields, shape, sampling, (index,), options)
 
-        def one_vote(sampling: Sampling) -> ParsedRequest[Rating]:
-            return request(template, fields, shape, sampling, (index,), options)
-
-        return one_vote
-
-    def _by_rule(self, notes: dict[str, Any]) -> Outcome:
-        rule = self._options.no_key_points
-        evidence = {"analysis": "", "key_points": [], "votes": [], "rule": None, **notes}
-        problem = "the document holds no key point on the question"
-        return rule_outcome(rule, rule_points(rule), "no_key_points", problem, evidence)
+        rated = yield from steps.ratings(live, ask, options)
+        return steps.in_place(prompt, {i: _with_points(one, points, notes) for i, one in rated.items()})
 
 
 def _distinct(items: list[Items], document: Document) -> list[KeyPoint]:
@@ -125,10 +94,9 @@ def _distinct(items: list[Items], document: Document) -> list[KeyPoint]:
 
 def _notes(items: list[Items]) -> dict[str, Any]:
     """What became of items that are no key points here: those over the limit, those of the prompt's example."""
-    capped = [number for number, one in enumerate(items) if one.capped or one.cut]
-    dropped, cut = sum(one.dropped for one in items), sum(one.cut for one in items)
     notes: dict[str, Any] = {}
-    if capped:
+    if capped := [number for number, one in enumerate(items) if one.capped or one.cut]:
+        dropped, cut = sum(one.dropped for one in items), sum(one.cut for one in items)
         notes["key_point_cap"] = {"chunks": capped, "dropped": dropped, "cut": cut}
     if copied := sum(one.copied for one in items):
         notes["copied_from_example"] = copied

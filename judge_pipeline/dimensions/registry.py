@@ -1,6 +1,9 @@
 """Which dimensions there are, by name.
 
-In: names and options. Out: `Dimension`s, in the order asked for. Adding one takes a file and a prompt:
+The set `trajectory` is for what an agent reports after a long run: the trajectory (thoughts, tool calls, results) is the
+document, the task the question, the report the answer. Its two dimensions are not in the paper: they are completeness
+(of the steps that the trajectory shows the task to need) and faithfulness (of what the report says was done) with
+prompts of their own. Adding a dimension takes a file and a prompt:
 
 1. `judge_pipeline/prompts/en/brevity.rate.txt`: the parts that `prompts.templates` describes; copy
    `helpfulness.rate.txt` and change what it asks. (`prompts/zh/` too if you judge Chinese documents; without it
@@ -19,29 +22,28 @@ In: names and options. Out: `Dimension`s, in the order asked for. Adding one tak
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
+import pkgutil
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.dimensions.base import Dimension
 from judge_pipeline.dimensions.completeness import Completeness
 from judge_pipeline.dimensions.faithfulness import Faithfulness
-from judge_pipeline.dimensions.helpfulness import Helpfulness
-from judge_pipeline.dimensions.logicality import Logicality
 from judge_pipeline.dimensions.options import JudgeOptions
-from judge_pipeline.dimensions.rating import JOINT
-from judge_pipeline.dimensions.trajectory import ExecutionFaithfulness, PlanCompleteness
+from judge_pipeline.dimensions.rating import JOINT, RatingDimension
 
 Factory = Callable[[JudgeOptions], Dimension]
 
 REGISTRY: dict[str, Factory] = {
-    "helpfulness": Helpfulness,
-    "logicality": Logicality,
+    "helpfulness": partial(RatingDimension, "helpfulness"),
+    "logicality": partial(RatingDimension, "logicality"),
     "faithfulness": Faithfulness,
     "completeness": Completeness,
-    "plan_completeness": PlanCompleteness,
-    "execution_faithfulness": ExecutionFaithfulness,
+    "plan_completeness": partial(Completeness, name="plan_completeness"),
+    "execution_faithfulness": partial(Faithfulness, name="execution_faithfulness"),
 }
 
 SETS: dict[str, tuple[str, ...]] = {
@@ -61,13 +63,11 @@ def build_dimensions(names: Sequence[str], options: JudgeOptions) -> list[Dimens
     members = expand(names)
     if not members:
         raise UserError("no dimension to judge", f"name some of: {', '.join([*REGISTRY, *SETS])}")
-    joint = options.joint_ratings and set(JOINT) <= set(members)
-    dimensions: list[Dimension] = []
-    for name in members:
-        if joint and name in JOINT:
-            dimensions.append((Helpfulness if name == "helpfulness" else Logicality)(options, joint=True))
-        else:
-            dimensions.append(_factory(name)(options))
+    joint = JOINT if options.joint_ratings and set(JOINT) <= set(members) else ()
+    dimensions: list[Dimension] = [
+        RatingDimension(name, options, joint=True) if name in joint else _factory(name)(options)
+        for name in members
+    ]
     doubled = {one.name for one in dimensions if sum(other.name == one.name for other in dimensions) > 1}
     if doubled:
         raise UserError(f"two dimensions are called '{min(doubled)}'", "give each a name of its own")
@@ -77,17 +77,14 @@ def build_dimensions(names: Sequence[str], options: JudgeOptions) -> list[Dimens
 def _factory(name: str) -> Factory:
     if name in REGISTRY:
         return REGISTRY[name]
-    if ":" in name:
-        return _imported(name)
-    near = difflib.get_close_matches(name, [*REGISTRY, *SETS], n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"known are: {', '.join([*REGISTRY, *SETS])}"
-    raise UserError(f"no dimension is called '{name}'", hint + ", or name your own as package.module:Class")
-
-
-def _imported(name: str) -> Factory:
-    module_name, _, attribute = name.partition(":")
+    if ":" not in name:
+        near = difflib.get_close_matches(name, [*REGISTRY, *SETS], n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known are: {', '.join([*REGISTRY, *SETS])}"
+        raise UserError(
+            f"no dimension is called '{name}'", hint + ", or name your own as package.module:Class"
+        )
     try:
-        factory = getattr(importlib.import_module(module_name), attribute)
+        factory: Any = pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
             f"cannot import the dimension '{name}': {error}", "write it as package.module:Class"

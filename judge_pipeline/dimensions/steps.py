@@ -1,8 +1,7 @@
 """Steps that all dimensions take: request, request again once where the reply made no sense, vote, average.
 
-Generators in the protocol of `base`: they yield requests, are sent replies, and return what they read. A reply
-that cannot be read (`unparsable`, `out_of_range`, `empty_reply`) is asked for once more as another sample; all
-other failures are final here, since the engine has retried what a retry can cure.
+A reply that cannot be read (`RETRIED`) is asked for once more as another sample; all other failures are final here,
+since the engine has retried what a retry can cure.
 """
 
 from __future__ import annotations
@@ -10,13 +9,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from judge_pipeline.calls.call import Call, Sampling
 from judge_pipeline.common.records import Prompt
 from judge_pipeline.dimensions.base import Outcome, Parsed, ParsedRequest, Steps
-from judge_pipeline.dimensions.options import JudgeOptions
-from judge_pipeline.documents.language import Language, detect_language
+from judge_pipeline.dimensions.options import RULES, JudgeOptions
+from judge_pipeline.documents.words import Language, detect_language
 from judge_pipeline.prompts.templates import CaseFields, Template, build_call
 from judge_pipeline.replies.lists import Items, ListShape, example_items
 from judge_pipeline.replies.marks import Problem
@@ -48,14 +47,10 @@ def parse_replies(
 
 def _next_sample(call: Call, step: int) -> Call:
     old = call.sampling
-    new = old.model_copy(
-        update={
-            "sample": old.sample + step,
-            "seed": None if old.seed is None else old.seed + step,
-            "temperature": old.temperature or SECOND_TEMPERATURE,
-        }
-    )
-    return call.model_copy(update={"sampling": new})
+    seed = None if old.seed is None else old.seed + step
+    temperature = old.temperature or SECOND_TEMPERATURE
+    new = {"sample": old.sample + step, "seed": seed, "temperature": temperature}
+    return call.model_copy(update={"sampling": old.model_copy(update=new)})
 
 
 def request(
@@ -67,26 +62,24 @@ def request(
     options: JudgeOptions,
 ) -> ParsedRequest[Parsed]:
     """The request that asks `template` about one case and reads the reply as `shape`."""
-    call = build_call(
-        template, fields, shape, sampling, structured=options.structured, few_shot=options.few_shot
-    )
+    structured, few_shot = options.structured, options.few_shot
+    call = build_call(template, fields, shape, sampling, structured=structured, few_shot=few_shot)
     return ParsedRequest(call, answers, shape.read)
 
 
 def list_request(
     template: Template,
     fields: dict[str, str],
-    field: str,
-    source: str,
-    limit: int | None,
+    field: Literal["statements", "key_points"],
     answers: tuple[int, ...],
     options: JudgeOptions,
 ) -> ParsedRequest[Items]:
-    """The request for a list (`statements`, `key_points`) taken from the case's `source`; read at temperature 0."""
+    """The request for a list, of an answer's statements or a document's key points; read at temperature 0."""
+    source, limit = "answer", options.max_statements
+    if field == "key_points":
+        source, limit = "document", options.max_key_points
     examples = example_items(template.shown(options.few_shot), field)
-    shape = ListShape(
-        template.language, options.analysis_chars, options.item_chars, field, limit, examples, fields[source]
-    )
+    shape = ListShape(template.language, *options.bounds, field, limit, examples, fields[source])
     sampling = Sampling(max_tokens=options.max_tokens, seed=options.seed)
     return request(template, fields, shape, sampling, answers, options)
 
@@ -115,7 +108,7 @@ def answered(prompt: Prompt) -> list[int]:
 
 def in_place(prompt: Prompt, outcomes: dict[int, Outcome]) -> list[Outcome]:
     """One outcome an answer, in order, with a failure for each empty answer."""
-    empty = Outcome.failed("empty_answer", "the answer holds no text")
+    empty = Outcome(None, "empty_answer", "the answer holds no text")
     return [outcomes.get(index, empty) for index in range(len(prompt.responses))]
 
 
@@ -140,34 +133,30 @@ def average(values: Sequence[float | Problem]) -> VoteMean | Problem:
     return VoteMean(statistics.fmean(points), points, spread, [problem.reason for problem in failed])
 
 
-RatingRequest = Callable[[Sampling], ParsedRequest[Rating]]
-"""The request for a rating, for one vote's sampling."""
-
-
-def ratings(wanted: Sequence[RatingRequest], options: JudgeOptions) -> Steps[list[Outcome]]:
-    """Outcomes of things that get a rating: each asked `votes` times, averaged, with its evidence."""
+def ratings(
+    answers: Sequence[int], ask: Callable[[int, Sampling], ParsedRequest[Rating]], options: JudgeOptions
+) -> Steps[dict[int, Outcome]]:
+    """Outcomes of answers that get a rating: each asked `votes` times, averaged, with its evidence."""
     votes = options.votes
     samplings = [vote_sampling(options, vote, rating=True) for vote in range(votes)]
-    read = yield from parse_replies([one(sampling) for one in wanted for sampling in samplings], votes=votes)
-    return [rated_outcome(read[start : start + votes], options) for start in range(0, len(read), votes)]
+    read = yield from parse_replies([ask(i, how) for i in answers for how in samplings], votes=votes)
+    return {i: rated_outcome(read[n * votes : (n + 1) * votes], options) for n, i in enumerate(answers)}
 
 
 def rated_outcome(votes: Sequence[Rating | Problem], options: JudgeOptions) -> Outcome:
     """Average the votes on one answer. Evidence: analysis, votes, spread, and what had to be done differently."""
     vote = average([one if isinstance(one, Problem) else _points(one, options) for one in votes])
     if isinstance(vote, Problem):
-        return Outcome.failed(vote.reason, vote.detail, {"analysis": "", "votes": [], "spread": None})
+        return Outcome(None, vote.reason, vote.detail, {"analysis": "", "votes": [], "spread": None})
     rated = [one for one in votes if isinstance(one, Rating)]
     evidence: dict[str, Any] = {"analysis": rated[0].analysis, "votes": vote.values, "spread": vote.spread}
     if vote.failed:
         evidence["failed_votes"] = vote.failed
     if options.score == "expected":
         evidence["printed"] = [one.points for one in rated]
-        without = sum(one.expectation is None for one in rated)
-        if without:
-            evidence["fallback"] = (
-                f"{without} of {len(rated)} printed: no usable log-probabilities at the rating"
-            )
+        if without := sum(one.expectation is None for one in rated):
+            told = f"{without} of {len(rated)} printed: no usable log-probabilities at the rating"
+            evidence["fallback"] = told
     if rated[0].missed is not None:
         evidence["missed"] = list(rated[0].missed)
     return Outcome(vote.points, evidence=evidence)
@@ -179,11 +168,10 @@ def _points(rating: Rating, options: JudgeOptions) -> float:
     return rating.points
 
 
-def rule_outcome(
-    rule: str, points: float | None, name: str, problem: str, evidence: dict[str, Any]
-) -> Outcome:
+def rule_outcome(name: str, rule: str, problem: str, evidence: dict[str, Any]) -> Outcome:
     """The outcome of an answer with nothing to judge, by the rule called `name`; no points make it a failure."""
     evidence = {**evidence, "rule": f"{name}:{rule}"}
+    points = RULES[rule] if rule in RULES else float(rule)
     if points is None:
-        return Outcome.failed("no_statements", problem, evidence)
+        return Outcome(None, "no_statements", problem, evidence)
     return Outcome(points, evidence=evidence)

@@ -1,12 +1,9 @@
 """Documents cut into pieces of so many tokens, with character offsets.
 
-In: a text and a fast tokenizer. Out: spans that cover the text without a gap, none over the given number of
-tokens, none cut inside a character or a grapheme (an accented letter, a flag, an emoji family).
-
 Deviation from the paper's code, which decodes slices of token ids: under byte-level BPE one Chinese character
 is several tokens, and a slice may begin in its middle. We only ever cut the *text*, at offsets where a token
-and a grapheme both begin. A piece may thus be a few tokens short of full; only a single grapheme longer than a
-whole piece makes one longer.
+and a grapheme (an accented letter, a flag, an emoji family) both begin. A piece may thus be a few tokens short of
+full; only a single grapheme longer than a whole piece makes one longer.
 """
 
 from __future__ import annotations
@@ -14,9 +11,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import regex
 
@@ -38,14 +35,6 @@ class Span:
     score: float = 0.0
 
 
-class Tokenizes(Protocol):
-    """Anything that says where in the text its tokens lie."""
-
-    def offsets(self, text: str) -> Offsets:
-        """Character offsets of each token, without special tokens."""
-        ...
-
-
 class FastTokenizer:
     """A `tokenizers` tokenizer from a model folder, a `tokenizer.json`, or a hub id.
 
@@ -57,10 +46,8 @@ class FastTokenizer:
 
         path = Path(name) if Path(name).is_file() else Path(resolve_model(name))
         file = path if path.is_file() else path / "tokenizer.json"
-        if file.is_file():
-            self._tokenizer = Tokenizer.from_file(str(file))
-        else:
-            self._tokenizer = _from_transformers(name, str(path))
+        there = file.is_file()
+        self._tokenizer = Tokenizer.from_file(str(file)) if there else _from_transformers(name, str(path))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.name = name
@@ -123,20 +110,18 @@ def cut(text: str, offsets: Offsets, size: int) -> list[Span]:
 
 def _clean_starts(offsets: Offsets) -> list[bool]:
     """For each token, whether it begins after the end of all tokens before it (not inside a character)."""
-    clean: list[bool] = []
-    reached = -1
-    for start, end in offsets:
-        clean.append(start >= reached and end > start)
-        reached = max(reached, end)
-    return clean
+    reached = accumulate((end for _, end in offsets), max, initial=-1)
+    return [start >= before and end > start for (start, end), before in zip(offsets, reached, strict=False)]
 
 
 def _cut_before(
     text: str, offsets: Offsets, starts: list[bool], piece_start: int, first: int, limit: int
 ) -> int | None:
     """The last token at or before `limit` that a piece may begin with; else the first after it; else None."""
-    upto = offsets[min(limit, len(offsets) - 1)][1]
-    graphemes = _grapheme_starts(text, piece_start, upto)
+    end = (
+        offsets[min(limit, len(offsets) - 1)][1] + 64
+    )  # a little more, so that the last grapheme is seen whole
+    graphemes = {match.start() for match in _GRAPHEME.finditer(text, piece_start, min(len(text), end))}
     for index in range(limit, first, -1):
         if starts[index] and offsets[index][0] > piece_start and offsets[index][0] in graphemes:
             return index
@@ -151,14 +136,3 @@ def _cut_before(
         if place > piece_start and offsets[index][0] == place and starts[index]:
             return index
     return None
-
-
-def _grapheme_starts(text: str, start: int, end: int) -> set[int]:
-    """Where graphemes begin in `text[start:end]`; `start` must be such a place itself."""
-    found = set()
-    # A little more than asked, so that the last grapheme is seen whole.
-    for match in _GRAPHEME.finditer(text, start, min(len(text), end + 64)):
-        found.add(match.start())
-        if match.start() > end:
-            break
-    return found

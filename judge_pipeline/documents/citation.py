@@ -1,8 +1,7 @@
 """Where a document says what a key point says: the sentences to highlight.
 
-In: a chunk's text and key points taken from it. Out: for each the one to three sentences in a row that share most of
-its words, the rare ones counting most, as offsets in the chunk; None where the wording is too far away to point at
-anything. By words alone: no model is asked, and it only serves the reader, never a score.
+They are the one to three in a row that share most of its words, the rare ones counting most. By words alone: no model
+is asked, and it only serves the reader, never a score.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ ENOUGH = 0.5
 
 
 def locate(text: str, points: Sequence[str]) -> list[tuple[int, int] | None]:
-    """For each key point the offsets of what it was taken from, or None."""
+    """For each key point the offsets of what it was taken from; None where the wording is too far away to tell."""
     spans = sentence_spans(text)
     words = [set(terms(text[start:end])) for start, end in spans]
     frequency = Counter(term for one in words for term in one)

@@ -1,20 +1,18 @@
 """A document as the judge's dimensions see it: chunks to read, segments to search.
 
-In: the text. Out: `IndexedDocument` (the `Document` of `dimensions.base`), one a document however many prompts
-and answers share it: cut once, embedded once, and only when something is searched.
+One a document, however many prompts and answers share it: cut once, embedded once, and only for a search.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
-from collections import OrderedDict
 from collections.abc import Sequence
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, lru_cache, partial
 
 from judge_pipeline.common.errors import UserError
-from judge_pipeline.documents.chunking import FastTokenizer, Offsets, Span, Tokenizes, cut
+from judge_pipeline.documents.chunking import FastTokenizer, Offsets, Span, cut
 from judge_pipeline.documents.retrieval import Embeds, Index, Retrieval, SentenceEmbedder, build_index, top_k
 
 log = logging.getLogger(__name__)
@@ -26,20 +24,15 @@ SPECIAL_TOKENS = 2
 class IndexedDocument:
     """One document: its chunks, and a search over its segments."""
 
-    def __init__(self, text: str, builder: DocumentIndexer) -> None:
-        self._text = text
-        self._builder = builder
+    def __init__(self, text: str, indexer: DocumentIndexer) -> None:
+        self.text = text
+        self._indexer = indexer
         self._lock = threading.Lock()
         self._index: Index | None = None
 
-    @property
-    def text(self) -> str:
-        """The whole document."""
-        return self._text
-
     @cached_property
     def _offsets(self) -> Offsets:
-        return self._builder.tokenizer.offsets(self._text)
+        return self._indexer.tokenizer.offsets(self.text)
 
     @cached_property
     def tokens(self) -> int:
@@ -49,12 +42,12 @@ class IndexedDocument:
     @cached_property
     def chunks(self) -> Sequence[Span]:
         """The pieces of `chunk_tokens`, in document order, covering it without a gap."""
-        return cut(self._text, self._offsets, self._builder.chunk_tokens)
+        return cut(self.text, self._offsets, self._indexer.chunk_tokens)
 
     @cached_property
     def segments(self) -> Sequence[Span]:
         """The pieces of `segment_tokens`, in document order, covering it without a gap."""
-        return cut(self._text, self._offsets, self._builder.segment_tokens)
+        return cut(self.text, self._offsets, self._indexer.segment_tokens)
 
     def search(self, statements: Sequence[str]) -> list[list[Span]]:
         """The top-k segments for each statement, best first. Embeds the document at the first call."""
@@ -62,15 +55,11 @@ class IndexedDocument:
             return []
         with self._lock:
             if self._index is None:
-                self._builder.check_window()
-                texts = [self._text[segment.start : segment.end] for segment in self.segments]
-                self._index = build_index(self._builder.retrieval, texts, self._builder.embedder)
-                self._builder.warn_if_unreadable(self._text)
-            scores_Q_S = self._index.scores(statements)
-        return [
-            [Span(self.segments[i].start, self.segments[i].end, score) for i, score in row]
-            for row in top_k(scores_Q_S, self._builder.top_k)
-        ]
+                self._indexer.check_embedder(self.text)
+                texts = [self.text[segment.start : segment.end] for segment in self.segments]
+                self._index = build_index(self._indexer.retrieval, texts, self._indexer.embedder)
+            best = top_k(self._index.scores(statements), self._indexer.top_k)
+        return [[replace(self.segments[i], score=score) for i, score in row] for row in best]
 
 
 class DocumentIndexer:
@@ -85,7 +74,7 @@ class DocumentIndexer:
         embedder_name: str = "minilm",
         *,
         retrieval: Retrieval = "dense",
-        tokenizer: str | Tokenizes | None = None,
+        tokenizer: FastTokenizer | None = None,
         segment_tokens: int = 128,
         chunk_tokens: int = 4096,
         top_k: int = 5,
@@ -93,61 +82,33 @@ class DocumentIndexer:
         embedder: Embeds | None = None,
     ) -> None:
         self.embedder: Embeds = embedder or SentenceEmbedder(embedder_name)
-        self.tokenizer: Tokenizes = (
-            FastTokenizer(tokenizer or embedder_name)
-            if tokenizer is None or isinstance(tokenizer, str)
-            else tokenizer
-        )
+        self.tokenizer = tokenizer or FastTokenizer(embedder_name)
         self.retrieval: Retrieval = retrieval
         self.segment_tokens, self.chunk_tokens, self.top_k = segment_tokens, chunk_tokens, top_k
-        self._keep = keep
-        self._documents: OrderedDict[str, IndexedDocument] = OrderedDict()
-        self._lock = threading.Lock()
+        self._documents = lru_cache(keep)(partial(IndexedDocument, indexer=self))
         self._warned = False
 
     def build(self, text: str) -> IndexedDocument:
         """The document, indexed. Cheap: cutting and embedding wait until something asks for them."""
-        key = hashlib.sha256(text.encode()).hexdigest()
-        with self._lock:
-            if key not in self._documents:
-                self._documents[key] = IndexedDocument(text, self)
-                if len(self._documents) > self._keep:
-                    self._documents.popitem(last=False)
-            self._documents.move_to_end(key)
-            return self._documents[key]
+        return self._documents(text)
 
-    @property
-    def embedding_requests(self) -> int:
-        """Requests made to the embedding model so far (a batch of texts is one)."""
-        return int(getattr(self.embedder, "requests", 0))
-
-    @property
-    def embedded_texts(self) -> int:
-        """Texts embedded so far: segments and statements."""
-        return int(getattr(self.embedder, "texts", 0))
-
-    def check_window(self) -> None:
-        """Refuse segments longer than what the embedding model reads of a text: their ends would be lost."""
+    def check_embedder(self, text: str) -> None:
+        """Refuse segments longer than the embedding model reads; say once when it does not know the text's script."""
         if self.retrieval == "bm25" or not isinstance(self.embedder, SentenceEmbedder):
             return
-        window = self.embedder.window
+        name, window = self.embedder.name, self.embedder.window
         if window is not None and self.segment_tokens + SPECIAL_TOKENS > window:
             raise UserError(
-                f"segments of {self.segment_tokens} tokens do not fit the embedding model '{self.embedder.name}', "
+                f"segments of {self.segment_tokens} tokens do not fit the embedding model '{name}', "
                 f"which reads {window - SPECIAL_TOKENS}",
                 f"use --segment-tokens {window - SPECIAL_TOKENS} or less, or --retrieval bm25",
             )
-
-    def warn_if_unreadable(self, text: str) -> None:
-        """Say once when the embedding model does not know the document's script."""
-        if self._warned or self.retrieval == "bm25" or not isinstance(self.embedder, SentenceEmbedder):
-            return
-        share = FastTokenizer(self.embedder.name).unknown_share(text[:20000])
+        share = 0.0 if self._warned else FastTokenizer(name).unknown_share(text[:20000])
         if share > 0.2:
             self._warned = True
             log.warning(
                 "the embedding model '%s' does not know %.0f%% of this document's tokens, so it finds evidence "
                 "badly: use --retrieval bm25, or name an embedding model that reads the language",
-                self.embedder.name,
+                name,
                 100 * share,
             )

@@ -1,14 +1,14 @@
 """Which pieces of a document speak to a statement: dense, BM25, or both fused.
 
-In: the texts of a document's segments, statements. Out: a score for every (statement, segment) pair, and the
-top k with a fixed order among equals. The paper retrieves by dense embeddings alone (LongReward, section 3.1);
-BM25 helps where names and numbers matter, or where the embedding model does not read the language.
+The paper retrieves by dense embeddings alone (LongReward, section 3.1); BM25 helps where names and numbers matter,
+or where the embedding model does not read the language.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -38,37 +38,21 @@ class Embeds(Protocol):
         ...
 
 
-class Index(Protocol):
-    """A document's segments, ready to be searched."""
-
-    def scores(self, queries: Sequence[str]) -> Scores_Q_S:
-        """How close each segment is to each query."""
-        ...
-
-
 class SentenceEmbedder:
-    """A sentence-transformers model; loaded at first use, safe to call from several threads, counts its work.
+    """A sentence-transformers model; loaded at first use, safe to call from several threads.
 
     It reads as much of a text as the network can; with `widen` off, as much as the model's folder says.
     """
 
     def __init__(self, name: str = "minilm", *, device: str | None = None, widen: bool = True) -> None:
         self.name = name
-        self.requests = 0
-        """Calls of `embed` so far."""
-        self.texts = 0
-        """Texts embedded so far."""
         self._device, self._widen = device, widen
         self._lock = threading.Lock()
-        self._model: Any = None
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Unit vectors of `texts`, shape (len(texts), dimension)."""
         with self._lock:
-            model = self._loaded()
-            self.requests += 1
-            self.texts += len(texts)
-            vectors = model.encode(
+            vectors = self._model.encode(
                 list(texts),
                 batch_size=64,
                 normalize_embeddings=True,
@@ -81,14 +65,10 @@ class SentenceEmbedder:
     def window(self) -> int | None:
         """Tokens of a text that the model reads, special ones included; what is longer loses its end."""
         with self._lock:
-            return self._loaded().max_seq_length
+            return self._model.max_seq_length
 
-    def _loaded(self) -> Any:
-        if self._model is None:
-            self._model = self._load()
-        return self._model
-
-    def _load(self) -> Any:
+    @cached_property
+    def _model(self) -> Any:
         from sentence_transformers import SentenceTransformer  # seconds to import
 
         model = SentenceTransformer(resolve_model(self.name), device=self._device)
@@ -144,18 +124,19 @@ class Bm25Index:
 class HybridIndex:
     """Reciprocal rank fusion of several indexes: the sum of 1 / (60 + rank)."""
 
-    def __init__(self, parts: Sequence[Index]) -> None:
+    def __init__(self, parts: Sequence[DenseIndex | Bm25Index]) -> None:
         self._parts = parts
 
     def scores(self, queries: Sequence[str]) -> Scores_Q_S:
         """Fused scores; equal scores within one part share the better rank, so order never breaks a tie."""
-        return np.sum([1.0 / (FUSION_RANK + _ranks(part.scores(queries))) for part in self._parts], axis=0)
+        from scipy.stats import rankdata
+
+        scores = (np.round(part.scores(queries), SCORE_DIGITS) for part in self._parts)
+        return np.sum([1.0 / (FUSION_RANK + rankdata(-one, method="min", axis=1)) for one in scores], axis=0)
 
 
-def _ranks(scores_Q_S: Scores_Q_S) -> Scores_Q_S:
-    from scipy.stats import rankdata
-
-    return np.asarray(rankdata(-np.round(scores_Q_S, SCORE_DIGITS), method="min", axis=1), dtype=np.float64)
+Index = DenseIndex | Bm25Index | HybridIndex
+"""A document's segments, ready to be searched."""
 
 
 def build_index(kind: Retrieval, segments: Sequence[str], embedder: Embeds) -> Index:
@@ -170,6 +151,8 @@ def top_k(scores_Q_S: Scores_Q_S, k: int) -> list[list[tuple[int, float]]]:
     """For each query the k best (segment, score), best first; among equals the earlier segment comes first."""
     rounded = np.round(scores_Q_S, SCORE_DIGITS)
     order = np.argsort(-rounded, axis=1, kind="stable")[:, :k]
+    best = np.take_along_axis(rounded, order, axis=1)
     return [
-        [(int(column), float(rounded[row, column])) for column in order[row]] for row in range(len(order))
+        list(zip(columns, scores, strict=True))
+        for columns, scores in zip(order.tolist(), best.tolist(), strict=True)
     ]

@@ -1,10 +1,12 @@
-"""Words, search terms and sentences of a text in any language: the only places where text is split.
+"""Words, search terms and sentences of a text in any language, and which language the prompts about it are in.
 
 Words are for counting and comparing (a contraction is one, a Chinese, Japanese or Korean character too), terms for
 searching (case folded, runs of characters as single ones and pairs).
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import regex
 
@@ -48,3 +50,31 @@ def sentences(text: str) -> list[str]:
     """The sentences that hold a word, without white space around them."""
     found = (text[start:end].strip() for start, end in sentence_spans(text))
     return [sentence for sentence in found if words(sentence)]
+
+
+Language = Literal["en", "zh"]
+
+_HAN = regex.compile(r"\p{Han}")
+_KANA_OR_HANGUL = regex.compile(r"[\p{Hiragana}\p{Katakana}\p{Hangul}]")
+_LETTER = regex.compile(r"\p{L}")
+
+SAMPLES, SAMPLE_CHARS = 10, 2000
+"""So many places, evenly spread over the document, of so many characters each."""
+
+HAN_SHARE = 0.2
+"""A Chinese text with many Latin names and numbers is still Chinese: one Han character says about as much as a
+whole English word."""
+
+
+def detect_language(text: str) -> Language:
+    """ "zh" when at least a fifth of the letters are Han and hardly any Japanese or Korean, else "en".
+
+    The English prompts serve every other language: they say that the material may be in any.
+    """
+    step = max(SAMPLE_CHARS, len(text) // SAMPLES)
+    sample = "".join(text[start : start + SAMPLE_CHARS] for start in range(0, len(text), step))
+    han = len(_HAN.findall(sample))
+    letters = len(_LETTER.findall(sample))
+    if not letters or han < HAN_SHARE * letters:
+        return "en"
+    return "en" if len(_KANA_OR_HANGUL.findall(sample)) > 0.1 * han else "zh"

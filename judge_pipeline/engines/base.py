@@ -14,10 +14,6 @@ class StopCalls(Exception):
     """Raised by `Routing.admit`: no further call may begin (a limit is reached, or the user said stop)."""
 
 
-def always() -> None:
-    """Admit every call."""
-
-
 @dataclass(frozen=True)
 class Routing:
     """Where a call stands among others; nothing in it changes the answer."""
@@ -26,7 +22,7 @@ class Routing:
     """Calls are issued smallest first: (template, document, prompt, answer), so that prefix caches find their prefix."""
     affinity: str = ""
     """Calls with equal affinity (one prompt's) go to the same endpoint."""
-    admit: Callable[[], None] = always
+    admit: Callable[[], None] = lambda: None
     """Called when the call is about to go out for the first time; raises StopCalls to hold it back."""
 
 

@@ -21,13 +21,15 @@ from judge_pipeline.common.errors import UserError, disk_error
 from judge_pipeline.engines.base import DEFAULT_ROUTING, Routing, StopCalls
 from judge_pipeline.engines.chat_protocol import (
     MalformedReply,
+    SchemaMode,
     error_reply,
     identity_of,
+    inside,
     reply_from_body,
     request_body,
 )
 from judge_pipeline.engines.concurrency import Priority
-from judge_pipeline.engines.judge_config import JudgeConfig
+from judge_pipeline.engines.open import JudgeConfig
 
 URL = "/v1/chat/completions"
 BUFFERED = 4096
@@ -81,21 +83,20 @@ class BatchFileEngine:
         self._buffer = []
         if self.out is None or self._part is None or not rows:
             return
+        mode: SchemaMode = "strict" if self.supports_schema else "off"
         try:
             if self._file is None:
                 self.out.parent.mkdir(parents=True, exist_ok=True)
                 self._file = self._part.open("w", encoding="utf-8")
             for _, key, call, _ in rows:
-                line = json.dumps(self._row(key, call), ensure_ascii=False) + "\n"
+                body = request_body(call, self.model, mode) | self.extra_body
+                row = {"custom_id": key, "method": "POST", "url": URL, "body": body}
+                line = json.dumps(row, ensure_ascii=False) + "\n"
                 self.bytes += len(line.encode())
                 self._file.write(line)
         except OSError as error:
             raise disk_error(error, self.out) from error
         self._store.set_batched(((key, call, owner) for _, key, call, owner in rows), str(self.out))
-
-    def _row(self, key: str, call: Call) -> dict[str, Any]:
-        body = request_body(call, self.model, "strict" if self.supports_schema else "off")
-        return {"custom_id": key, "method": "POST", "url": URL, "body": {**body, **self.extra_body}}
 
     def finish(self) -> None:
         """Move the file to its place, whole; with nothing to ask there is no file."""
@@ -158,7 +159,7 @@ class BatchAnswers:
         except ValueError:
             self.problems.append(f"{where}: is not JSON; its call counts as not answered")
             return
-        key = row.get("custom_id") if isinstance(row, dict) else None
+        key = inside(row, "custom_id")
         if not isinstance(key, str):
             self.problems.append(f"{where}: has no custom_id")
         elif key in self._rows:
@@ -175,21 +176,19 @@ class BatchAnswers:
 
     def _fail(self, key: str, detail: str) -> None:
         self.problems.append(detail)
-        self.replies[key] = Reply(failure="batch_error", detail=detail, finish_reason="error")
+        self.replies[key] = _failed(detail)
 
     def save(self, files: str) -> None:
         """Everything into the call store; calls that were asked and have no row fail."""
         for key in [key for key in self._asked if key not in self.replies]:
             template = self._asked[key][0].template
             self._fail(key, f"no row in {files} answers this call ({template}, custom_id {key[:20]}…)")
+        rows = [(reply, *self._asked[key]) for key, reply in self.replies.items()]
+        finished = [Finished(call, self.identity, reply, "batch", owner) for reply, call, owner in rows]
         keys = list(self.replies)
         for start in range(0, len(keys), 500):
-            part = keys[start : start + 500]
-            asked = ((self.replies[key], *self._asked[key]) for key in part)
-            self.store.put(
-                [Finished(call, self.identity, reply, "batch", owner) for reply, call, owner in asked]
-            )
-            self.store.clear_batched(part)
+            self.store.put(finished[start : start + 500])
+            self.store.clear_batched(keys[start : start + 500])
 
     def report(self) -> str:
         """Counts, and the first problems by name."""
@@ -203,30 +202,28 @@ class BatchAnswers:
 
 def _substance(row: Any) -> str:
     """What a row says, without ids and times that differ between copies."""
-    response = row.get("response") if isinstance(row, dict) else None
-    body = response.get("body") if isinstance(response, dict) else None
-    choices = body.get("choices") if isinstance(body, dict) else None
-    error = row.get("error") if isinstance(row, dict) else None
-    return json.dumps([choices, error], sort_keys=True)
+    return json.dumps([inside(row, "response", "body", "choices"), inside(row, "error")], sort_keys=True)
 
 
 def _reply(call: Call, row: dict[str, Any]) -> Reply:
     """The reply in a row of a batch output file, or a typed failure."""
-    response = row.get("response")
-    error = row.get("error")
-    if isinstance(response, dict) and response.get("status_code") == 200 and not error:
-        try:
-            return reply_from_body(response.get("body"), structured=call.json_schema is not None)
-        except MalformedReply as malformed:
-            return Reply(failure="batch_error", detail=str(malformed), finish_reason="error")
-    said = (
-        error
-        or (response.get("body") if isinstance(response, dict) else None)
-        or "neither response nor error"
+    error, status, body = (
+        row.get("error"),
+        inside(row, "response", "status_code"),
+        inside(row, "response", "body"),
     )
-    status = response.get("status_code") if isinstance(response, dict) else None
-    detail = f"the row failed (status {status}): {json.dumps(said, ensure_ascii=False)[:300]}"
-    return error_reply(detail) or Reply(failure="batch_error", detail=detail, finish_reason="error")
+    if status == 200 and not error:
+        try:
+            return reply_from_body(body, structured=call.json_schema is not None)
+        except MalformedReply as malformed:
+            return _failed(str(malformed))
+    said = json.dumps(error or body or "neither response nor error", ensure_ascii=False)[:300]
+    detail = f"the row failed (status {status}): {said}"
+    return error_reply(detail) or _failed(detail)
+
+
+def _failed(detail: str) -> Reply:
+    return Reply(failure="batch_error", detail=detail, finish_reason="error")
 
 
 def take_in(paths: Sequence[Path], store: CallStore, identity: str) -> BatchAnswers:

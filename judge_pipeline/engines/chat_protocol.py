@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from judge_pipeline.calls.call import Call, CallUsage, Reply, TokenLogprob, typed
@@ -22,6 +23,7 @@ TOO_LONG = re.compile(
     r"|longer than the (model|maximum)|reduce the length",
     re.IGNORECASE,
 )
+SCHEMA_REFUSED = re.compile(r"response_format|json_schema|schema|guided|structured")
 FILTERED = re.compile(
     r"content_filter|content management policy|content policy|responsible ?ai", re.IGNORECASE
 )
@@ -63,6 +65,38 @@ def request_body(call: Call, model: str, mode: SchemaMode = "strict") -> dict[st
     return body
 
 
+DROPPABLE = ("temperature", "top_p", "seed", "logprobs", "top_logprobs")
+
+
+@dataclass
+class Dialect:
+    """Fields that one server calls otherwise, or does not take; found out from its refusals, once."""
+
+    schema: SchemaMode = "strict"
+    renamed: dict[str, str] = field(default_factory=dict)
+    dropped: set[str] = field(default_factory=set)
+
+    def applied(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The request body as this server takes it."""
+        kept = (name for name in body if name not in self.dropped)
+        return {self.renamed.get(name, name): body[name] for name in kept}
+
+    def adapt(self, message: str, body: Mapping[str, Any], droppable: Sequence[str] = DROPPABLE) -> bool:
+        """Change what is sent after a 400; False when the message names nothing that may be changed."""
+        text = message.lower()
+        if "max_completion_tokens" in text and "max_tokens" in body:
+            self.renamed["max_tokens"] = "max_completion_tokens"
+            return True
+        if "response_format" in body and SCHEMA_REFUSED.search(text):
+            self.schema = "loose" if self.schema == "strict" else "off"
+            return True
+        for name in droppable:
+            if name in body and name in text:
+                self.dropped |= {"logprobs", "top_logprobs"} if "logprobs" in name else {name}
+                return True
+        return False
+
+
 def parse_completion(text: str, *, structured: bool = False) -> Reply:
     """The reply in a chat-completion body. Raises MalformedReply when it is not one."""
     try:
@@ -76,8 +110,7 @@ def reply_from_body(body: Any, *, structured: bool = False) -> Reply:
     """The reply in a decoded chat-completion body."""
     choice = _first_choice(body)
     message = choice["message"]
-    content = message.get("content")
-    refusal = message.get("refusal")
+    content, refusal = message.get("content"), message.get("refusal")
     finish = choice.get("finish_reason") or "stop"
     if not (content is None or isinstance(content, str)) or not isinstance(finish, str):
         raise MalformedReply("the message's content or finish reason is not text")
@@ -88,10 +121,9 @@ def reply_from_body(body: Any, *, structured: bool = False) -> Reply:
         logprobs=_logprobs(choice.get("logprobs")),
         structured=structured,
     )
-    if refusal:
-        return reply.model_copy(update={"failure": "refused", "detail": f"the judge refused: {refusal}"})
-    if finish == "content_filter":
-        return reply.model_copy(update={"failure": "refused", "detail": "stopped by a content filter"})
+    if refusal or finish == "content_filter":
+        detail = f"the judge refused: {refusal}" if refusal else "stopped by a content filter"
+        return reply.model_copy(update={"failure": "refused", "detail": detail})
     return typed(reply)
 
 
@@ -116,24 +148,22 @@ def _first_choice(body: Any) -> dict[str, Any]:
     return choice
 
 
-def _count(value: Any) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
+def inside(value: Any, *path: str) -> Any:
+    """What lies at a path of nested objects; None where one is missing or is no object."""
+    for name in path:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
 
 
 def _usage(value: Any) -> CallUsage:
-    if not isinstance(value, dict):
-        return CallUsage()
-    details = value.get("prompt_tokens_details")
-    cached = details.get("cached_tokens") if isinstance(details, dict) else 0
-    return CallUsage(
-        input_tokens=_count(value.get("prompt_tokens")),
-        output_tokens=_count(value.get("completion_tokens")),
-        cached_input_tokens=_count(cached),
-    )
+    paths = ("prompt_tokens",), ("completion_tokens",), ("prompt_tokens_details", "cached_tokens")
+    found = (inside(value, *path) for path in paths)
+    read, written, cached = (count if type(count) is int and count >= 0 else 0 for count in found)
+    return CallUsage(input_tokens=read, output_tokens=written, cached_input_tokens=cached)
 
 
 def _logprobs(value: Any) -> list[TokenLogprob] | None:
-    content = value.get("content") if isinstance(value, dict) else None
+    content = inside(value, "content")
     if not content:
         return None
     try:

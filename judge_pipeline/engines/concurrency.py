@@ -1,15 +1,13 @@
 """How many calls at a time: a limit that finds itself, and a gate that lets calls through in order.
 
-`AdaptiveLimit` is pure: it is told what happened and when, and holds a number. It works in rounds of about one
-limit's worth of replies, and asks of each change of the limit what it did to the work done a second (calls in
-flight over their latency, by Little's law). While more calls at a time mean more work done, it grows: doubling at
-first, then by a square root a round. Where they only wait longer, which is all that a queueing server such as a
-stock vLLM ever shows, it goes back, down to the fewest calls that keep the server busy, and tries again later.
-Latency that rises by itself makes it shrink; refusals and timeouts halve it.
+`AdaptiveLimit` works in rounds of about one limit's worth of replies, and asks of each change of the limit what it did
+to the work done a second (calls in flight over their latency, by Little's law). While more calls at a time mean more
+work done, it grows: doubling at first, then by a square root a round. Where they only wait longer, which is all that a
+queueing server such as a stock vLLM ever shows, it goes back, down to the fewest calls that keep the server busy, and
+tries again later. Latency that rises by itself makes it shrink; refusals and timeouts halve it.
 
-`Gate` puts it to work for one endpoint: callers wait in a heap and enter in the order they ask for, which is the
-order an engine's prefix cache wants. asyncio's semaphores and the rate limiters of PyPI keep a number that they are
-given, and let in whoever came first.
+asyncio's semaphores and the rate limiters of PyPI keep a number that they are given, and let in whoever came first;
+`Gate` lets callers in in the order that an engine's prefix cache wants.
 """
 
 from __future__ import annotations

@@ -1,14 +1,74 @@
-"""From settings to an engine that is known to work: an endpoint, checked and probed, or a model in this process."""
+"""The settings under `--judge.*`, and the engine they name, known to work: an endpoint, or a model in this process."""
 
 from __future__ import annotations
 
+import contextlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import field_validator
+
 from judge_pipeline.calls.store import CallStore
+from judge_pipeline.common.config import Config, check_url, free, setting
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.engines.base import Engine
-from judge_pipeline.engines.judge_config import JudgeConfig
 from judge_pipeline.engines.vllm_in_process import require_vllm, vllm_installed
 
-LOCAL_DEFAULT = "smollm2"
+
+class JudgeConfig(Config):
+    """Who answers: an endpoint, a model in this process, or a batch file."""
+
+    engine: Literal["auto", "endpoint", "local"] = free(
+        "auto", "auto: the endpoint if --judge.base-url is given, else a model in this process"
+    )
+    base_url: list[str] = free(
+        [],
+        "OpenAI-compatible endpoint, e.g. http://localhost:8000/v1; several share the work, each prompt stays with one",
+    )
+    model: str | None = setting(
+        None,
+        "the judge: a name the endpoint knows (default: its only one), or for a local judge `smollm2`, a folder or a hub model",
+    )
+    api_key_env: str = free("OPENAI_API_KEY", "environment variable that holds the key")
+    structured: Literal["auto", "on", "off"] = setting(
+        "auto", "JSON held to a schema, or the text protocol; auto: JSON wherever the engine can hold to it"
+    )
+    extra_body: dict[str, Any] = setting(
+        {}, "more fields for each request, as JSON values, e.g. reasoning_effort=low"
+    )
+    max_concurrency: int = free(
+        256, "most calls in flight to one endpoint; below it the number finds itself", ge=1
+    )
+    timeout: float = free(600.0, "seconds to wait for one answer", gt=0)
+    retries: int = free(5, "further attempts after a failure that may pass", ge=0)
+    backoff: float = free(
+        0.5, "seconds before the first retry, doubled for each further one, drawn at random from 0 up", ge=0
+    )
+    batch_size: int = free(8, "answers a local judge without vLLM writes at a time", ge=1)
+    backend: Literal["auto", "vllm", "transformers"] = free(
+        "auto", "of a local judge: auto is vLLM when installed"
+    )
+    batch_out: Path | None = free(None, "write the calls still to be made as an OpenAI batch file, and stop")
+    batch_in: list[Path] = free(
+        [],
+        "answers to the last batch file: its output file, and its error file if there is one; with --judge.base-url the endpoint is asked what they leave open",
+    )
+
+    @field_validator("base_url")
+    @classmethod
+    def _addresses(cls, value: list[str]) -> list[str]:
+        return [check_url(url) for url in value]
+
+    @field_validator("extra_body", mode="before")
+    @classmethod
+    def _decode(cls, value: Any) -> Any:
+        """`top_k=5` on the command line means the number."""
+        decoded = dict(value) if isinstance(value, dict) else {}
+        for key, item in decoded.items():
+            with contextlib.suppress(ValueError):  # else it is text
+                decoded[key] = json.loads(item) if isinstance(item, str) else item
+        return decoded if isinstance(value, dict) else value
 
 
 async def open_engine(config: JudgeConfig, store: CallStore | None = None) -> Engine:
@@ -22,10 +82,14 @@ async def open_engine(config: JudgeConfig, store: CallStore | None = None) -> En
 
 
 async def _endpoint(config: JudgeConfig, store: CallStore | None) -> Engine:
-    from judge_pipeline.engines.endpoint import EndpointEngine
+    from judge_pipeline.engines.endpoint import (
+        EndpointEngine,
+        RetryPolicy,
+        check_endpoint,
+        probe_schema,
+        single_model,
+    )
     from judge_pipeline.engines.endpoint_errors import api_key
-    from judge_pipeline.engines.preflight import check_endpoint, probe_schema, single_model
-    from judge_pipeline.engines.retries import RetryPolicy
 
     key = api_key(config.api_key_env)
     engine = EndpointEngine(
@@ -46,7 +110,8 @@ async def _endpoint(config: JudgeConfig, store: CallStore | None) -> Engine:
             able = known == "yes" if known else await probe_schema(engine)
             if store and not known:
                 store.set_note(note, "yes" if able else "no")
-            engine.set_structured(able)
+            if not able:
+                engine.without_schema()
     except BaseException:
         await engine.close()
         raise
@@ -59,15 +124,14 @@ def _local(config: JudgeConfig) -> Engine:
             "--judge.extra-body adds to requests, and a judge in this process gets none",
             "name an endpoint with --judge.base-url, or leave it out",
         )
-    name = config.model or LOCAL_DEFAULT
+    name = config.model or "smollm2"
     if config.backend == "vllm":
         require_vllm("--judge.backend vllm")
     if config.backend != "transformers" and vllm_installed():
         from judge_pipeline.engines.local_vllm import VllmEngine
 
         return VllmEngine(name, structured=config.structured != "off")
-    from judge_pipeline.engines.local import LocalEngine
-    from judge_pipeline.engines.local_generation import TransformersJudge
+    from judge_pipeline.engines.local import LocalEngine, TransformersJudge
 
     engine = LocalEngine(TransformersJudge(name), batch_size=config.batch_size)
     engine.supports_schema = config.structured != "off"

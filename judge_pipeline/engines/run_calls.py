@@ -49,15 +49,6 @@ class Spent:
     failed: int = 0
     usage: CallUsage = field(default_factory=CallUsage)
 
-    def add(self, reply: Reply) -> None:
-        """Count a reply's tokens."""
-        self.usage = CallUsage(
-            input_tokens=self.usage.input_tokens + reply.usage.input_tokens,
-            output_tokens=self.usage.output_tokens + reply.usage.output_tokens,
-            cached_input_tokens=self.usage.cached_input_tokens + reply.usage.cached_input_tokens,
-        )
-        self.failed += reply.failure is not None
-
 
 @dataclass
 class Budget:
@@ -142,13 +133,11 @@ class CallRunner:
         found = None if renew else self.writer.store.find(key, self._lasting)
         if found is None and asked_here:  # what failed in this very run is not tried again in it
             found = self.writer.store.last_failure(key)
-        if found is not None:
-            if asked_here:
-                self.budget.spent.shared += 1
-            else:
-                self.budget.spent.from_store += 1
-            return found
-        return await self._from_engine(key, call, routing, renew)
+        if found is None:
+            return await self._from_engine(key, call, routing, renew)
+        self.budget.spent.shared += asked_here
+        self.budget.spent.from_store += not asked_here
+        return found
 
     async def _from_engine(self, key: str, call: Call, routing: Routing, renew: bool) -> Stored:
         admitted = False
@@ -164,7 +153,8 @@ class CallRunner:
             return Stored(Reply(failure="stopped", detail=str(stop)), routing.affinity)
         finally:
             self.budget.in_flight -= admitted
-        self.budget.spent.add(reply)
+        self.budget.spent.usage += reply.usage
+        self.budget.spent.failed += reply.failure is not None
         finished = Finished(call, self.engine.identity, reply, self.engine.where(routing), routing.affinity)
         taken = await self.writer.put(finished, replace=renew)
         self._made.add(key)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,29 +30,6 @@ ROOM = 256
 """Own tokens that room is made for at a time."""
 LayerKV = tuple[torch.Tensor, torch.Tensor]
 """Keys and values of one layer, [1, K, tokens, D] each."""
-
-
-class Decoder(Protocol):
-    """Reads prompts, then steps all rows a token at a time."""
-
-    reused: list[int]
-    """Tokens of each row's prompt that did not have to be read again."""
-
-    def start(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Read the prompts; logits of each row's next token, [B, V]."""
-        ...
-
-    def start_copies(self, prompt: Sequence[int], count: int) -> torch.Tensor:
-        """Read one prompt that `count` rows go on from; logits of their next token, [count, V], all the same."""
-        ...
-
-    def step(self, tokens: Sequence[int]) -> torch.Tensor:
-        """Append one token to each row; logits of the next, [B, V]."""
-        ...
-
-    def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these rows only (positions in the present batch)."""
-        ...
 
 
 @dataclass
@@ -101,16 +78,15 @@ def _attend(
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """The attention function registered with transformers; [B, H, T, D] in, [B, T, H, D] out."""
-    layer = module.layer_idx
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     if isinstance(shared, _Stepping):
-        return _step_attention(query, key, value, shared, int(layer), scale), None  # type: ignore[arg-type]
-    if shared is None:
-        shared = _Reading([])
+        return _step_attention(query, key, value, shared, layer, scale), None
+    shared = shared or _Reading([])
     shared.layers.append((key, value))
     keys, values = key, value
     if shared.past:
-        past_keys, past_values = shared.past[int(layer)]  # type: ignore[arg-type]
+        past_keys, past_values = shared.past[layer]
         keys, values = torch.cat((past_keys, key), dim=2), torch.cat((past_values, value), dim=2)
     groups = query.shape[1] // keys.shape[1]
     if groups > 1:
@@ -162,11 +138,8 @@ AttentionInterface.register(ATTENTION, _attend)
 def common_prefix(rows: Sequence[Sequence[int]]) -> int:
     """How many leading tokens all rows share."""
     ordered = sorted(list(row) for row in rows)
-    first, last = ordered[0], ordered[-1]  # the two that differ earliest
-    for position, (left, right) in enumerate(zip(first, last, strict=False)):
-        if left != right:
-            return position
-    return min(len(first), len(last))
+    pairs = zip(ordered[0], ordered[-1], strict=False)  # the two that differ earliest
+    return next((n for n, (left, right) in enumerate(pairs) if left != right), min(map(len, ordered)))
 
 
 class PrefixMemory:
@@ -178,16 +151,12 @@ class PrefixMemory:
 
     def longest(self, tokens: Sequence[int]) -> tuple[int, list[LayerKV]]:
         """The longest known beginning of `tokens`: its length and its keys and values."""
-        best, found = 0, -1
-        for index, (known, _) in enumerate(self._kept):
-            length = common_prefix((known, tokens))
-            if length > best:
-                best, found = length, index
-        if found < 0:
+        lengths = [common_prefix((known, tokens)) for known, _ in self._kept]
+        best = max(lengths, default=0)
+        if not best:
             return 0, []
-        entry = self._kept.pop(found)
-        self._kept.append(entry)
-        return best, [(keys[:, :, :best], values[:, :, :best]) for keys, values in entry[1]]
+        self._kept.append(self._kept.pop(lengths.index(best)))
+        return best, [(keys[:, :, :best], values[:, :, :best]) for keys, values in self._kept[-1][1]]
 
     def put(self, tokens: list[int], layers: list[LayerKV]) -> None:
         """Remember a beginning; shorter beginnings of it are forgotten."""
@@ -205,9 +174,10 @@ class SharedPrefixDecoder:
         self.device = model.device
         self._state = _Stepping([], [], torch.zeros(0, dtype=torch.long))
         self.reused: list[int] = []
+        """Tokens of each row's prompt that did not have to be read again."""
 
     def start(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Read the shared beginning, then each row's own tokens."""
+        """Read the shared beginning, then each row's own tokens; logits of each row's next token, [B, V]."""
         # Every row must keep one token of its own: its logits are what we are after.
         shared = min(common_prefix(rows), min(len(row) for row in rows) - 1)
         head = list(rows[0][:shared])
@@ -224,7 +194,7 @@ class SharedPrefixDecoder:
         return torch.cat([logits for logits, _ in readings])
 
     def start_copies(self, prompt: Sequence[int], count: int) -> torch.Tensor:
-        """Read the prompt in pieces; nothing of it is remembered for other prompts."""
+        """Read one prompt that `count` rows go on from; nothing of it is remembered for others. Logits, [count, V]."""
         layers: list[LayerKV] = []
         for start in range(0, len(prompt), PREFILL_CHUNK):
             logits, fresh = self._read(prompt[start : start + PREFILL_CHUNK], start, layers)
@@ -269,8 +239,8 @@ def _joined(past: list[LayerKV], fresh: list[LayerKV]) -> list[LayerKV]:
     if not past:
         return fresh
     for index, new in enumerate(fresh):
-        old = past[index]
-        past[index] = (torch.cat((old[0], new[0]), dim=2), torch.cat((old[1], new[1]), dim=2))
+        keys, values = (torch.cat(pair, dim=2) for pair in zip(past[index], new, strict=True))
+        past[index] = keys, values
     return past
 
 
@@ -338,6 +308,9 @@ class PlainDecoder:
         else:
             self._caches[0].batch_select_indices(torch.tensor(list(rows), device=self.model.device))
             self._copies = len(rows)
+
+
+Decoder = SharedPrefixDecoder | PlainDecoder
 
 
 def make_decoder(model: Any, memory_tokens: int = 0) -> Decoder:

@@ -1,8 +1,7 @@
 """vLLM inside this process: whether it is there, and stopping it so that the process can end well.
 
-vLLM's client keeps daemon threads that wait in C++. If Python's own shutdown finds them there, it unwinds them
-through frames that do not allow it, and the process aborts ("terminate called without an active exception") after
-all its work is done. So the engine is stopped by hand and its threads are waited for.
+vLLM's client keeps daemon threads that wait in C++. Python's own shutdown unwinds them through frames that do not allow
+it, and the process aborts after all its work is done. So the engine is stopped by hand and its threads waited for.
 """
 
 from __future__ import annotations

@@ -20,9 +20,8 @@ import numpy as np
 from judge_pipeline.calls.call import Call, FailureReason, Reply, Sampling
 from judge_pipeline.calls.store import CallStore
 from judge_pipeline.common.records import Prompt
-from judge_pipeline.documents.language import detect_language
-from judge_pipeline.engines.judge_config import JudgeConfig
-from judge_pipeline.engines.open import open_engine
+from judge_pipeline.documents.words import detect_language
+from judge_pipeline.engines.open import JudgeConfig, open_engine
 from judge_pipeline.engines.run_calls import run_calls
 from judge_pipeline.prompts.templates import build_call, load_template
 from judge_pipeline.replies.choices import Choice, ChoiceShape

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from judge_pipeline.calls.store import LASTING_FAILURES, STORE_FILES, CallStore, StoreWriter, holds_calls
 from judge_pipeline.common.config import Command
 from judge_pipeline.common.progress import Progress
-from judge_pipeline.common.record_files import read_prompts
+from judge_pipeline.common.record_files import read_prompts, write_text
 from judge_pipeline.common.records import Prompt
 from judge_pipeline.common.run_dir import prepare_run
 from judge_pipeline.common.weighting import resolve_weighting
@@ -31,13 +31,12 @@ from judge_pipeline.documents.indexed import DocumentIndexer
 from judge_pipeline.engines.batch_file import BATCH_FAILURES, BatchFileEngine, open_batch_file
 from judge_pipeline.engines.open import open_engine
 from judge_pipeline.engines.run_calls import Budget, CallRunner
-from judge_pipeline.labelling.dry_run import dry_run
+from judge_pipeline.labelling.forecast import check_overflow, dry_run
 from judge_pipeline.labelling.label_config import LabelConfig
-from judge_pipeline.labelling.label_file import KeepRule, LabelFile, PromptKey
-from judge_pipeline.labelling.overflow import check_overflow
+from judge_pipeline.labelling.label_file import LabelFile
 from judge_pipeline.labelling.planning import PromptPlanner
 from judge_pipeline.labelling.scheduler import Scheduler
-from judge_pipeline.labelling.summary import Tally, summarize, summary_lines, write_summary
+from judge_pipeline.labelling.summary import Tally, summarize, summary_lines
 
 PARTIAL = 3
 """Exit code when some answers lack a score."""
@@ -45,42 +44,30 @@ THREADS = 2
 """Threads for embedding and rendering; torch brings its own inside each."""
 
 
-@dataclass(frozen=True)
-class PromptFile:
-    """The prompts to label, as a stream that can be begun again."""
-
-    path: Path
-    limit: int | None
-
-    def __iter__(self) -> Iterator[Prompt]:
-        return itertools.islice(read_prompts(self.path, need_responses=True), self.limit)
-
-
 def run_label(config: LabelConfig) -> int:
     """Label all answers; returns the exit code. Settings are read in this file alone: others are given values."""
     config.check()
     names = [dimension.name for dimension in _dimensions(config, structured=False)]
-    rule = KeepRule(names, resolve_weighting(config.weights, names, config.missing), config.retry_failed)
-    prompts = PromptFile(config.prompts, config.limit)
+    weighting = resolve_weighting(config.weights, names, config.missing)
     # Read once before anything is paid for: a bad record on the last line must not end a run of hours.
-    keys = [PromptKey.of(prompt) for prompt in prompts]
+    answers = {prompt.id: [response.id for response in prompt.responses] for prompt in _prompts(config)}
+    budget = config.budget
     if config.dry_run:
-        return dry_run(
-            prompts, _dimensions(config, structured=True), _document_indexer(config), config.prices
-        )
+        dimensions = _dimensions(config, structured=True)
+        return dry_run(_prompts(config), dimensions, _document_indexer(config), budget.prices)
     path = config.output / "calls.sqlite"
     idle = () if holds_calls(path) else STORE_FILES
     prepare_run(config.output, config, "judge-pipeline label", config.existing, [config.prompts], idle=idle)
     started = time.monotonic()
-    budget = Budget(config.max_calls, config.max_cost, config.prices)
+    file, retry = config.output / "labels.jsonl", config.retry_failed
     with (
         closing(CallStore(path)) as store,
-        closing(LabelFile(config.output / "labels.jsonl", rule, keys, Tally(names))) as labels,
+        closing(LabelFile(file, answers, Tally(names), weighting, retry_failed=retry)) as labels,
     ):
         if labels.complete:  # nothing to ask: no engine need be there
             labels.keep_all()
         else:
-            asyncio.run(_ask_and_label(config, prompts, labels, store, budget))
+            asyncio.run(_ask_and_label(config, labels, store, budget))
         summary = summarize(labels.tally, budget, store.totals(), time.monotonic() - started)
     return _finish(config.output, summary, complete=labels.tally.complete, changed=labels.changed)
 
@@ -89,7 +76,7 @@ def _finish(output: Path, summary: dict[str, Any], *, complete: bool, changed: b
     """Write summary and report (unless it shows these rows already); say what came out."""
     from judge_pipeline.report.write import write_report
 
-    write_summary(output / "summary.json", summary)
+    write_text(output / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     report = output / "report.html"
     if changed or not report.is_file():
         report = write_report(output)
@@ -100,6 +87,10 @@ def _finish(output: Path, summary: dict[str, Any], *, complete: bool, changed: b
             "some answers lack a score (exit code 3); --retry-failed does again what failed", file=sys.stderr
         )
     return 0 if complete else PARTIAL
+
+
+def _prompts(config: LabelConfig) -> Iterator[Prompt]:
+    return itertools.islice(read_prompts(config.prompts, need_responses=True), config.limit)
 
 
 def _dimensions(config: LabelConfig, *, structured: bool) -> list[Dimension]:
@@ -117,9 +108,7 @@ def _document_indexer(config: LabelConfig) -> DocumentIndexer:
     )
 
 
-async def _ask_and_label(
-    config: LabelConfig, prompts: PromptFile, labels: LabelFile, store: CallStore, budget: Budget
-) -> None:
+async def _ask_and_label(config: LabelConfig, labels: LabelFile, store: CallStore, budget: Budget) -> None:
     engine = open_batch_file(config.judge, store) or await open_engine(config.judge, store)
     batch = engine if isinstance(engine, BatchFileEngine) else None
     writer = StoreWriter(store)
@@ -129,14 +118,14 @@ async def _ask_and_label(
         builder = _document_indexer(config)
         lasting = LASTING_FAILURES | (BATCH_FAILURES if batch else set())
         runner = CallRunner(engine, writer, budget, retry_failed=config.retry_failed, lasting=lasting)
-        planner = PromptPlanner(dimensions, runner, labels.rule.weighting, threads)
+        planner = PromptPlanner(dimensions, runner, labels.weighting, threads)
         if engine.context_window is not None:
-            todo = (prompt for prompt in prompts if prompt.id not in labels.kept)
+            todo = (prompt for prompt in _prompts(config) if prompt.id not in labels.kept)
             with Progress(len(labels.prompts) - len(labels.kept), "checking lengths", "prompts") as progress:
                 check_overflow(engine, dimensions, builder, todo, config.overflow, progress)
         with Progress(labels.answers, "labelling", "answers", done=labels.answers_kept) as progress:
             scheduler = Scheduler(planner, builder, labels, window=config.window, progress=progress)
-            await scheduler.run(iter(prompts))
+            await scheduler.run(_prompts(config))
         if batch is not None:
             batch.finish()
             print(batch.report(), file=sys.stderr)

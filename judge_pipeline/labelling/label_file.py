@@ -8,57 +8,16 @@ end, so that a killed run leaves the old rows as they were.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import IO
 
 from judge_pipeline.common.errors import disk_error
 from judge_pipeline.common.record_files import JsonlAppender, read_labels, to_json
-from judge_pipeline.common.records import Label, Prompt
+from judge_pipeline.common.records import Label
 from judge_pipeline.common.weighting import Weighting, weighted_reward
 from judge_pipeline.labelling.summary import Tally
-
-
-@dataclass(frozen=True)
-class KeepRule:
-    """Which rows of an earlier run stay."""
-
-    names: Sequence[str]
-    weighting: Weighting
-    retry_failed: bool = False
-
-    def keeps(self, rows: Sequence[Label], response_ids: Sequence[str]) -> bool:
-        """All answers have a row with the wanted dimensions, and none waits to be done (again)."""
-        if [row.response_id for row in rows] != list(response_ids):
-            return False
-        for row in rows:
-            if set(row.scores) != set(self.names):
-                return False
-            if self.retry_failed and row.failures:
-                return False
-            if any(failure.reason == "stopped" for failure in row.failures):
-                return False
-        return True
-
-    def renewed(self, row: Label) -> Label:
-        """The row with the reward that the present weights make of its scores: no call is needed for that."""
-        reward = weighted_reward(row.scores, self.weighting.weights, self.weighting.missing)
-        return row if reward == row.reward else row.model_copy(update={"reward": reward})
-
-
-@dataclass(frozen=True)
-class PromptKey:
-    """A prompt as far as its rows are concerned."""
-
-    id: str
-    response_ids: tuple[str, ...]
-
-    @classmethod
-    def of(cls, prompt: Prompt) -> PromptKey:
-        """The key of a prompt."""
-        return cls(prompt.id, tuple(response.id for response in prompt.responses))
 
 
 def _groups(path: Path) -> Iterator[tuple[str, list[Label]]]:
@@ -67,10 +26,22 @@ def _groups(path: Path) -> Iterator[tuple[str, list[Label]]]:
 
 
 class LabelFile:
-    """Writes rows in order; knows which prompts an earlier run has finished."""
+    """Writes rows in order; knows which prompts an earlier run has finished.
 
-    def __init__(self, path: Path, rule: KeepRule, prompts: Sequence[PromptKey], tally: Tally) -> None:
-        self.path, self.rule, self.prompts, self.tally = path, rule, prompts, tally
+    `prompts` maps the id of every prompt to those of its answers, in order; `retry_failed` keeps no row with a failure.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        prompts: Mapping[str, Sequence[str]],
+        tally: Tally,
+        weighting: Weighting,
+        *,
+        retry_failed: bool = False,
+    ) -> None:
+        self.path, self.prompts, self.tally, self.weighting = path, prompts, tally, weighting
+        self._retry_failed = retry_failed
         self.kept: set[str] = set()
         self.changed = False
         """Rows were written that an earlier run had not left as they are."""
@@ -100,19 +71,33 @@ class LabelFile:
         groups = _groups(self.path)
         group = next(groups, None)
         goes_on = True
-        for prompt in self.prompts:
+        for prompt, responses in self.prompts.items():
             if group is None:
                 break
-            if group[0] != prompt.id:
+            if group[0] != prompt:
                 goes_on = False
                 continue  # its row may stand where another prompt of the input comes first now
-            if self.rule.keeps(group[1], prompt.response_ids):
-                self.kept.add(prompt.id)
-                goes_on = goes_on and all(self.rule.renewed(row) is row for row in group[1])
+            if self._keeps(group[1], responses):
+                self.kept.add(prompt)
+                goes_on = goes_on and all(self._renewed(row) is row for row in group[1])
             else:
                 goes_on = False
             group = next(groups, None)
         return goes_on and group is None
+
+    def _keeps(self, rows: Sequence[Label], responses: Sequence[str]) -> bool:
+        """All answers have a row with the wanted dimensions, and none waits to be done (again)."""
+        failures = [failure for row in rows for failure in row.failures]
+        return (
+            [row.response_id for row in rows] == list(responses)
+            and all(set(row.scores) == set(self.tally.names) for row in rows)
+            and not (failures if self._retry_failed else [one for one in failures if one.reason == "stopped"])
+        )
+
+    def _renewed(self, row: Label) -> Label:
+        """The row with the reward that the present weights make of its scores: no call is needed for that."""
+        reward = weighted_reward(row.scores, self.weighting.weights, self.weighting.missing)
+        return row if reward == row.reward else row.model_copy(update={"reward": reward})
 
     @property
     def complete(self) -> bool:
@@ -122,17 +107,17 @@ class LabelFile:
     @property
     def answers(self) -> int:
         """Answers in all."""
-        return sum(len(prompt.response_ids) for prompt in self.prompts)
+        return sum(map(len, self.prompts.values()))
 
     @property
     def answers_kept(self) -> int:
         """Answers whose rows an earlier run has left."""
-        return sum(len(prompt.response_ids) for prompt in self.prompts if prompt.id in self.kept)
+        return sum(len(self.prompts[prompt]) for prompt in self.kept)
 
     def keep_all(self) -> None:
         """Take over every row of an earlier run, when the file is `complete`."""
         for position, prompt in enumerate(self.prompts):
-            self.put(position, prompt.id)
+            self.put(position, prompt)
         self.finish()
 
     def put(self, position: int, rows: list[Label] | str) -> int:
@@ -153,7 +138,7 @@ class LabelFile:
         if isinstance(rows, str):
             wanted = rows
             found = next(group for prompt_id, group in self._old if prompt_id == wanted)
-            rows = [self.rule.renewed(row) for row in found]
+            rows = [self._renewed(row) for row in found]
         self.tally.add(rows)
         if self._new is not None:
             try:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+
+import numpy as np
 
 from judge_pipeline.calls.call import CallUsage, FailureReason, Reply
 from judge_pipeline.common.records import Failure, Label, Prompt, Usage
@@ -23,44 +24,21 @@ RETRIED_WITH_PLAN = frozenset({"unparsable", "out_of_range", "missing_verdict", 
 """Failures of replies that arrived: `--retry-failed` asks those calls anew."""
 
 
-@dataclass
-class Round:
-    """One exchange of a plan: the calls' keys and the answers each serves, in order."""
+Round = list[tuple[str, tuple[int, ...]]]
+"""One exchange of a plan: the calls' keys and the answers each serves, in order."""
 
-    keys: list[str]
-    answers: list[tuple[int, ...]]
-
-
-def _no_usage() -> Usage:
-    return Usage(calls=0, input_tokens=0, output_tokens=0, cached_input_tokens=0)
+Ledger = dict[str, tuple[CallUsage, set[int]]]
+"""What each call of a prompt cost, and for which answers it was made, by key."""
 
 
-@dataclass
-class Ledger:
-    """What each call of a prompt cost, and for which answers it was made."""
-
-    usage: dict[str, CallUsage] = field(default_factory=dict)
-    served: dict[str, set[int]] = field(default_factory=dict)
-
-    def enter(self, key: str, request: Request, reply: Reply) -> None:
-        """Count a call for the answers of one request."""
-        self.usage[key] = reply.usage
-        self.served.setdefault(key, set()).update(request.answers)
-
-    def split(self, answers: int) -> list[Usage]:
-        """The cost of each answer: calls, and tokens as they were counted by the engine."""
-        totals = [_no_usage() for _ in range(answers)]
-        for key, usage in self.usage.items():
-            share = 1 / len(self.served[key])
-            for answer in self.served[key]:
-                total = totals[answer]
-                total.calls += share
-                total.input_tokens += usage.input_tokens * share
-                total.output_tokens += usage.output_tokens * share
-                total.cached_input_tokens += usage.cached_input_tokens * share
-        return [
-            Usage(**{name: round(value, 3) for name, value in total.model_dump().items()}) for total in totals
-        ]
+def split_cost(ledger: Ledger, answers: int) -> list[Usage]:
+    """The cost of each answer: calls, and tokens as they were counted by the engine."""
+    totals = np.zeros((answers, 4))
+    for usage, served in ledger.values():
+        cost = np.array([1, usage.input_tokens, usage.output_tokens, usage.cached_input_tokens])
+        totals[list(served)] += cost * (1 / len(served))
+    rounded = [[round(value, 3) for value in row] for row in totals.tolist()]
+    return [Usage(calls=n, input_tokens=i, output_tokens=o, cached_input_tokens=c) for n, i, o, c in rounded]
 
 
 class PromptPlanner:
@@ -78,31 +56,26 @@ class PromptPlanner:
 
     async def label(self, prompt: Prompt, document: Document, position: int) -> list[Label]:
         """One row an answer, in order. `position` is the prompt's place in the input, for the order of calls."""
-        ledger = Ledger()
+        ledger: Ledger = {}
         outcomes = await asyncio.gather(
             *(self._outcomes(dimension, prompt, document, position, ledger) for dimension in self.dimensions)
         )
-        usages = ledger.split(len(prompt.responses))
-        by_answer = [
-            {dimension.name: rows[answer] for dimension, rows in zip(self.dimensions, outcomes, strict=True)}
-            for answer in range(len(prompt.responses))
-        ]
+        names = [dimension.name for dimension in self.dimensions]
+        usages = split_cost(ledger, len(prompt.responses))
         return [
-            make_label(prompt, answer, found, usages[answer], self.weighting)
-            for answer, found in enumerate(by_answer)
+            make_label(prompt, answer, dict(zip(names, found, strict=True)), usage, self.weighting)
+            for answer, (found, usage) in enumerate(zip(zip(*outcomes, strict=True), usages, strict=True))
         ]
 
     async def _outcomes(
         self, dimension: Dimension, prompt: Prompt, document: Document, position: int, ledger: Ledger
     ) -> list[Outcome]:
         outcomes, rounds = await self._drive(dimension.plan(prompt, document), prompt, position, ledger, ())
-        if not self.runner.retry_failed:
-            return outcomes
-        again = keys_behind_failures(outcomes, rounds)
-        if not again:
-            return outcomes
-        plan = dimension.plan(prompt, document)
-        return (await self._drive(plan, prompt, position, ledger, again))[0]
+        again = keys_behind_failures(outcomes, rounds) if self.runner.retry_failed else ()
+        if again:
+            plan = dimension.plan(prompt, document)
+            outcomes, _ = await self._drive(plan, prompt, position, ledger, again)
+        return outcomes
 
     def _routing(self, request: Request, prompt: Prompt, position: int) -> Routing:
         """Template first, then document, prompt and answer: calls with a common beginning follow each other."""
@@ -119,8 +92,8 @@ class PromptPlanner:
         while True:
             # A plan may embed a document: in a thread, so that other prompts' calls go on.
             step = await loop.run_in_executor(self._threads, _advance, plan, replies)
-            if isinstance(step, _Finished):
-                return step.outcomes, rounds
+            if isinstance(step, StopIteration):
+                return step.value, rounds
             keys = [request.call.key(self.runner.engine.identity) for request in step]
             found = await together(
                 [
@@ -130,21 +103,17 @@ class PromptPlanner:
             )
             for key, request, stored in zip(keys, step, found, strict=True):
                 if stored.owner in (prompt.id, "") and stored.reply.failure != "stopped":
-                    ledger.enter(key, request, stored.reply)
-            rounds.append(Round(keys, [request.answers for request in step]))
+                    served = ledger[key][1] if key in ledger else set()
+                    ledger[key] = stored.reply.usage, served | set(request.answers)
+            rounds.append([(key, request.answers) for key, request in zip(keys, step, strict=True)])
             replies = [stored.reply for stored in found]
 
 
-@dataclass
-class _Finished:
-    outcomes: list[Outcome]
-
-
-def _advance(plan: Plan, replies: list[Reply] | None) -> list[Request] | _Finished:
+def _advance(plan: Plan, replies: list[Reply] | None) -> list[Request] | StopIteration:
     try:
         return next(plan) if replies is None else plan.send(replies)
     except StopIteration as stop:  # cannot cross a thread boundary as an exception
-        return _Finished(stop.value)
+        return stop
 
 
 def keys_behind_failures(outcomes: Sequence[Outcome], rounds: Sequence[Round]) -> set[str]:
@@ -156,9 +125,8 @@ def keys_behind_failures(outcomes: Sequence[Outcome], rounds: Sequence[Round]) -
     for answer, outcome in enumerate(outcomes):
         if outcome.reason not in RETRIED_WITH_PLAN:
             continue
-        mine = [one for one in rounds if any(answer in answers for answers in one.answers)]
-        for one in mine[-2:]:
-            keys |= {key for key, answers in zip(one.keys, one.answers, strict=True) if answer in answers}
+        mine = [{key for key, answers in one if answer in answers} for one in rounds]
+        keys = keys.union(*[found for found in mine if found][-2:])
     return keys
 
 
@@ -189,7 +157,6 @@ def unlabelled(
     prompt: Prompt, names: Sequence[str], reason: FailureReason, detail: str, weighting: Weighting
 ) -> list[Label]:
     """Rows for a prompt that was not begun."""
-    failed = {name: Outcome.failed(reason, detail) for name in names}
-    return [
-        make_label(prompt, answer, failed, _no_usage(), weighting) for answer in range(len(prompt.responses))
-    ]
+    failed = {name: Outcome(None, reason, detail) for name in names}
+    usages = split_cost({}, len(prompt.responses))
+    return [make_label(prompt, answer, failed, usage, weighting) for answer, usage in enumerate(usages)]

@@ -1,7 +1,6 @@
 """Labels all prompts of a file: a window of them at a time, rows written in order, nothing lost on the way out.
 
-In: prompts as a stream. Out: rows in a `LabelFile`. A prompt leaves the window when its rows are written, so memory is
-bounded by the window whatever the file's length.
+A prompt leaves the window when its rows are written, so memory is bounded whatever the file's length.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from judge_pipeline.common.progress import Progress
@@ -37,7 +36,6 @@ class Scheduler:
         self.window = window
         self.progress = progress
         self.interrupted = False
-        self._names = [dimension.name for dimension in planner.dimensions]
         self._room = asyncio.Condition()
         self._open: set[int] = set()
         """Positions of prompts begun and not yet written."""
@@ -67,10 +65,11 @@ class Scheduler:
     async def _take(self, position: int, prompt: Prompt, tasks: set[asyncio.Task[None]]) -> None:
         """Start on one prompt, once the window has room."""
         if prompt.id in self.labels.kept:
-            await self._written(self.labels.put(position, prompt.id))
+            self._hand_in(position, prompt.id)
             return
-        if self.planner.runner.budget.stopped is not None:
-            await self._hand_in(position, prompt, self._not_begun(prompt))
+        if (stopped := self.planner.runner.budget.stopped) is not None:
+            rows = unlabelled(prompt, self.labels.tally.names, "stopped", stopped, self.planner.weighting)
+            self._hand_in(position, rows)
             return
         async with self._room:
             while len(self._open) >= self.window and not self.interrupted and not _failed(tasks):
@@ -79,25 +78,19 @@ class Scheduler:
             self._open.add(position)
             tasks.add(asyncio.create_task(self._label(position, prompt)))
 
-    def _not_begun(self, prompt: Prompt) -> list[Label]:
-        reason = self.planner.runner.budget.stopped or ""
-        return unlabelled(prompt, self._names, "stopped", reason, self.planner.weighting)
-
     async def _label(self, position: int, prompt: Prompt) -> None:
         try:
             document = self.builder.build(prompt.context)
-            rows = await self.planner.label(prompt, document, position)
-            await self._hand_in(position, prompt, rows)
+            self._hand_in(position, await self.planner.label(prompt, document, position))
         finally:
             async with self._room:  # wakes the reader of prompts, to go on or to see a failure
                 self._room.notify_all()
 
-    async def _hand_in(self, position: int, prompt: Prompt, rows: Sequence[Label]) -> None:
-        # After Ctrl-C, rows that lack what was not asked any more are no result: the next run makes them.
-        if not self.interrupted:
-            await self._written(self.labels.put(position, list(rows)))
-
-    async def _written(self, answers: int) -> None:
+    def _hand_in(self, position: int, rows: list[Label] | str) -> None:
+        """Write a prompt's rows, or keep those of an earlier run; see `LabelFile.put`."""
+        if self.interrupted:
+            return  # rows that lack what was not asked any more are no result: the next run makes them
+        answers = self.labels.put(position, rows)
         if self.progress is not None and answers:
             self.progress.update(answers, **self._figures())
         self._open = {position for position in self._open if position >= self.labels.next_position}
@@ -105,17 +98,13 @@ class Scheduler:
     def _figures(self) -> dict[str, object]:
         """What the progress line shows besides the counts."""
         budget = self.planner.runner.budget
-        spent = budget.spent
-        figures: dict[str, object] = {
-            "calls": spent.made,
-            "reused": spent.from_store + spent.shared,
-            "in": f"{spent.usage.input_tokens:,}",
-            "out": f"{spent.usage.output_tokens:,}",
-        }
-        if spent.usage.cached_input_tokens:
-            share = spent.usage.cached_input_tokens / max(1, spent.usage.input_tokens)
+        spent, usage = budget.spent, budget.spent.usage
+        figures: dict[str, object] = {"calls": spent.made, "reused": spent.from_store + spent.shared}
+        figures |= {"in": f"{usage.input_tokens:,}", "out": f"{usage.output_tokens:,}"}
+        if usage.cached_input_tokens:
+            share = usage.cached_input_tokens / max(1, usage.input_tokens)
             figures["cached"] = f"{100 * share:.0f}%"
-        cost = budget.prices.cost(spent.usage)
+        cost = budget.prices.cost(usage)
         if cost is not None:
             figures["cost"] = f"{cost:.4f}"
         if spent.failed:

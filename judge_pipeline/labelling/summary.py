@@ -7,17 +7,14 @@ asked, over all runs that worked on it.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from judge_pipeline.calls.call import CallUsage
 from judge_pipeline.calls.store import StoreTotals
-from judge_pipeline.common.record_files import write_text
 from judge_pipeline.common.records import Label
 from judge_pipeline.engines.run_calls import Budget, Prices
 
@@ -101,17 +98,10 @@ class Tally:
 def summarize(tally: Tally, budget: Budget, totals: StoreTotals, seconds: float) -> dict[str, Any]:
     """The content of `summary.json`."""
     spent, prices = budget.spent, budget.prices
-    ever = CallUsage(
-        input_tokens=totals.input_tokens,
-        output_tokens=totals.output_tokens,
-        cached_input_tokens=totals.cached_input_tokens,
-    )
     return {
         "prompts": tally.prompts,
         "responses": tally.responses,
-        "labelled": tally.statuses["labelled"],
-        "partial": tally.statuses["partial"],
-        "failed": tally.statuses["failed"],
+        **{status: tally.statuses[status] for status in ("labelled", "partial", "failed")},
         "failures": {name: dict(found) for name, found in sorted(tally.failures.items())},
         "notes": {name: dict(found) for name, found in sorted(tally.notes.items())},
         "calls": {"made": spent.made, "from_store": spent.from_store, "shared": spent.shared},
@@ -122,8 +112,8 @@ def summarize(tally: Tally, budget: Budget, totals: StoreTotals, seconds: float)
         "store": {
             "calls": totals.calls,
             "failed_attempts": totals.attempts_failed,
-            "tokens": _tokens(ever),
-            "cost": _cost(prices, ever),
+            "tokens": _tokens(totals.usage),
+            "cost": _cost(prices, totals.usage),
         },
         "scores": {name: stats.as_dict() for name, stats in tally.scores.items()},
         "reward": tally.rewards.as_dict(),
@@ -142,17 +132,9 @@ def _cost(prices: Prices, usage: CallUsage) -> dict[str, Any] | None:
     total = prices.cost(usage)
     if total is None:
         return None
-    per_million = {
-        "input": prices.input,
-        "output": prices.output,
-        "cached_input": prices.cached_input if prices.cached_input is not None else prices.input,
-    }
+    cached = prices.input if prices.cached_input is None else prices.cached_input
+    per_million = {"input": prices.input, "output": prices.output, "cached_input": cached}
     return {"total": round(total, 6), "per_million": per_million}
-
-
-def write_summary(path: Path, summary: dict[str, Any]) -> None:
-    """Write it whole or not at all."""
-    write_text(path, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
 
 
 def summary_lines(summary: dict[str, Any]) -> list[str]:
@@ -172,15 +154,10 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
             ties = "" if stats["ties"] is None else f", {100 * stats['ties']:.0f}% of pairs tied"
             deviation = "" if stats["std"] is None else f" ± {stats['std']:.2f}"
             lines.append(f"{name}: {stats['mean']:.2f}{deviation} over {stats['n']}{ties}")
-    for name, reasons in summary["failures"].items():
-        lines.append(
-            f"no {name}: " + ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
-        )
-    for name, notes in summary["notes"].items():
-        lines.append(
-            f"{name}, noted in evidence: "
-            + ", ".join(f"{count} {note}" for note, count in sorted(notes.items()))
-        )
+    for label, counted in (("no {}", summary["failures"]), ("{}, noted in evidence", summary["notes"])):
+        for name, counts in counted.items():
+            listed = ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
+            lines.append(f"{label.format(name)}: {listed}")
     if summary["stopped"]:
         lines.append(f"stopped: {summary['stopped']}; run the same command without the limit to go on")
     return lines

@@ -1,8 +1,7 @@
 """Text of others, put into a prompt so that it stays text.
 
-In: a document, an answer, a question. Out: the same inside `<name-nonce> … </name-nonce>`. The nonce is a hash of
-the content, which a writer cannot put into the content beforehand, so nothing inside can close the fence; and the
-same content always gets the same fence, so equal questions stay equal calls and prefixes stay cacheable.
+It stands inside `<name-nonce> … </name-nonce>`. The nonce is a hash of the content, which a writer cannot put into the
+content beforehand; and the same content always gets the same fence, so equal questions stay equal calls.
 
 Markers that chat templates turn into control tokens (`<|im_start|>`, `[INST]`, `</s>`, …) are broken by an
 invisible character: an engine that tokenises the rendered chat would otherwise see a new turn begin there.
@@ -30,10 +29,9 @@ def escape_control_tokens(text: str) -> str:
 def fence(name: str, content: str) -> str:
     """`content` between tags that it cannot contain."""
     content = escape_control_tokens(content)
-    seed, nonce = content, ""
-    while not nonce or nonce in content:
+    seed = hashlib.sha256(content.encode()).hexdigest()
+    while (nonce := seed[:6]) in content:
         seed = hashlib.sha256(seed.encode()).hexdigest()
-        nonce = seed[:6]
     return f"<{name}-{nonce}>\n{content}\n</{name}-{nonce}>"
 
 

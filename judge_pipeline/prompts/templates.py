@@ -1,8 +1,7 @@
 """Prompt templates: text files of a fixed, small form, turned into the messages of a call.
 
-In: `prompts/LANGUAGE/NAME.txt` and the fields of one case. Out: chat messages: the task with its examples first,
-the case last, so that everything before the case is the same for all calls of a template and an engine's prefix
-cache holds it. Examples are earlier turns of the chat, written in the protocol (text or JSON) of the call.
+The task with its examples comes first, the case last, so that an engine's prefix cache holds everything before the
+case. Examples are earlier turns of the chat, written in the protocol (text or JSON) of the call.
 
 A file has these parts, in this order, each begun by a line of its own:
 
@@ -33,7 +32,7 @@ import regex
 
 from judge_pipeline.calls.call import Call, Message, Sampling
 from judge_pipeline.common.errors import UserError
-from judge_pipeline.documents.language import Language
+from judge_pipeline.documents.words import Language
 from judge_pipeline.prompts.fences import fence, numbered
 from judge_pipeline.replies.shape import Shape
 
@@ -72,7 +71,8 @@ class Template:
         head = f"{self.parts['task']}\n\n{self.parts['json' if structured else 'text']}\n\n"
         turns: list[Message] = []
         for example in self.shown(few_shot):
-            turns.append(Message(role="user", content=head + self._render(_example_fields(example))))
+            shown = {name: text.splitlines() if name in _LISTS else text for name, text in example.items()}
+            turns.append(Message(role="user", content=head + self._render(shown)))
             turns.append(Message(role="assistant", content=shape.write(example, structured=structured)))
             head = ""
         return (*turns, Message(role="user", content=head + case))
@@ -82,21 +82,14 @@ class Template:
         return self.examples[:few_shot]
 
     def _render(self, fields: CaseFields) -> str:
-        shown = {name: _show(name, value) for name, value in fields.items()}
-        return _PLACEHOLDER.sub(lambda match: shown[match[1]], self.case)
+        return _PLACEHOLDER.sub(lambda match: _show(match[1], fields[match[1]]), self.case)
 
 
 def _show(name: str, value: str | list[str]) -> str:
     if isinstance(value, list):
-        prefix = _LISTS[name]
-        value = (
-            numbered(prefix, value) if prefix else "\n\n".join(f"({n})\n{v}" for n, v in enumerate(value, 1))
-        )
+        prefix, passages = _LISTS[name], (f"({n})\n{text}" for n, text in enumerate(value, 1))
+        value = numbered(prefix, value) if prefix else "\n\n".join(passages)
     return fence(name.replace("_", "-"), value)
-
-
-def _example_fields(example: Mapping[str, str]) -> dict[str, str | list[str]]:
-    return {name: value.splitlines() if name in _LISTS else value for name, value in example.items()}
 
 
 @lru_cache(maxsize=256)
@@ -104,14 +97,12 @@ def load_template(name: str, language: Language, folder: Path = PROMPTS) -> Temp
     """Read `folder/language/name.txt`; a language without the file falls back to English."""
     path = folder / language / f"{name}.txt"
     if not path.is_file():
-        language = "en"
-        path = folder / "en" / f"{name}.txt"
+        language, path = "en", folder / "en" / f"{name}.txt"
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise UserError(
-            f"no prompt file {path}", "a dimension's prompts lie in prompts/en/NAME.txt"
-        ) from error
+        hint = "a dimension's prompts lie in prompts/en/NAME.txt"
+        raise UserError(f"no prompt file {path}", hint) from error
     return parse_template(name, text, str(path), language)
 
 

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from judge_pipeline.calls.call import Reply
 from judge_pipeline.replies.marks import (
-    Mark,
     Problem,
     after_thinking,
     choose,
@@ -40,9 +39,8 @@ class ChoiceShape(Shape[Choice]):
     def from_text(self, text: str, reply: Reply) -> Choice | Problem:
         """The mark that counts by the rules of `marks`."""
         words = fold(after_thinking(text)[0])
-        chosen: tuple[Choice, Mark] | Problem | None = choose(
-            find_marks(words, _LABEL), lambda mark: choice_of(mark.inner)
-        )
+        chosen: tuple[Choice, Any] | Problem | None
+        chosen = choose(find_marks(words, _LABEL), lambda mark: choice_of(mark.inner))
         if chosen is None:
             return no_result(words, "no choice [[A]], [[B]] or [[tie]]")
         return chosen if isinstance(chosen, Problem) else chosen[0]

@@ -1,7 +1,5 @@
 """A finer rating: the expected value over the tokens the judge might have printed.
 
-In: a reply with log-probabilities and where its rating stands. Out: points 0–10 with the probability mass they
-rest on, or None when the engine gave nothing to go by (the caller then keeps the printed rating and says so).
 A judge that prints "8" four times in five and "6" otherwise means 7.6; the printed integer hides that, and ties.
 
 Valid candidates are the integers 0–10 at the rating's first token, renormalised. Where a tokenizer writes 10 as
@@ -13,7 +11,10 @@ branch.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections import defaultdict
+from itertools import accumulate
+from typing import NamedTuple
 
 import regex
 
@@ -26,8 +27,7 @@ MIN_MASS = 0.5
 _INTEGER = regex.compile(r"\d+")
 
 
-@dataclass(frozen=True)
-class Expectation:
+class Expectation(NamedTuple):
     """Expected points, and the probability the valid candidates had before renormalising."""
 
     points: float
@@ -38,10 +38,8 @@ def expected_rating(
     text: str, points: float, place: tuple[int, int], logprobs: list[TokenLogprob] | None
 ) -> Expectation | None:
     """The expected rating of a reply that prints `points` at `place`; None when its tokens do not show one."""
-    if not logprobs:
-        return None
-    position = _first_token(text, place, logprobs)
-    if position is None:
+    position = _first_token(text, place, logprobs) if logprobs else None
+    if logprobs is None or position is None:
         return None
     index, prefix = position
     chances = _candidates(logprobs, index, prefix, text[place[0] : place[1]])
@@ -63,12 +61,9 @@ def _first_token(text: str, place: tuple[int, int], logprobs: list[TokenLogprob]
     target = _aligned(text, place, "".join(token.token for token in logprobs))
     if target is None:
         return None
-    reached = 0
-    for index, token in enumerate(logprobs):
-        if reached <= target < reached + len(token.token):
-            return index, token.token[: target - reached]
-        reached += len(token.token)
-    return None
+    starts = list(accumulate((len(token.token) for token in logprobs), initial=0))
+    index = bisect_right(starts, target) - 1
+    return index, logprobs[index].token[: target - starts[index]]
 
 
 def _aligned(text: str, place: tuple[int, int], joined: str) -> int | None:
@@ -92,18 +87,16 @@ def _aligned(text: str, place: tuple[int, int], joined: str) -> int | None:
 def _candidates(logprobs: list[TokenLogprob], index: int, prefix: str, printed: str) -> dict[int, float]:
     """Probability of each integer 0–10 at token `index`."""
     token = logprobs[index]
-    chances: dict[int, float] = {}
+    chances: dict[int, float] = defaultdict(float)
     for alternative, chance in _alternatives(token).items():
         value = _leading_integer(alternative, prefix)
-        if value is None:
-            continue
-        if value == "1" and alternative.endswith(("1", "1")):
+        if value == "1" and fold(alternative).endswith("1"):
             if alternative != token.token:
                 continue  # 1 or 10: unknown
             for number, share in _one_or_ten(logprobs, index + 1, printed).items():
-                chances[number] = chances.get(number, 0.0) + chance * share
-        elif int(value) <= 10:
-            chances[int(value)] = chances.get(int(value), 0.0) + chance
+                chances[number] += chance * share
+        elif value is not None and int(value) <= 10:
+            chances[int(value)] += chance
     return chances
 
 

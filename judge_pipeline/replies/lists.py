@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import regex
 
 from judge_pipeline.calls.call import Reply
-from judge_pipeline.documents.language import Language
+from judge_pipeline.documents.words import Language
 from judge_pipeline.replies.marks import Problem, after_thinking, fold
 from judge_pipeline.replies.shape import Fields, Shape, no_result, object_schema, wrong_schema
 
@@ -108,9 +108,9 @@ class ListShape(Shape[Items]):
         copied = len(items) - len(own)
         if copied and not own:
             return Problem("unparsable", f"the list only repeats the prompt's example: {items[0][:120]!r}")
+        if self.limit is None and bounded and len(items) >= self.BOUND:
+            return Problem("truncated", f"the list ends at the schema's bound of {self.BOUND} items")
         if self.limit is None:
-            if bounded and len(items) >= self.BOUND:
-                return Problem("truncated", f"the list ends at the schema's bound of {self.BOUND} items")
             return Items(tuple(own), copied=copied)
         capped = len(own) > self.limit or (bounded and len(items) == self.limit)
         return Items(tuple(own[: self.limit]), max(0, len(own) - self.limit), capped, copied=copied)

@@ -1,9 +1,7 @@
 """Where a judge's reply states its result: `[[8]]`, `Rating: 8`, `[[Partially supported]]`.
 
-In: the judge's own words. Out: the marks a sane reader would take for the result, not those the judge merely
-quotes from an answer or a document ("the answer demands [[10]]").
+These are the marks a sane reader would take for the result, not those that the judge merely quotes:
 
-Rules
 1. A mark is `[[…]]` (also 【【…】】, full-width brackets, escaped brackets).
 2. It counts when it stands behind its label ("Rating: [[8]]"), alone on its line, or at the very start or end
    of the reply. In the middle of a sentence it does not.
@@ -34,11 +32,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class Mark:
-    """One `[[…]]`: its inside is `text[start:end]` of the folded reply."""
+    """One `[[…]]`, whose inside begins at `start` of the folded reply."""
 
     inner: str
     start: int
-    end: int
     labelled: bool
     placed: bool
     quoted: bool
@@ -95,8 +92,8 @@ def find_marks(text: str, label: regex.Pattern[str]) -> list[Mark]:
         line_end = text.find("\n", match.end())
         line_end = len(text) if line_end < 0 else line_end
         before, after = text[line_start : match.start()], text[match.end() : line_end]
-        label_match = label.search(before)
-        rest = before[: label_match.start()] if label_match else before
+        labelled = label.search(before)
+        rest = before[: labelled.start()] if labelled else before
         fills_line = not rest.strip(_DRESSING) and bool(_AFTER_RESULT.fullmatch(after.strip("\"'”")))
         at_start = not text[: match.start()].strip().strip(_DRESSING)
         at_end = bool(_AFTER_RESULT.fullmatch(text[match.end() :]))
@@ -104,8 +101,7 @@ def find_marks(text: str, label: regex.Pattern[str]) -> list[Mark]:
             Mark(
                 inner=match.group(1),
                 start=match.start(1),
-                end=match.end(1),
-                labelled=label_match is not None,
+                labelled=labelled is not None,
                 placed=fills_line or at_start or at_end,
                 quoted=any(start <= match.start() < end for start, end in quoted),
                 code=fills_line and any(start <= match.start() < end for start, end in as_code),
@@ -127,20 +123,15 @@ def choose(
     `understand` gives a mark's value, a problem (out of range), or None for a mark about something else.
     """
     understood = [(mark, value) for mark in marks if (value := understand(mark)) is not None]
-    open_marks = [pair for pair in understood if not pair[0].quoted]
-    tiers = (
-        [pair for pair in open_marks if pair[0].labelled],
-        [pair for pair in open_marks if pair[0].placed],
-        [pair for pair in understood if pair[0].code],
+    counting = (
+        [pair for pair in understood if pair[0].labelled and not pair[0].quoted]
+        or [pair for pair in understood if pair[0].placed and not pair[0].quoted]
+        or [pair for pair in understood if pair[0].code]
     )
-    counting = next((tier for tier in tiers if tier), [])
     if not counting:
         return None
     if any(value != counting[0][1] for _, value in counting):
-        return Problem("unparsable", "the reply states different results: " + _list(m for m, _ in counting))
+        stated = ", ".join(f"[[{mark.inner}]]" for mark, _ in counting)
+        return Problem("unparsable", f"the reply states different results: {stated}")
     mark, value = counting[-1]
     return value if isinstance(value, Problem) else (value, mark)
-
-
-def _list(marks: object) -> str:
-    return ", ".join(f"[[{mark.inner}]]" for mark in marks)  # type: ignore[attr-defined]

@@ -15,7 +15,7 @@ from typing import Any
 import regex
 
 from judge_pipeline.calls.call import Reply
-from judge_pipeline.documents.language import Language
+from judge_pipeline.documents.words import Language
 from judge_pipeline.replies.expected import Expectation, expected_rating
 from judge_pipeline.replies.marks import Problem, after_thinking, choose, find_marks, fold, label_pattern
 from judge_pipeline.replies.shape import Fields, Shape, no_result, object_schema, wrong_schema
@@ -113,16 +113,12 @@ class JointShape(Shape[dict[str, "Rating | Problem"]]):
 
     def write(self, fields: Fields, *, structured: bool) -> str:
         """From the example's `NAME analysis` and `NAME rating`."""
+        said = {name: (fields[f"{name} analysis"], fields[f"{name} rating"]) for name in self.names}
         if structured:
-            data = {
-                name: {"analysis": fields[f"{name} analysis"], "rating": int(fields[f"{name} rating"])}
-                for name in self.names
-            }
+            data = {name: {"analysis": analysis, "rating": int(n)} for name, (analysis, n) in said.items()}
             return json.dumps(data, ensure_ascii=False)
-        return "\n\n".join(
-            f"## {name}\n{fields[f'{name} analysis']}\n{RATING_LABEL[self.language]}: [[{fields[f'{name} rating']}]]"
-            for name in self.names
-        )
+        label = RATING_LABEL[self.language]
+        return "\n\n".join(f"## {name}\n{text}\n{label}: [[{n}]]" for name, (text, n) in said.items())
 
     def from_text(self, text: str, reply: Reply) -> dict[str, Rating | Problem] | Problem:
         """Each name's section, from its heading to the next one's, read as one rating."""
@@ -202,9 +198,7 @@ _CHINESE_DIGITS = {c: n for n, c in enumerate("零一二三四五六七八九十
 def points_of(raw: str) -> float | Problem | None:
     """Points of what stands inside `[[…]]` (folded); None when it is no rating at all."""
     match = _INNER.fullmatch(raw)
-    if match is None:
-        return None
-    return _points(match["number"], match["scale"])
+    return _points(match["number"], match["scale"]) if match else None
 
 
 def _points(number: str, scale: str | None) -> float | Problem:

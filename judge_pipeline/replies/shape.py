@@ -1,11 +1,8 @@
 """What all kinds of reply have in common: two protocols, plain text and JSON held to a schema.
 
-A shape writes the example replies of a prompt, gives the JSON schema, and reads what comes back. Both protocols
-carry the same fields in the same order (analysis before result, so that the judge thinks before it rates), and
+Both carry the same fields in the same order (analysis before result, so that the judge thinks before it rates), and
 reading does not trust the mode: an engine that ignored the schema and answered in text is read as text, and the
-other way round. What cannot be read is a typed `Problem`.
-
-Schemas stay small enough for a small model under constrained decoding: every string and every list is bounded.
+other way round. What cannot be read is a typed `Problem`. Every string and list of a schema is bounded, for small models.
 """
 
 from __future__ import annotations
@@ -19,7 +16,7 @@ from typing import Any, Generic, TypeVar
 import regex
 
 from judge_pipeline.calls.call import Reply
-from judge_pipeline.documents.language import Language
+from judge_pipeline.documents.words import Language
 from judge_pipeline.replies.marks import Problem, after_thinking, fold
 
 Fields = Mapping[str, str]
@@ -61,8 +58,7 @@ class Shape(ABC, Generic[Read]):
         if not after_thinking(reply.text)[0].strip():
             cut = reply.finish_reason == "length"  # all of it went into a reasoning block, or white space
             return Problem("truncated" if cut else "empty_reply", "the reply holds no text")
-        data = whole_object(reply.text)
-        if data is not None:
+        if (data := whole_object(reply.text)) is not None:
             # A closed object is a whole answer even if the engine went on with white space to its limit.
             return self.from_json(data, reply)
         if reply.finish_reason == "length":
@@ -98,12 +94,8 @@ def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def object_schema(properties: dict[str, Any]) -> dict[str, Any]:
     """Schema of an object with exactly these properties."""
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
+    required = list(properties)
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
 
 
 def wrong_schema(data: dict[str, Any], field_name: str) -> Problem:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import regex
 
 from judge_pipeline.calls.call import Reply
-from judge_pipeline.documents.language import Language
+from judge_pipeline.documents.words import Language
 from judge_pipeline.replies.marks import (
     Mark,
     Problem,
@@ -156,14 +156,14 @@ def read_verdict(text: str) -> Verdict | Problem:
             return Problem("unparsable", f"no verdict is called [[{mark.inner}]]")
         return support
 
-    chosen: tuple[Support, Mark] | Problem | None = choose(find_marks(folded, _VERDICT_LABEL), understand)
-    if chosen is not None and not isinstance(chosen, Problem):
-        located: tuple[Support, int] | Problem = chosen[0], folded.rfind("\n", 0, chosen[1].start) + 1
-    else:
-        located = chosen or _plain_verdict(folded)
-    if isinstance(located, Problem):
-        return located
-    support, line = located
+    chosen: tuple[Support, Mark | int] | Problem | None = choose(
+        find_marks(folded, _VERDICT_LABEL), understand
+    )
+    chosen = chosen or _plain_verdict(folded)
+    if isinstance(chosen, Problem):
+        return chosen
+    support, place = chosen
+    line = place if isinstance(place, int) else folded.rfind("\n", 0, place.start) + 1
     return Verdict((words[:line] or text).strip(), support)
 
 
@@ -211,10 +211,9 @@ def read_verdicts(text: str, ids: Iterable[int]) -> dict[int, Verdict | Problem]
         new = read_verdict(section)
         if isinstance(new, Verdict):
             new = Verdict(_LAST_MARK.sub("", section).strip(), new.support)
-        old = found.get(number)
-        if old is not None and (
-            isinstance(old, Problem) or isinstance(new, Problem) or old.support != new.support
-        ):
+        old = found.setdefault(number, new)
+        same = isinstance(old, Verdict) and isinstance(new, Verdict) and old.support == new.support
+        if old is not new and not same:
             new = Problem("unparsable", f"statement {number} has two verdicts")
         found[number] = new
     return found

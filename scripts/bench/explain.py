@@ -159,7 +159,7 @@ def read_all(
     for number, case in enumerate(cases, 1):
         file = args.work / f"{args.base_model.replace('/', '_')}-{case.prompt.id}.npz"
         if not file.is_file():
-            np.savez(file.with_suffix(".tmp.npz"), **read_case(backbone, case, layers, watched))
+            np.savez(file.with_suffix(".tmp.npz"), **read_case(backbone, case, layers, watched))  # type: ignore[arg-type]
             file.with_suffix(".tmp.npz").rename(file)
             print(f"read {number}/{len(cases)}: {case.prompt.id}", flush=True)
         with np.load(file) as stored:

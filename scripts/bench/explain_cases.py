@@ -119,6 +119,6 @@ def story_cases(path: Path, places: Places) -> list[Case]:
                 at = start + len(text.strip())
                 told.append(Sentence(start, at, float(label)))
             sentences.append(told)
-        empty = [[set() for _ in told] for told in sentences]
+        empty: list[list[set[int]]] = [[set() for _ in told] for told in sentences]
         cases.append(Case(prompt, sentences, _segments(prompt, [], places), empty, empty))
     return cases

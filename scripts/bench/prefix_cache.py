@@ -29,17 +29,16 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from judge_pipeline.calls.call import Call
+from judge_pipeline.calls.call import Call, Reply
 from judge_pipeline.common.bundled_models import resolve_model
 from judge_pipeline.common.records import Prompt, Response
-from judge_pipeline.dimensions.base import Plan
 from judge_pipeline.dimensions.options import JudgeOptions
 from judge_pipeline.dimensions.registry import build_dimensions
 from judge_pipeline.documents.indexed import DocumentIndexer
 from judge_pipeline.engines.base import Routing
 from judge_pipeline.engines.concurrency import Priority
 from judge_pipeline.engines.endpoint import EndpointEngine
-from judge_pipeline.labelling.dry_run import Forecast, PlanDriver, Unsearched
+from judge_pipeline.labelling.forecast import Forecast
 from scripts.bench.evidence_common import command_line, environment, write_result
 
 HERE = Path(__file__)
@@ -57,19 +56,20 @@ DOCUMENTS = [
 ]
 
 
-class Recorder(PlanDriver):
+class Recorder(Forecast):
     """Drives plans and keeps every call with its place in the order."""
 
     def __init__(self, builder: DocumentIndexer) -> None:
-        super().__init__(builder, Forecast())
-        self.calls: dict[str, tuple[Priority, Call]] = {}
+        super().__init__(builder)
+        self.seen: dict[str, tuple[Priority, Call]] = {}
         self.position = 0
 
-    def saw(self, call: Call, answers: tuple[int, ...]) -> None:
+    def stand_in_reply(self, call: Call, answers: tuple[int, ...], prompt: Prompt) -> Reply:
         """One call of the prompt at `position`."""
         order: Priority = (call.template, self.position, min(answers, default=0))
         short = call.model_copy(update={"sampling": call.sampling.model_copy(update={"max_tokens": 4})})
-        self.calls.setdefault(call.key(""), (order, short.model_copy(update={"json_schema": None})))
+        self.seen.setdefault(call.key(""), (order, short.model_copy(update={"json_schema": None})))
+        return super().stand_in_reply(call, answers, prompt)
 
 
 def workload(documents: int, answers: int) -> list[tuple[Priority, Call]]:
@@ -85,11 +85,8 @@ def workload(documents: int, answers: int) -> list[tuple[Priority, Call]]:
         responses = [Response(id=str(n), text=answer) for n, answer in enumerate(texts)]
         prompt = Prompt(id=name, context=text, query=f"What are the rules of '{name}'?", responses=responses)
         recorder.position = position
-        document = builder.build(text)
-        for dimension in dimensions:
-            plan: Plan = dimension.plan(prompt, Unsearched(document, builder.top_k))
-            recorder.drive(plan, prompt)
-    return list(recorder.calls.values())
+        recorder.add(prompt, dimensions)
+    return list(recorder.seen.values())
 
 
 def ideal(calls: list[tuple[Priority, Call]]) -> dict[str, float]:

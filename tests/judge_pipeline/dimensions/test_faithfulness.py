@@ -7,9 +7,9 @@ from judging import PlainDocument, RuleJudge, case_of, drive, inside
 
 from judge_pipeline.calls.call import Reply
 from judge_pipeline.common.records import Prompt
+from judge_pipeline.dimensions.faithfulness import Claim, group
 from judge_pipeline.dimensions.options import JudgeOptions
 from judge_pipeline.dimensions.registry import build_dimensions
-from judge_pipeline.dimensions.verification import Claim, group
 from judge_pipeline.documents.chunking import Span
 
 WORDS = {"yes": "Fully supported", "half": "Partially supported", "no": "No support"}

@@ -218,7 +218,7 @@ def test_names_and_sets():
         (["no_such_module:Thing"], "cannot import"),
         (["judge_pipeline.common.records:Missing"], "cannot import"),
         (["judge_pipeline.common.records:Prompt"], "no method plan"),
-        (["helpfulness", "judge_pipeline.dimensions.helpfulness:Helpfulness"], "two dimensions"),
+        (["faithfulness", "judge_pipeline.dimensions.faithfulness:Faithfulness"], "two dimensions"),
     ],
 )
 def test_wrong_names_say_what_to_do(names, says):

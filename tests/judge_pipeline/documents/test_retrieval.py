@@ -67,8 +67,8 @@ def test_a_document_is_embedded_once_for_all_its_prompts_and_answers():
     builder.build(text).search(["one statement", "a third"])
     segments = len(builder.build(text).segments)
     assert [len(batch) for batch in embedder.batches] == [segments, 2, 1]
-    assert builder.embedding_requests == 3
-    assert builder.embedded_texts == segments + 3
+    assert embedder.requests == 3
+    assert sum(map(len, embedder.batches)) == segments + 3
 
 
 def test_nothing_is_embedded_before_a_search():
@@ -88,9 +88,9 @@ def test_old_documents_leave_memory():
 
 
 def test_bm25_needs_no_embedding_model():
-    builder = DocumentIndexer(retrieval="bm25", embedder=CountingEmbedder())
-    builder.build(document()).search(["letters"])
-    assert builder.embedding_requests == 0
+    embedder = CountingEmbedder()
+    DocumentIndexer(retrieval="bm25", embedder=embedder).build(document()).search(["letters"])
+    assert embedder.requests == 0
 
 
 def test_terms_of_several_languages():

@@ -16,9 +16,14 @@ from judge_pipeline.calls.call import Call, Message, Sampling
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.engines.base import Routing, StopCalls
 from judge_pipeline.engines.chat_protocol import MalformedReply, parse_completion
-from judge_pipeline.engines.endpoint import EndpointEngine
-from judge_pipeline.engines.preflight import check_endpoint, probe_schema, single_model
-from judge_pipeline.engines.retries import RetryPolicy, retry_after
+from judge_pipeline.engines.endpoint import (
+    EndpointEngine,
+    RetryPolicy,
+    check_endpoint,
+    probe_schema,
+    retry_after,
+    single_model,
+)
 
 QUICK = RetryPolicy(retries=2, base_s=0.001)
 SCHEMA = {"type": "object", "properties": {"rating": {"enum": [1, 2, 3]}}, "required": ["rating"]}

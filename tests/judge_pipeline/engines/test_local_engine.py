@@ -19,8 +19,7 @@ from transformers import (
 from judge_pipeline.calls.call import Call, Message, Sampling
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.engines.base import Routing, StopCalls
-from judge_pipeline.engines.local import LocalEngine
-from judge_pipeline.engines.local_generation import TransformersJudge
+from judge_pipeline.engines.local import LocalEngine, TransformersJudge
 from judge_pipeline.engines.shared_decoding import (
     PlainDecoder,
     PrefixMemory,

@@ -17,8 +17,8 @@ from judge_pipeline.common.weighting import Weighting, resolve_weighting
 from judge_pipeline.dimensions.base import Outcome, Request
 from judge_pipeline.engines.base import DEFAULT_ROUTING
 from judge_pipeline.engines.run_calls import Budget, CallRunner, Prices
-from judge_pipeline.labelling.label_file import KeepRule, LabelFile, PromptKey
-from judge_pipeline.labelling.planning import PromptPlanner, Round, keys_behind_failures
+from judge_pipeline.labelling.label_file import LabelFile
+from judge_pipeline.labelling.planning import PromptPlanner, keys_behind_failures
 from judge_pipeline.labelling.scheduler import Scheduler
 from judge_pipeline.labelling.summary import Tally, summarize, summary_lines
 
@@ -64,7 +64,7 @@ class Shared:
         yield [Request(call(f"about {prompt.context}"), everyone)]
         replies = yield [Request(call(f"{prompt.id} {n}"), (n,)) for n in everyone]
         return [
-            Outcome(float(reply.text)) if not reply.failure else Outcome.failed(reply.failure)
+            Outcome(float(reply.text)) if not reply.failure else Outcome(None, reply.failure)
             for reply in replies
         ]
 
@@ -100,9 +100,8 @@ def run(tmp_path, rows, engine, *, window=8, budget=None, dimensions=None):
     names = [dimension.name for dimension in dimensions]
     weighting = Weighting(dict.fromkeys(names, 1.0))
     tally = Tally(names)
-    labels = LabelFile(
-        tmp_path / "labels.jsonl", KeepRule(names, weighting), [PromptKey.of(row) for row in rows], tally
-    )
+    answers = {row.id: [response.id for response in row.responses] for row in rows}
+    labels = LabelFile(tmp_path / "labels.jsonl", answers, tally, weighting)
     open_prompts = []
 
     async def main():
@@ -190,7 +189,7 @@ def test_what_went_otherwise_than_asked_is_counted(tmp_path):
             ]
 
     runner, tally, _ = run(tmp_path, prompts(3), FakeEngine(), dimensions=(Noted(),))
-    summary = summarize(tally, runner.budget, StoreTotals(3, 0, 0, 0, 0), 1.0)
+    summary = summarize(tally, runner.budget, StoreTotals(3, 0), 1.0)
     assert summary["notes"] == {"noted": {"fallback": 3, "no_statements:full": 3, "copied_from_example": 3}}
     told = "\n".join(summary_lines(summary))
     assert "3 fallback" in told
@@ -260,12 +259,12 @@ def test_cost_counts_cached_input_at_its_own_price():
 
 
 def test_retry_looks_at_the_last_two_rounds_of_the_failed_answer_only():
-    outcomes = [Outcome(5.0), Outcome.failed("unparsable"), Outcome.failed("timeout")]
+    outcomes = [Outcome(5.0), Outcome(None, "unparsable"), Outcome(None, "timeout")]
     rounds = [
-        Round(["a", "b", "c"], [(0,), (1,), (2,)]),
-        Round(["d", "e"], [(0, 1), (2,)]),
-        Round(["f"], [(1,)]),
-        Round(["g"], [(2,)]),
+        [("a", (0,)), ("b", (1,)), ("c", (2,))],
+        [("d", (0, 1)), ("e", (2,))],
+        [("f", (1,))],
+        [("g", (2,))],
     ]
     assert keys_behind_failures(outcomes, rounds) == {"d", "f"}
 

@@ -13,7 +13,7 @@ from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.records import Prompt
 from judge_pipeline.dimensions.options import JudgeOptions
 from judge_pipeline.dimensions.registry import REGISTRY, build_dimensions
-from judge_pipeline.documents.language import detect_language
+from judge_pipeline.documents.words import detect_language
 from judge_pipeline.prompts.fences import escape_control_tokens, fence, numbered, one_line
 from judge_pipeline.prompts.templates import PROMPTS, build_call, load_template, parse_template
 from judge_pipeline.replies.choices import ChoiceShape

@@ -130,7 +130,7 @@ def test_a_document_is_not_embedded_again_for_each_answer():
     segments = len(builder.build(one.context).segments)
     assert sum(len(batch) == segments for batch in embedder.batches) == 1
     # One request for the document, one for the statements of the first prompt; the second's are known.
-    assert builder.embedding_requests == 2
+    assert embedder.requests == 2
 
 
 def test_chunks_are_told_apart_beyond_any_number():

@@ -581,6 +581,12 @@ def test_tokens_that_hold_half_a_character_do_not_hide_the_rating():
     assert read["logicality"].expectation.points == pytest.approx(7)
 
 
+@pytest.mark.parametrize(("one", "zero"), [("1", "0"), ("１", "０")])
+def test_a_ten_of_two_tokens_is_a_ten_in_either_width(one, zero):
+    found = expect("评分: [[", (one, {one: 0.9, "8": 0.1}), zero, "]]")
+    assert found.points == pytest.approx(9.8)
+
+
 @given(st.dictionaries(st.integers(0, 10), st.floats(0.01, 1), min_size=1))
 def test_the_expectation_equals_the_definition(weights):
     total = sum(weights.values())

@@ -148,10 +148,10 @@ def test_the_better_one_wins_by_pairs_in_order(tmp_path):
     outputs = {"a": {"readout": {"pairs": {"value": 0.7}}}, "reward": {"readout": {"pairs": {"value": 0.8}}}}
     probe = ProbeResult(None, torch.zeros(1, 1), {"held_out": {"outputs": outputs}})
     assert pair_score(probe.figures, "readout") == pytest.approx(0.75)
-    metrics = {"eval_a_pair_accuracy": 0.9, "eval_reward_pair_accuracy": 0.5, "eval_loss": 9.0}
+    metrics = {"eval_pair_accuracy": 0.7, "eval_loss": 9.0}
     assert trained_score(metrics) == pytest.approx(0.7)
     assert probe_wins(metrics, probe)
-    assert not probe_wins(metrics | {"eval_reward_pair_accuracy": 0.7}, probe)
+    assert not probe_wins(metrics | {"eval_pair_accuracy": 0.8}, probe)
     assert not probe_wins(metrics, ProbeResult(None, torch.zeros(1, 1), {"held_out": None}))
 
 
