@@ -114,10 +114,13 @@ def story_cases(path: Path, places: Places) -> list[Case]:
         sentences = []
         for response in prompt.responses:
             extra, at, told = response.model_extra or {}, 0, []
-            for text, label in zip(extra["sentences"], extra["sentence_labels"], strict=True):
+            labels = extra["sentence_labels"]
+            if len(labels) != len(extra["sentences"]):  # which sentence a label belongs to is not known
+                labels = [None] * len(extra["sentences"])
+            for text, label in zip(extra["sentences"], labels, strict=True):
                 start = response.text.index(text.strip(), at)
                 at = start + len(text.strip())
-                told.append(Sentence(start, at, float(label)))
+                told.append(Sentence(start, at, None if label is None else float(label)))
             sentences.append(told)
         empty: list[list[set[int]]] = [[set() for _ in told] for told in sentences]
         cases.append(Case(prompt, sentences, _segments(prompt, [], places), empty, empty))
