@@ -43,7 +43,7 @@ from scripts.bench.distil_data import (
 from scripts.bench.distil_figures import Ruler, with_reward
 from scripts.bench.distil_fit import CONTROLS, HALF, NARROW, PLAIN, PROBE, Folded, load_store, run_folds
 from scripts.bench.distil_tables import JUDGE, STACKED, aims, tables
-from scripts.bench.evidence_common import environment, write_result
+from scripts.bench.evidence_common import command_line, environment, write_result
 
 FILES = {
     "qa": ("qa_feedback_judged.jsonl", "qa_feedback.jsonl"),
@@ -53,9 +53,7 @@ FILES = {
 
 def arguments() -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/distil"))
     parser.add_argument("--base-model", nargs="+", default=["smollm2"], help="name or path; each is measured")

@@ -52,7 +52,7 @@ from scripts.bench.distil_fit import (
     load_store,
     run_folds,
 )
-from scripts.bench.evidence_common import environment, write_result
+from scripts.bench.evidence_common import command_line, environment, write_result
 
 TARGET = "faithfulness"
 STACK = "ridge of all baselines (own documents)"
@@ -68,9 +68,7 @@ PUBLISHED = {
 
 def arguments() -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/distil"))
     parser.add_argument("--base-model", default="smollm2")
