@@ -19,11 +19,10 @@ from judge_pipeline.statistics.agreement import (
     mean_spearman,
     share_of_pairs,
 )
+from judge_pipeline.statistics.separation import TOGETHER
 from reward_model.training.losses import weighted_mean
 from reward_model.training.objective import Objective
 
-TOGETHER = 0.1
-"""Outputs move together where their mean correlation is this much above that of the targets."""
 LOSS_COUNTS = 1e-3
 """Share of pairs that one unit of loss is worth when the best checkpoint is chosen."""
 

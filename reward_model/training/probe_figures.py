@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from judge_pipeline.statistics.agreement import pair_counts, within_correlation
-from judge_pipeline.statistics.bootstrap import DocumentBootstrap, Ratio
+from judge_pipeline.statistics.bootstrap import FEW_DOCUMENTS, DocumentBootstrap, Ratio
 from judge_pipeline.statistics.render import aligned, markdown
+from judge_pipeline.statistics.separation import TOGETHER
 from reward_model.data.batches import EncodedExample
 from reward_model.training.losses import weighted_mean
 
@@ -155,12 +156,12 @@ def remarks(figures: Figures) -> list[str]:
             )
     moving, target = figures["together"], figures["together"]["targets"]
     for scorer in ("readout", "plain"):
-        if target is not None and moving[scorer] is not None and moving[scorer] > target + 0.25:
+        if target is not None and moving[scorer] is not None and moving[scorer] > target + TOGETHER:
             found.append(
                 f"outputs of the {ROWS[scorer]} move together (correlation {moving[scorer]:.2f}) where the targets do not "
                 f"({target:.2f})"
             )
-    if figures["documents"] < 20:
+    if figures["documents"] < FEW_DOCUMENTS:
         found.append(
             f"{figures['documents']} held-out documents are few: the intervals say how little is known"
         )
