@@ -14,11 +14,10 @@ from safetensors.torch import load_file
 
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.record_files import read_prompts
-from reward_model.data.batches import StepOrder, passes_per_step, step_count
+from reward_model.data.batches import EncodedExample, StepOrder, passes_per_step, step_count
 from reward_model.data.examples import load_examples
 from reward_model.data.splits import split_by_document
 from reward_model.modeling.model import Backbone, read_manifest
-from reward_model.shared_prefix.layout import EncodedPrompt
 from reward_model.training import metrics
 from reward_model.training.callbacks import read_metrics
 from reward_model.training.losses import Standardizer
@@ -88,14 +87,23 @@ def test_a_rate_for_the_head_is_refused_where_the_head_learns_with_the_rest(tmp_
 # Prompts per step
 
 
-def prompts(lengths: list[int]) -> list[EncodedPrompt]:
-    return [EncodedPrompt.of(range(length - 2), [[1], [2]]) for length in lengths]
+def prompts(lengths: list[int]) -> list[EncodedExample]:
+    return [
+        EncodedExample(
+            np.arange(length - 2, dtype=np.int32),
+            (np.array([1], np.int32), np.array([2], np.int32)),
+            f"p{number}",
+            np.ones((2, 4)),
+            np.ones((2, 4)),
+        )
+        for number, length in enumerate(lengths)
+    ]
 
 
 @pytest.mark.parametrize(("per_step", "world"), [(4, 1), (4, 2), (5, 3), (2, 4), (50, 2)])
 def test_a_step_has_so_many_prompts_however_they_are_packed(per_step, world):
     items = prompts([10, 30, 20, 90, 15, 12, 44, 40, 25, 31, 17, 60, 9])
-    budget, steps = 64, step_count(len(items), per_step)
+    budget, steps = 64, step_count(len(items), len(items), per_step)
     passes = passes_per_step(items, per_step, budget, seed=3, epochs=2, world=world)
     seen = []
     for epoch in range(2):
