@@ -26,7 +26,14 @@ from reward_model.modeling.model_card import CardFacts, render_card
 from reward_model.modeling.prompt_format import PromptFormat
 from reward_model.scoring.scorer import RewardModel
 
-RNG = np.random.default_rng(11)
+
+@pytest.fixture(autouse=True)
+def rng():
+    """Drawn from anew in every test, so that none depends on which ran before it."""
+    global RNG
+    RNG = np.random.default_rng(11)
+
+
 FORMAT = PromptFormat(head="", middle="", end="</s>")
 
 
