@@ -14,6 +14,9 @@ import types
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
 from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers import TrainerControl as Control
 from transformers import TrainerState as State
@@ -133,12 +136,18 @@ class ProgressLine(TrainerCallback):
 
 
 class StopOnInterrupt(TrainerCallback):
-    """Ctrl-C (or SIGTERM) ends the run after its step with a checkpoint; a second one ends it at once."""
+    """Ctrl-C (or SIGTERM) ends the run after its step with a checkpoint; a second one ends it at once.
+
+    With several processes a signal may reach each in another step, or only one of them: after every step they agree
+    on whether any was told to stop, so that all stop at the same one.
+    """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
         self.interrupted = False
+        """Whether any process was told to stop, as all of them know it."""
+        self._signalled = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopOnInterrupt:
@@ -152,12 +161,17 @@ class StopOnInterrupt(TrainerCallback):
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: types.FrameType | None) -> None:
-        if self.interrupted:
+        if self._signalled:
             raise KeyboardInterrupt
-        self.interrupted = True
+        self._signalled = True
+        if PartialState().num_processes == 1:
+            self.interrupted = True
 
     def on_step_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
-        """Save and stop when a signal came."""
+        """Save and stop when a signal came to any process."""
+        if PartialState().num_processes > 1:
+            told = torch.tensor([int(self._signalled)], device=PartialState().device)
+            self.interrupted = bool(reduce(told, reduction="sum").item())
         if self.interrupted:
             control.should_save = True
             control.should_training_stop = True
