@@ -16,7 +16,7 @@ import numpy as np
 from judge_pipeline.statistics.table import AnswerTable, Floats
 from reward_model.data.splits import document_groups, hash_fraction
 from reward_model.fidelity.inputs import model_columns
-from reward_model.modeling.stack import describe
+from reward_model.modeling.stack_spec import describe
 from reward_model.scoring.scorer import RewardModel
 
 WITHHELD, OTHER = "document withheld", "another document"

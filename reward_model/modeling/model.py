@@ -31,7 +31,7 @@ from judge_pipeline.common.records import DIMENSIONS
 from reward_model.modeling.head import score_layer
 from reward_model.modeling.prompt_format import PromptFormat, PromptRenderer
 from reward_model.modeling.readout import READOUT_FILE, Readout, ReadoutSpec
-from reward_model.modeling.stack import StackSpec
+from reward_model.modeling.stack_spec import StackSpec
 from reward_model.modeling.support import SUPPORT_FILE, SupportReadout, SupportSpec
 from reward_model.shared_prefix.interface import unwrap
 

@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
 from judge_pipeline.common.bundled_models import MINILM
 from judge_pipeline.common.errors import UserError
@@ -25,59 +24,15 @@ from judge_pipeline.statistics.baselines import Embed, all_baselines, minilm_emb
 from judge_pipeline.statistics.bootstrap import DocumentBootstrap
 from judge_pipeline.statistics.stack import fit_stack, levelled_rows, out_of_fold
 from judge_pipeline.statistics.table import AnswerTable, Floats, build_table
+from reward_model.modeling.stack_spec import OUTPUT, StackedOutput, StackSpec
 
 LOG_LENGTH = "log length"
 TEXT_BASELINES = ("bigram support", "longer answer", LOG_LENGTH)
 EMBEDDED = ("question similarity", "evidence similarity")
-OUTPUT = "output:"
-"""Before the name of a model's output among the columns of a stack."""
 NOTHING = "–"
 LEVEL = 0.8
 """Baselines are kept where the paired interval of their gain at this level lies above zero: one chance in ten that a
 gain of nothing does."""
-
-
-class StackedOutput(BaseModel):
-    """What becomes of one output."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    weights: dict[str, float]
-    """Column → weight; columns are the output itself (`output:NAME`) and baselines."""
-    constant: float
-    """Added, so that the mean over training answers is that of their labels."""
-    pairs: tuple[float, float]
-    """Within-prompt pairs in order on documents out of the fold: the model alone, and with the baselines."""
-
-
-class StackSpec(BaseModel):
-    """The entry `stack` of a manifest."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    baselines: list[str]
-    embedding_model: str | None = None
-    """Of the similarities; None where there are none."""
-    outputs: dict[str, StackedOutput] = Field(default_factory=dict)
-    """Outputs that the baselines improve; others stay as they are."""
-
-    def apply(self, points_N_D: Floats, baselines_N_B: Floats, dimensions: Sequence[str]) -> Floats:
-        """Points (N, D) with the baselines added."""
-        columns = dict(zip((f"{OUTPUT}{name}" for name in dimensions), points_N_D.T, strict=True))
-        columns |= dict(zip(self.baselines, baselines_N_B.T, strict=True))
-        found = np.array(points_N_D, dtype=float)
-        for place, name in enumerate(dimensions):
-            if (own := self.outputs.get(name)) is not None:
-                found[:, place] = own.constant + sum(
-                    weight * columns[column].astype(float) for column, weight in own.weights.items()
-                )
-        return found
-
-    def read(self, context: str, query: str, responses: Sequence[str]) -> Floats:
-        """Baselines (N, B) of the answers to one prompt."""
-        table = build_table([one_prompt("p", "d", context, query, responses)])
-        columns = baseline_columns(table, self.embedding_model)
-        return np.stack([columns[name] for name in self.baselines], axis=1)
 
 
 def one_prompt(name: str, document: str, context: str, query: str, responses: Sequence[str]) -> Prompt:
@@ -109,6 +64,15 @@ def baseline_columns(table: AnswerTable, embedding_model: str | None) -> dict[st
     found = all_baselines(table, _embed(embedding_model) if embedding_model else None)
     found[LOG_LENGTH] = np.log1p(found["longer answer"])
     return {name: found[name] for name in (*TEXT_BASELINES, *(EMBEDDED if embedding_model else ()))}
+
+
+def read_baselines(
+    names: Sequence[str], embedding_model: str | None, context: str, query: str, responses: Sequence[str]
+) -> Floats:
+    """Baselines (N, B) of the answers to one prompt."""
+    table = build_table([one_prompt("p", "d", context, query, responses)])
+    columns = baseline_columns(table, embedding_model)
+    return np.stack([columns[name] for name in names], axis=1)
 
 
 def fit_spec(
@@ -151,17 +115,3 @@ def fit_spec(
         shares = (alone.value or 0.0, stacked.value or 0.0)
         spec.outputs[name] = StackedOutput(weights=weights, constant=float(level), pairs=shares)
     return spec
-
-
-def describe(spec: StackSpec) -> str:
-    """What a stack does, in a sentence for card and terminal."""
-    names = ", ".join(spec.baselines)
-    if not spec.outputs:
-        return f"Free baselines ({names}) improve no output on documents out of the fit: none is added."
-    listed = ", ".join(
-        f"{name} {own.pairs[0]:.1%} → {own.pairs[1]:.1%}" for name, own in spec.outputs.items()
-    )
-    return (
-        f"Free baselines ({names}) are added to the model's outputs where they order more pairs right out of fold: "
-        f"{listed}. `reward-model score` adds them; the plain checkpoint is without."
-    )

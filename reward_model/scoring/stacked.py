@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from judge_pipeline.statistics.table import Floats
+from reward_model.modeling.stack_spec import Floats
 from reward_model.shared_prefix.layout import EncodedPrompt
 
 

@@ -26,7 +26,7 @@ from reward_model.modeling.model import (
     save_reward_model,
 )
 from reward_model.modeling.model_card import CardFacts, render_card
-from reward_model.modeling.stack import StackSpec
+from reward_model.modeling.stack_spec import StackSpec
 from reward_model.modeling.support import SupportReadout
 from reward_model.training.adapters import compute_dtype
 from reward_model.training.guards import say

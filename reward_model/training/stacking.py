@@ -22,14 +22,8 @@ from reward_model.data.examples import Example
 from reward_model.data.splits import document_groups
 from reward_model.modeling.fold_ridge import fold_predictions
 from reward_model.modeling.readout import view_features
-from reward_model.modeling.stack import (
-    StackSpec,
-    baseline_columns,
-    describe,
-    fit_spec,
-    one_prompt,
-    stack_embedding,
-)
+from reward_model.modeling.stack import baseline_columns, fit_spec, one_prompt, stack_embedding
+from reward_model.modeling.stack_spec import StackSpec, describe
 from reward_model.training.probe import Probe, Training
 
 Figures = dict[str, Any]

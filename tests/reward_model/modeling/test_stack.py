@@ -8,7 +8,8 @@ import pytest
 from judge_pipeline.statistics.agreement import prompt_metrics
 from judge_pipeline.statistics.baselines import words
 from judge_pipeline.statistics.table import AnswerTable
-from reward_model.modeling.stack import OUTPUT, StackSpec, baseline_columns, describe, fit_spec
+from reward_model.modeling.stack import baseline_columns, fit_spec
+from reward_model.modeling.stack_spec import OUTPUT, StackSpec, describe
 from tests.judge_pipeline.statistics.test_separation import table_of
 
 
