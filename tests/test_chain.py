@@ -8,6 +8,7 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import load_dataset
@@ -113,15 +114,24 @@ def test_every_answer_is_labelled_or_says_why(run: Path) -> None:
 
 
 def test_scores_are_those_of_plain_transformers_one_answer_at_a_time(run: Path) -> None:
-    reader = RewardModel.from_pretrained(run / "rm", device="cpu", dtype="float32")
+    best, reader = (
+        RewardModel.from_pretrained(run / "rm", device="cpu", dtype="float32", readout=readout)
+        for readout in ("best", "plain")
+    )
     plain = AutoModelForSequenceClassification.from_pretrained(run / "rm", dtype=torch.float32).eval()
     for row in rows(run / "scored.jsonl"):
-        encoded = reader.encode(row["context"], row["query"], [item["text"] for item in row["responses"]])
-        for ids, item in zip(encoded.answers, row["responses"], strict=True):
+        texts = [item["text"] for item in row["responses"]]
+        encoded = reader.encode(row["context"], row["query"], texts)
+        shared = reader.score(row["context"], row["query"], texts)
+        written = best.score(row["context"], row["query"], texts)
+        for place, (ids, item) in enumerate(zip(encoded.answers, row["responses"], strict=True)):
             with torch.no_grad():
-                expected = plain(input_ids=torch.tensor([encoded.prefix + ids])).logits[0]
-            found = torch.tensor([item["scores"][name] for name in DIMENSIONS])
-            torch.testing.assert_close(found, expected.clamp(0, 10), atol=1e-4, rtol=0)
+                expected = plain(input_ids=torch.tensor([[*encoded.prefix.tolist(), *ids.tolist()]])).logits[
+                    0
+                ]
+            torch.testing.assert_close(torch.tensor(shared[place]), expected, atol=1e-4, rtol=0)
+            found = [item["scores"][name] for name in DIMENSIONS]
+            np.testing.assert_allclose(found, written[place].clip(0, 10), atol=1e-4)
 
 
 def test_pairs_load_as_a_dataset_and_the_trained_policy_loads(run: Path, tmp_path: Path) -> None:

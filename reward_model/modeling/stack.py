@@ -66,13 +66,11 @@ def baseline_columns(table: AnswerTable, embedding_model: str | None) -> dict[st
     return {name: found[name] for name in (*TEXT_BASELINES, *(EMBEDDED if embedding_model else ()))}
 
 
-def read_baselines(
-    names: Sequence[str], embedding_model: str | None, context: str, query: str, responses: Sequence[str]
-) -> Floats:
-    """Baselines (N, B) of the answers to one prompt."""
+def read_baselines(spec: StackSpec, context: str, query: str, responses: Sequence[str]) -> Floats:
+    """The baselines (N, B) of the answers to one prompt that a stack adds."""
     table = build_table([one_prompt("p", "d", context, query, responses)])
-    columns = baseline_columns(table, embedding_model)
-    return np.stack([columns[name] for name in names], axis=1)
+    columns = baseline_columns(table, spec.embedding_model)
+    return np.stack([columns[name] for name in spec.baselines], axis=1)
 
 
 def fit_spec(

@@ -52,14 +52,6 @@ class StackSpec(BaseModel):
                 )
         return found
 
-    def read(self, context: str, query: str, responses: Sequence[str]) -> Floats:
-        """Baselines (N, B) of the answers to one prompt."""
-        from reward_model.modeling.stack import (
-            read_baselines,  # statistics: not everything that loads a model has them
-        )
-
-        return read_baselines(self.baselines, self.embedding_model, context, query, responses)
-
 
 def describe(spec: StackSpec) -> str:
     """What a stack does, in a sentence for card and terminal."""

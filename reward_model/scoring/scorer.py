@@ -133,7 +133,10 @@ class RewardModel:
         encoded = self.renderer.encode(context, query, responses)
         if self.stack is None:
             return encoded
-        return StackedPrompt.with_baselines(encoded, self.stack.read(context, query, responses))
+        # Not everything that loads a model has the statistics that baselines take: a vLLM server has not.
+        from reward_model.modeling.stack import read_baselines
+
+        return StackedPrompt.with_baselines(encoded, read_baselines(self.stack, context, query, responses))
 
     def score(self, context: str, query: str, responses: Sequence[str]) -> np.ndarray:
         """Points ``(N, D)`` fp32 of N answers to one prompt.

@@ -8,7 +8,7 @@ import pytest
 from judge_pipeline.statistics.agreement import prompt_metrics
 from judge_pipeline.statistics.baselines import words
 from judge_pipeline.statistics.table import AnswerTable
-from reward_model.modeling.stack import baseline_columns, fit_spec
+from reward_model.modeling.stack import baseline_columns, fit_spec, read_baselines
 from reward_model.modeling.stack_spec import OUTPUT, StackSpec, describe
 from tests.judge_pipeline.statistics.test_separation import table_of
 
@@ -69,11 +69,11 @@ def test_scoring_reads_the_same_baselines_one_prompt_at_a_time_and_the_manifest_
     columns = baseline_columns(table, None)
     for number, rows in table.slices():
         prompt = table.prompts[number]
-        own = again.read(prompt.context, prompt.query, [item.text for item in prompt.responses])
+        own = read_baselines(again, prompt.context, prompt.query, [item.text for item in prompt.responses])
         assert own == pytest.approx(np.stack([columns[name][rows] for name in spec.baselines], axis=1))
     assert set(spec.outputs["faithfulness"].weights) == {f"{OUTPUT}faithfulness", *spec.baselines}
-    withheld = again.read("", "Q?", ["river stone", "stone river"])
+    withheld = read_baselines(again, "", "Q?", ["river stone", "stone river"])
     assert withheld[:, spec.baselines.index("bigram support")].tolist() == [0.0, 0.0]
-    empty = again.read("A river.", "Q?", ["", "river"])
+    empty = read_baselines(again, "A river.", "Q?", ["", "river"])
     assert empty[0] == pytest.approx(0)
     assert empty[1][spec.baselines.index("longer answer")] == len(words("river"))

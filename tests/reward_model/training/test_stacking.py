@@ -11,7 +11,7 @@ from judge_pipeline.common.config import main
 from judge_pipeline.common.record_files import write_records
 from reward_model.cli import COMMANDS
 from reward_model.modeling.model import read_manifest
-from reward_model.modeling.stack import baseline_columns
+from reward_model.modeling.stack import baseline_columns, read_baselines
 from reward_model.scoring.scorer import RewardModel
 from reward_model.training.stacking import answers_of
 from tests.reward_model.conftest import WORDS, make_prompts
@@ -69,7 +69,7 @@ def test_stack_of_a_probe(labelled, tiny_base, tmp_path, monkeypatch):
     points = model.score(context, query, texts)
     model.stack = None
     alone = model.score(context, query, texts)
-    wanted = spec.apply(alone, spec.read(context, query, texts), model.dimensions)
+    wanted = spec.apply(alone, read_baselines(spec, context, query, texts), model.dimensions)
     assert points == pytest.approx(wanted, abs=1e-4)
     assert not np.allclose(points, alone)
     assert RewardModel.from_pretrained(model_dir, readout="plain").stack is None
