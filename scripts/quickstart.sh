@@ -86,7 +86,7 @@ stage train "a reward model learns from a judge's labels" \
     reward-model train "${taught[@]}" --base-model "$model" --output "$run/reward_model" \
     --method probe --eval-fraction 0.25 --evidence off --token-budget 4096 --allow-constant
 stage evaluate "the reward model beside the judge, on documents it never saw, with and without the document" \
-    reward-model evaluate "$run/reward_model" "${taught[0]}" "${taught[@]:1}" --output "$run/fidelity"
+    reward-model evaluate "$run/reward_model" "${taught[0]}" "${taught[@]:1}" --output "$run/fidelity" --likelihood off
 stage score "the reward model scores the other half, without the judge" \
     reward-model score "$run/reward_model" "$run/to_score.jsonl" --output "$run/scored.jsonl"
 stage pairs "best against worst" \
