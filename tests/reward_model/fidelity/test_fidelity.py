@@ -26,6 +26,8 @@ from reward_model.modeling.model_card import CardFacts, render_card
 from reward_model.modeling.prompt_format import PromptFormat
 from reward_model.scoring.scorer import RewardModel
 
+RNG = np.random.default_rng(11)
+
 
 @pytest.fixture(autouse=True)
 def rng():
