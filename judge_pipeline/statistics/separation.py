@@ -9,7 +9,7 @@ figures hold the differences between prompts as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import combinations
 from typing import Any
 
@@ -76,9 +76,16 @@ def _excess(sides: Mapping[str, float | None]) -> float | None:
     return None if outputs is None or targets is None else abs(outputs) - abs(targets)
 
 
-def _mean(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [abs(value) for value in values if value is not None]
     return float(np.mean(known)) if known else None
+
+
+def mean_correlation(values_R_D: Floats) -> float | None:
+    """Mean over pairs of columns of |Pearson's r|: a pair that moves against each other does not make up for one that
+    moves together. Rows with every value count; None for one column, or where none varies."""
+    known = values_R_D[np.isfinite(values_R_D).all(axis=1)].T
+    return _mean(pearson(first, second) for first, second in combinations(known, 2))
 
 
 def pearson(first: Floats, second: Floats) -> float | None:

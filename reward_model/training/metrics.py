@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from judge_pipeline.statistics.agreement import (
     mean_distance,
     mean_spearman,
     share_of_pairs,
 )
-from judge_pipeline.statistics.separation import TOGETHER
+from judge_pipeline.statistics.separation import TOGETHER, mean_correlation
 from reward_model.training.losses import weighted_mean
 from reward_model.training.objective import Objective
 
@@ -70,26 +69,19 @@ def with_choice(found: dict[str, float]) -> dict[str, float]:
 
 
 def correlations(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Do outputs move together? Mean over pairs of dimensions of Pearson's r within prompts, of outputs and of targets.
+    """Do outputs move together? `mean_correlation` within prompts, of outputs and of targets.
 
-    Values are taken minus their prompt's mean, over answers with all targets; NaN where a column does not vary.
+    Values are taken minus their prompt's mean, over answers with all targets; NaN where columns do not vary.
     """
     whole = [(row["predictions"].double().numpy(), row["targets"].double().numpy()) for row in rows]
     known = [~np.isnan(targets).any(axis=1) for _, targets in whole]
     sides = {}
     for place, side in enumerate(("output", "target")):
         values = [pair[place][there] for pair, there in zip(whole, known, strict=True) if there.any()]
-        sides[f"{side}_correlation"] = _mean_correlation([one - one.mean(axis=0) for one in values])
+        centred = np.concatenate([one - one.mean(axis=0) for one in values]) if values else np.empty((0, 1))
+        found = mean_correlation(centred)
+        sides[f"{side}_correlation"] = math.nan if found is None else found
     return sides
-
-
-def _mean_correlation(values: Sequence[NDArray[np.float64]]) -> float:
-    columns_D_A = np.concatenate(values).T if values else np.empty((0, 0))
-    dimensions, answers = columns_D_A.shape
-    if dimensions < 2 or answers < 3 or (columns_D_A.std(axis=1) < 1e-9).any():
-        return math.nan
-    correlation_D_D = np.atleast_2d(np.corrcoef(columns_D_A))
-    return float(correlation_D_D[np.triu_indices(dimensions, 1)].mean())
 
 
 def moving_together(metrics: Mapping[str, float]) -> list[str]:

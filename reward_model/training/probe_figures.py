@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from judge_pipeline.statistics.agreement import pair_counts, within_correlation
 from judge_pipeline.statistics.bootstrap import FEW_DOCUMENTS, DocumentBootstrap, Ratio
 from judge_pipeline.statistics.render import aligned, markdown
-from judge_pipeline.statistics.separation import TOGETHER
+from judge_pipeline.statistics.separation import TOGETHER, mean_correlation
 from reward_model.data.batches import EncodedExample
 from reward_model.training.losses import weighted_mean
 
@@ -53,13 +53,11 @@ def order_figures(items: Sequence[EncodedExample], predicted_A: Floats, target_A
     return {name: Ratio(*arrays) for name, arrays in sums.items()}
 
 
-def together(points_A_D: Floats) -> float | None:
-    """Mean correlation between two outputs over all answers; None for one output, or where one never varies."""
-    points = points_A_D[np.isfinite(points_A_D).all(axis=1)]
-    if points.shape[1] < 2 or len(points) < 3 or (np.ptp(points, axis=0) == 0).any():
-        return None
-    matrix = np.asarray(np.corrcoef(points.T))
-    return float(matrix[np.triu_indices(len(matrix), 1)].mean())
+def together(items: Sequence[EncodedExample], points_A_D: Floats) -> float | None:
+    """`mean_correlation` of outputs within prompts: what best-of-N and pairs see."""
+    counts = [len(item.answers) for item in items]
+    parts = np.split(points_A_D, np.cumsum(counts)[:-1])
+    return mean_correlation(np.concatenate([part - part.mean(axis=0) for part in parts]))
 
 
 def held_out_figures(
@@ -94,8 +92,8 @@ def held_out_figures(
         kind = "spearman" if found["readout"]["spearman"].value is not None else "pairs"
         difference = bootstrap.difference(found["readout"][kind], found["withheld"][kind])
         outputs[name]["difference"] = {"of": kind, **difference.as_json()}
-    moving = {scorer: together(values.double().numpy()) for scorer, values in points.items()}
-    moving["targets"] = together(target_A_D.double().numpy())
+    moving = {scorer: together(items, values.double().numpy()) for scorer, values in points.items()}
+    moving["targets"] = together(items, target_A_D.double().numpy())
     return {
         "prompts": len(items),
         "documents": bootstrap.documents,

@@ -8,7 +8,7 @@ from scipy import stats
 
 from judge_pipeline.common.records import DIMENSIONS, Prompt, Response
 from judge_pipeline.statistics.bootstrap import DocumentBootstrap
-from judge_pipeline.statistics.separation import partial_correlation, remarks, separation
+from judge_pipeline.statistics.separation import mean_correlation, partial_correlation, remarks, separation
 from judge_pipeline.statistics.table import AnswerTable, build_table
 
 
@@ -37,6 +37,18 @@ def test_partial_correlation_equals_that_of_the_inverse_covariance():
     wanted = -precision[0, 1] / np.sqrt(precision[0, 0] * precision[1, 1])
     assert partial_correlation(first, second, given) == pytest.approx(wanted)
     assert partial_correlation(first, given[:, 0], given) is None  # nothing of it is left
+
+
+def test_columns_that_move_against_each_other_do_not_make_up_for_those_that_move_together():
+    """Four columns that are one number, two of them turned round: the mean of signed correlations is -1/3."""
+    one = np.random.default_rng(2).normal(size=50)
+    columns = np.stack([one, 3 * one, -one, 1 - one], axis=1)
+    assert mean_correlation(columns) == pytest.approx(1.0)
+    free = np.random.default_rng(3).normal(size=(60, 3))
+    free[7] = np.nan
+    wanted = np.abs(np.corrcoef(np.delete(free, 7, axis=0).T)[np.triu_indices(3, 1)]).mean()
+    assert mean_correlation(free) == pytest.approx(wanted)
+    assert mean_correlation(columns[:, :1]) is None
 
 
 def test_one_number_in_four_columns_is_called_so_and_four_scores_are_not():

@@ -238,7 +238,8 @@ def test_outputs_that_move_together_are_said_to(tiny_base, label_run, tmp_path):
         type(item)(*item.ids, item.prompt_id, piece.numpy(), item.confidence_N_D)
         for item, piece in zip(items, apart.split([len(i.answers) for i in items]), strict=True)
     ]
-    one = torch.rand(count, 1, generator=generator) * torch.tensor([1.0, 2.0, 1.1, 0.9])
+    # Two of them turned round: a mean of signed correlations would call these four scores.
+    one = torch.rand(count, 1, generator=generator) * torch.tensor([1.0, 2.0, -1.1, -0.9])
     documents = [item.prompt_id for item in items]
     points = {"readout": one, "plain": one, "withheld": one}
     said = remarks(held_out_figures(items, documents, points, DIMENSIONS, torch.ones(4)))

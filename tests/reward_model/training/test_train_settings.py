@@ -217,7 +217,9 @@ def row(predictions: list[list[float]], targets: list[list[float]]) -> dict:
 
 
 def test_correlations_are_within_prompts():
-    """Two prompts of very different level; within them outputs are opposed, targets go together but for one answer."""
+    """Two prompts of very different level; within them outputs are opposed, targets go together but for one answer.
+
+    Opposed outputs are one number as much as equal ones are, and are said to be."""
     nan = float("nan")
     rows = [
         row([[0.0, 2.0], [1.0, 1.0], [2.0, 0.0]], [[0.0, 1.0], [1.0, 2.0], [2.0, 3.0]]),
@@ -225,10 +227,11 @@ def test_correlations_are_within_prompts():
     ]
     found = metrics.correlations(rows)
     first = np.array([-1.0, 0, 1, 0.5, -0.5])
-    assert found["output_correlation"] == pytest.approx(np.corrcoef(first, -first)[0, 1])
+    assert found["output_correlation"] == pytest.approx(abs(np.corrcoef(first, -first)[0, 1]))
     targets = np.array([[-1.0, 0, 1, -0.5, 0.5], [-1.0, 0, 1, 0.5, -0.5]])
     assert found["target_correlation"] == pytest.approx(np.corrcoef(targets)[0, 1])
-    assert metrics.moving_together({f"eval_{name}": value for name, value in found.items()}) == []
+    assert metrics.moving_together({f"eval_{name}": value for name, value in found.items()})
+    assert metrics.moving_together({"eval_output_correlation": 0.49, "eval_target_correlation": 0.4}) == []
     said = metrics.moving_together({"eval_output_correlation": 0.99, "eval_target_correlation": 0.4})
     assert "0.99, of the targets 0.40" in said[0]
 
