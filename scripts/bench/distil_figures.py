@@ -99,7 +99,7 @@ class Ruler:
         ]
         return {
             "pairs": pairs,
-            "outputs": float(np.mean([pair["output"] for pair in pairs])),
-            "targets": float(np.mean([pair["target"] for pair in pairs])),
+            "outputs": float(np.mean([abs(pair["output"]) for pair in pairs])),
+            "targets": float(np.mean([abs(pair["target"]) for pair in pairs])),
             "partial": first["partial"],
         }
