@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from reward_model.active.propose_config import HEADS
-from reward_model.modeling.ridge import LinearProbe, fit_probe
+from reward_model.modeling.ridge import LinearProbe, fit_answers
 
 Floats = npt.NDArray[np.float64]
 STRENGTH = 100.0
@@ -53,7 +53,7 @@ def fit_ensemble(
         targets = labelled.targets_A_D[rows]
         targets = targets[:, np.isfinite(targets).any(axis=0)]
         features = torch.from_numpy(labelled.features_A_H[rows])
-        ensemble.append(fit_probe(features, torch.from_numpy(targets), strength))
+        ensemble.append(fit_answers(features, torch.from_numpy(targets), strength))
     return ensemble
 
 

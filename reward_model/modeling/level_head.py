@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from reward_model.modeling.fold_ridge import Choice, Rows, choose_penalties, fit_rows
+from reward_model.modeling.ridge import Choice, Rows, choose_penalties, fit_rows
 
 Tensor = torch.Tensor
 START_SPREAD = 0.25

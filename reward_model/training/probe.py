@@ -19,10 +19,9 @@ from reward_model.data.batches import EncodedExample
 from reward_model.data.examples import Example
 from reward_model.data.splits import document_groups, hash_fraction
 from reward_model.modeling.features import POOLINGS
-from reward_model.modeling.fold_ridge import PENALTIES, Choice, Rows, choose_penalties, fit_rows
 from reward_model.modeling.level_head import LevelHead, choose_teaching, teach_head
 from reward_model.modeling.readout import VIEWS, Readout, ReadoutSpec, View, view_features
-from reward_model.modeling.ridge import LinearProbe
+from reward_model.modeling.ridge import PENALTIES, Choice, LinearProbe, Rows, choose_penalties, fit_rows
 from reward_model.training.feature_store import FeatureStore
 
 Tensor = torch.Tensor

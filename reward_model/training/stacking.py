@@ -20,8 +20,8 @@ from judge_pipeline.statistics.table import AnswerTable, Floats, build_table
 from reward_model.data.batches import EncodedExample
 from reward_model.data.examples import Example
 from reward_model.data.splits import document_groups
-from reward_model.modeling.fold_ridge import fold_predictions
 from reward_model.modeling.readout import view_features
+from reward_model.modeling.ridge import fold_predictions
 from reward_model.modeling.stack import baseline_columns, fit_spec, one_prompt, stack_embedding
 from reward_model.modeling.stack_spec import StackSpec, describe
 from reward_model.training.probe import Probe, Training

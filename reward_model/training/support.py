@@ -22,10 +22,10 @@ from reward_model.data.evidence import AnswerEvidence, Key, sentence_targets
 from reward_model.data.examples import Example
 from reward_model.data.splits import document_groups, hash_fraction
 from reward_model.modeling.features import decoder_layers
-from reward_model.modeling.fold_ridge import Rows, choose_penalties, fit_rows, fold_predictions
 from reward_model.modeling.model import Backbone
 from reward_model.modeling.prompt_format import PromptRenderer
 from reward_model.modeling.readout import ReadoutSpec, View, view_features
+from reward_model.modeling.ridge import Rows, choose_penalties, fit_rows, fold_predictions
 from reward_model.modeling.span_states import AnswerSpans, read_spans
 from reward_model.modeling.support import SupportFigures, SupportReadout, SupportSpec, token_spans
 from reward_model.shared_prefix.exactness import prepare_shared_prefix

@@ -29,7 +29,7 @@ from judge_pipeline.statistics.render import markdown
 from reward_model.active.choice import STRENGTH, Floats, Labelled, choose, rank_prompts
 from reward_model.active.propose import answer_features, encode
 from reward_model.modeling.model import load_backbone_for_rm
-from reward_model.modeling.ridge import fit_probe
+from reward_model.modeling.ridge import fit_answers
 from reward_model.scoring.scorer import TOKEN_BUDGET, RewardModel
 from scripts.bench import known_defects
 from scripts.bench.evidence_common import command_line, environment, settings_of, write_result
@@ -75,7 +75,7 @@ def labelled(
 
 def fidelity(known: Labelled, features: list[Floats], targets: list[Floats]) -> float:
     """Mean over test prompts and dimensions of the within-prompt Spearman of heads fitted on `known`."""
-    probe = fit_probe(torch.from_numpy(known.features_A_H), torch.from_numpy(known.targets_A_D), STRENGTH)
+    probe = fit_answers(torch.from_numpy(known.features_A_H), torch.from_numpy(known.targets_A_D), STRENGTH)
     values = []
     for own, wanted in zip(features, targets, strict=True):
         for predicted, column in zip(probe(torch.from_numpy(own)).numpy().T, wanted.T, strict=True):

@@ -17,8 +17,8 @@ from judge_pipeline.statistics.table import Floats
 from reward_model.data.batches import EncodedExample
 from reward_model.data.splits import hash_fraction
 from reward_model.modeling.features import Pooling
-from reward_model.modeling.fold_ridge import choose_penalties, fit_rows
 from reward_model.modeling.readout import Readout, ReadoutSpec, view_features
+from reward_model.modeling.ridge import choose_penalties, fit_rows
 from reward_model.training.feature_store import FeatureStore
 from reward_model.training.probe import Probe, Training, fit_probe, fold_numbers, fold_rows, withheld_probe
 from scripts.bench.distil_data import Material, Stores

@@ -38,9 +38,9 @@ from judge_pipeline.statistics.baselines import bigram_support
 from judge_pipeline.statistics.render import markdown
 from judge_pipeline.statistics.table import build_table
 from reward_model.modeling.features import LayerReader, decoder_layers, mean_token, passes
-from reward_model.modeling.fold_ridge import Rows, choose_penalties, fit_rows, fold_predictions
 from reward_model.modeling.model import Backbone, load_backbone_for_rm
 from reward_model.modeling.readout import VIEWS, View, view_features
+from reward_model.modeling.ridge import Rows, choose_penalties, fit_rows, fold_predictions
 from reward_model.modeling.span_states import attention_to
 from reward_model.modeling.support import token_spans
 from reward_model.shared_prefix.exactness import prepare_shared_prefix

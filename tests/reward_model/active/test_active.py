@@ -20,13 +20,13 @@ from reward_model.active.choice import (
 )
 from reward_model.cli import COMMANDS
 from reward_model.modeling.model import load_backbone_for_rm, save_reward_model
-from reward_model.modeling.ridge import fit_probe
+from reward_model.modeling.ridge import fit_answers
 from reward_model.scoring.scorer import RewardModel
 
 
 def head(features, target, strength):
     """A function from features to the points of one probe."""
-    probe = fit_probe(torch.from_numpy(features), torch.from_numpy(target)[:, None], strength)
+    probe = fit_answers(torch.from_numpy(features), torch.from_numpy(target)[:, None], strength)
     return lambda rows: probe(torch.from_numpy(rows))[:, 0].numpy()
 
 

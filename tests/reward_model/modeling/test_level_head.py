@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reward_model.modeling.fold_ridge import Rows
 from reward_model.modeling.level_head import choose_teaching, separate_start, teach_head
+from reward_model.modeling.ridge import Rows
 
 
 def constant_features(answers=120, size=64, seed=0):

@@ -1,6 +1,8 @@
-"""The closed form gives scikit-learn's weights, whichever of answers and features are more."""
+"""Ridge by folds: the same as scikit-learn's on either side, blind to the fold it predicts, with a penalty per target."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,32 +11,122 @@ from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from reward_model.modeling import ridge as ridge_module
-from reward_model.modeling.ridge import fit_probe, ridge
+from reward_model.modeling.ridge import (
+    PENALTIES,
+    Rows,
+    Scaler,
+    choose_penalties,
+    explained_within,
+    fit_answers,
+    fit_rows,
+    fold_predictions,
+)
 
 
-@pytest.mark.parametrize(("answers", "width"), [(12, 40), (200, 7), (9, 9)])
-@pytest.mark.parametrize("alpha", [1e-3, 30.0])
-def test_weights_are_those_of_scikit_learn(answers, width, alpha):
-    rng = np.random.default_rng(answers)
-    features, targets = rng.normal(2, 3, (answers, width)), rng.normal(5, 2, (answers, 4))
-    expected = Ridge(alpha=alpha, fit_intercept=False).fit(features, targets).coef_
-    found = ridge(torch.from_numpy(features), torch.from_numpy(targets), alpha)
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6, atol=1e-8)
-    length = (features**2).sum(1).mean()
-    again = ridge(torch.from_numpy(features), torch.from_numpy(targets), alpha / length, relative=True)
-    torch.testing.assert_close(again, found, rtol=1e-8, atol=1e-10)
-
-
-@pytest.mark.parametrize(("answers", "width"), [(3000, 5), (5, 3000)])
-def test_the_system_is_as_large_as_the_smaller_side(monkeypatch, answers, width):
-    sizes = []
-    solve = torch.linalg.solve
-    monkeypatch.setattr(
-        ridge_module.torch.linalg, "solve", lambda gram, right: sizes.append(gram.shape) or solve(gram, right)
+def make_rows(targets, prompts=None, folds=None, weights=None) -> Rows:
+    targets = torch.as_tensor(targets, dtype=torch.float64)
+    answers = torch.arange(len(targets))
+    prompts = answers // 4 if prompts is None else torch.as_tensor(prompts)
+    known = (~targets.isnan()).double() if weights is None else torch.as_tensor(weights, dtype=torch.float64)
+    return Rows(
+        answers,
+        torch.full_like(answers, -1),
+        targets,
+        torch.where(targets.isnan(), 0.0, known),
+        prompts,
+        prompts % 5 if folds is None else torch.as_tensor(folds),
     )
-    ridge(torch.ones(answers, width), torch.ones(answers, 2), 1.0)
-    assert sizes == [(5, 5)]
+
+
+def draw(answers, size, outputs=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(answers, size, generator=generator) * 3 + 7
+    weights = torch.randn(size, outputs, generator=generator)
+    noise = torch.randn(answers, outputs, generator=generator)
+    return features, (features @ weights / size**0.5 + noise).double()
+
+
+@pytest.mark.parametrize("size", [12, 150])
+@pytest.mark.parametrize("missing", [False, True])
+def test_predictions_out_of_fold_are_those_of_scikit_learn(size, missing):
+    features, targets = draw(60, size)
+    weights = torch.rand(60, 3, dtype=torch.float64) + 0.1
+    if missing:
+        targets[::7, 1] = torch.nan
+    rows = make_rows(targets, weights=weights)
+    found = fold_predictions(rows, features, (0.1, 10.0))
+    scaled = Scaler.fit(features)(features).double().numpy()
+    unit = (scaled**2).sum(1).mean()
+    for fold in range(5):
+        held = (rows.fold_R == fold).numpy()
+        for place, penalty in enumerate((0.1, 10.0)):
+            for column in range(3):
+                there = ~held & ~targets[:, column].isnan().numpy()
+                model = Ridge(penalty * unit)
+                model.fit(scaled[there], targets[there, column], rows.weights_R_D[there, column])
+                np.testing.assert_allclose(found[place, held, column], model.predict(scaled[held]), atol=1e-4)
+
+
+def test_a_fold_is_predicted_without_its_own_targets():
+    features, targets = draw(60, 150)
+    rows = make_rows(targets)
+    changed = torch.where((rows.fold_R == 2)[:, None], -targets * 9, targets)
+    first = fold_predictions(rows, features)
+    second = fold_predictions(replace(rows, targets_R_D=changed), features)
+    held = rows.fold_R == 2
+    torch.testing.assert_close(first[:, held], second[:, held])
+    assert (first[:, ~held] - second[:, ~held]).abs().max() > 1
+
+
+@pytest.mark.parametrize("size", [12, 150])
+def test_the_fit_folds_centre_and_scale_back(size):
+    features, targets = draw(60, size)
+    probe = fit_rows(make_rows(targets), features, (1.0, 1.0, 30.0))
+    scaled = Scaler.fit(features)(features).double().numpy()
+    for column, penalty in enumerate((1.0, 1.0, 30.0)):
+        model = Ridge(penalty * (scaled**2).sum(1).mean()).fit(scaled, targets[:, column])
+        np.testing.assert_allclose(probe(features)[:, column], model.predict(scaled), atol=1e-4)
+
+
+def test_each_target_gets_its_own_penalty_and_noise_the_largest():
+    features, _ = draw(200, 40)
+    generator = torch.Generator().manual_seed(3)
+    easy = Scaler.fit(features)(features)[:, :5].sum(1).double()
+    noise = torch.randn(200, generator=generator).double()
+    choice = choose_penalties(make_rows(torch.stack([easy, noise, torch.full_like(noise, 4.0)], 1)), features)
+    assert choice.penalties[0] == PENALTIES[0]
+    assert choice.penalties[1] > 10 * choice.penalties[0]
+    assert choice.penalties[2] == PENALTIES[-1]
+    assert choice.explained[0] > 0.95
+    assert choice.explained[1] < 0.1
+    assert np.isnan(choice.explained[2])
+    assert choice.score == pytest.approx(sum(choice.explained[:2]) / 2)
+
+
+def test_only_the_order_within_prompts_counts():
+    """Predictions that know how prompts differ, and nothing of their answers, explain nothing."""
+    targets = torch.arange(40, dtype=torch.float64)[:, None]
+    rows = make_rows(targets)
+    of_prompt = (torch.arange(40) // 4 * 4 + 1.5).double()[:, None]
+    assert explained_within(of_prompt, rows).item() == pytest.approx(0.0)
+    assert explained_within(targets + 100, rows).item() == pytest.approx(1.0)
+    alone = make_rows(targets, prompts=range(40))
+    assert explained_within(targets.clone(), alone).item() == pytest.approx(1.0)
+
+
+def test_differences_need_no_intercept_and_teach_the_same_direction():
+    features, _ = draw(80, 20)
+    worth = Scaler.fit(features)(features)[:, 0]
+    first, second = torch.arange(0, 80, 2), torch.arange(1, 80, 2)
+    swap = worth[first] < worth[second]
+    better, worse = torch.where(swap, second, first), torch.where(swap, first, second)
+    prompts = torch.arange(40)
+    rows = Rows(better, worse, torch.ones(40, 1).double(), torch.ones(40, 1).double(), prompts, prompts % 5)
+    choice = choose_penalties(rows, features)
+    probe = fit_rows(rows, features, choice.penalties)
+    points = probe(features)[:, 0]
+    assert (points[better] > points[worse]).float().mean() > 0.9
+    assert points.mean().item() == pytest.approx(0.0, abs=1e-6)
 
 
 @pytest.mark.parametrize(("answers", "width"), [(30, 50), (80, 6)])
@@ -43,7 +135,7 @@ def test_a_probe_standardises_and_learns_each_target_from_its_own_answers(answer
     features, targets = rng.normal(1, 4, (answers, width)), rng.normal(6, 1, (answers, 3))
     features[:, 2] = 7.0  # a constant feature
     targets[::3, 1] = np.nan
-    probe = fit_probe(torch.from_numpy(features), torch.from_numpy(targets), 10.0)
+    probe = fit_answers(torch.from_numpy(features), torch.from_numpy(targets), 10.0)
     new = rng.normal(1, 4, (5, width))
     new[:, 2] = 7.0
     for column, target in enumerate(targets.T):
@@ -55,4 +147,16 @@ def test_a_probe_standardises_and_learns_each_target_from_its_own_answers(answer
 
 def test_a_target_without_values_is_an_error():
     with pytest.raises(ValueError, match="no value"):
-        fit_probe(torch.ones(3, 2), torch.full((3, 1), torch.nan), 1.0)
+        fit_answers(torch.ones(3, 2), torch.full((3, 1), torch.nan), 1.0)
+
+
+@pytest.mark.parametrize(("answers", "width"), [(300, 5), (5, 300)])
+def test_the_system_is_as_large_as_the_smaller_side(monkeypatch, answers, width):
+    sizes = []
+    factor = torch.linalg.cholesky
+    monkeypatch.setattr(torch.linalg, "cholesky", lambda system: sizes.append(len(system)) or factor(system))
+    features, targets = draw(answers, width, 2)
+    fit_answers(features, targets, 1.0)
+    rows = make_rows(targets, folds=[number % 2 for number in range(answers)])
+    fold_predictions(rows, features, (1.0,))
+    assert max(sizes) <= 5

@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from rm_helpers import ridge
 from torch import nn
 
-from reward_model.modeling.fold_ridge import Rows
 from reward_model.modeling.head import score_weight
 from reward_model.modeling.level_head import choose_teaching, separate_start, teach_head
-from reward_model.modeling.ridge import ridge
+from reward_model.modeling.ridge import Rows
 from reward_model.training import trainable
 from reward_model.training.head_steps import CentredSplit, HeadSteps
 from reward_model.training.losses import Standardizer
@@ -191,7 +191,7 @@ def test_outputs_of_independent_targets_stay_apart_from_the_start():
     features = constant_features()
     targets = targets_of(features)
     starts = {
-        "one vector": ridge(features[:8], targets.mean(0).expand(8, -1), 1e-3, relative=True),
+        "one vector": ridge(features[:8], targets.mean(0).expand(8, -1), 1e-3),
         "separate": separate_start(features[:64], targets.mean(0)).folded(),
     }
     found = {}
@@ -218,7 +218,7 @@ def test_a_probe_start_is_not_lost_in_the_first_steps():
     everywhere, alone = torch.ones(ANSWERS, OUTPUTS).double(), torch.full_like(answers, -1)
     rows = Rows(answers, alone, targets.double(), everywhere, answers // 4, answers // 4 % 5)
     starts = {
-        "shared": ridge(features.double(), targets.double(), 1e-6, relative=True),
+        "shared": ridge(features.double(), targets.double(), 1e-6),
         "own": teach_head(features, rows, choose_teaching(features, rows).penalties).folded(),
     }
     losses = {}

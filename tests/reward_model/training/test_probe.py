@@ -10,9 +10,9 @@ import torch
 
 from reward_model.data.batches import EncodedExample, encode_examples
 from reward_model.data.examples import Example
-from reward_model.modeling.fold_ridge import fold_predictions
 from reward_model.modeling.model import load_backbone_for_rm
 from reward_model.modeling.readout import ReadoutSpec, view_features
+from reward_model.modeling.ridge import fold_predictions
 from reward_model.shared_prefix.exactness import prepare_shared_prefix
 from reward_model.training.feature_store import FeatureStore, probed_layers
 from reward_model.training.probe import Training, documents_of, fit_probe, fold_numbers, fold_rows
