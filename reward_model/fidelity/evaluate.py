@@ -31,7 +31,7 @@ from reward_model.fidelity.free_baselines import (
 from reward_model.fidelity.inputs import (
     Reference,
     drop_training_documents,
-    fit_window,
+    keep_within_window,
     model_columns,
     read_reference,
     scored_columns,
@@ -67,7 +67,7 @@ def _score(config: EvaluateConfig, reference: Reference) -> Scored:
         model = RewardModel.from_pretrained(
             config.model, shared_prefix=config.shared_prefix, readout=config.readout
         )
-        fit_window(reference, model, config.overflow)
+        keep_within_window(reference, model, config.overflow)
         table = reference.table(lambda prompt: len(model.render(prompt.context, prompt.query)), "tokens")
         predicted = model_columns(model, table, config.token_budget)
         on = config.controls == "on"

@@ -218,7 +218,7 @@ def model_columns(
     return {**columns, REWARD: np.asarray(model.reward(scores), dtype=float)}
 
 
-def fit_window(reference: Reference, model: RewardModel, overflow: Overflow) -> None:
+def keep_within_window(reference: Reference, model: RewardModel, overflow: Overflow) -> None:
     """Leave out prompts over the model's window and say so.
 
     Raises:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from judge_pipeline.common.errors import UserError
-from judge_pipeline.common.record_files import write_records, write_text
+from judge_pipeline.common.record_files import read_json, write_records, write_text
 from judge_pipeline.common.run_dir import prepare_run
 from judge_pipeline.statistics import render as render
 from judge_pipeline.statistics.baselines import all_baselines
@@ -28,7 +28,7 @@ from reward_model.data.examples import Example, load_examples, usable
 from reward_model.data.splits import hash_fraction, split_by_document
 from reward_model.fidelity.curve_report import curve_page, summarise, terminal_curve
 from reward_model.fidelity.fidelity import evaluate_scores
-from reward_model.fidelity.inputs import Reference, fit_window, model_columns, read_reference
+from reward_model.fidelity.inputs import Reference, keep_within_window, model_columns, read_reference
 from reward_model.fidelity.learning_curve_config import LearningCurveConfig
 from reward_model.modeling.model import MANIFEST
 from reward_model.options import TOKEN_BUDGET
@@ -131,7 +131,7 @@ def measure(
     model = RewardModel.from_pretrained(model_dir, shared_prefix=config.shared_prefix)
     held = Reference(list(reference.prompts), reference.groups, reference.labels, reference.files)
     held.keep(held_out)
-    fit_window(held, model, config.overflow)
+    keep_within_window(held, model, config.overflow)
     answers = held.table(lambda prompt: len(model.render(prompt.context, prompt.query)), "tokens")
     predicted = model_columns(model, answers, config.token_budget or TOKEN_BUDGET)
     return evaluate_scores(
@@ -198,5 +198,4 @@ def _step(config: LearningCurveConfig, reference: Reference, sides: Sides, run: 
         write_text(done, json.dumps(step, indent=1, ensure_ascii=False))
         if not config.keep_models:
             shutil.rmtree(model_dir)
-    step = json.loads(done.read_text(encoding="utf-8"))
-    return dict(step)
+    return read_json(done)

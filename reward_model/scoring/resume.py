@@ -5,13 +5,12 @@ Each prompt is on disk before the next batch starts. A run that was stopped keep
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from judge_pipeline.common.errors import disk_error
-from judge_pipeline.common.record_files import JsonlAppender, read_prompts, write_records
+from judge_pipeline.common.record_files import JsonlAppender, read_json, read_prompts, write_records
 from judge_pipeline.common.records import Prompt, Response
 from reward_model.scoring.engine import ScoreConfig
 
@@ -72,7 +71,7 @@ def resumed_summary(config: ScoreConfig) -> Summary:
     summary = Summary(engine=config.engine, model=str(config.model))
     file = summary_file(config)
     if file.is_file() and (config.output.is_file() or part_file(config).is_file()):
-        before = json.loads(file.read_text(encoding="utf-8"))
+        before = read_json(file)
         summary.seconds, summary.tokens_read = before["seconds"], before["tokens_read"]
         summary.tokens_one_by_one = before["tokens_one_by_one"]
     return summary

@@ -19,7 +19,7 @@ from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from judge_pipeline.common.record_files import write_text
+from judge_pipeline.common.record_files import read_json, write_text
 from reward_model.data.batches import EncodedExample
 from reward_model.modeling.head import score_weight
 from reward_model.modeling.model import Backbone, load_backbone_for_rm
@@ -66,7 +66,7 @@ class ProbeResult:
     @classmethod
     def load(cls, folder: Path) -> ProbeResult:
         """Read what `save` wrote."""
-        report = json.loads((folder / "probe.json").read_text(encoding="utf-8"))
+        report = read_json(folder / "probe.json")
         readout = Readout.load(folder, ReadoutSpec.model_validate(report["readout"]))
         return cls(readout, load_file(folder / "head.safetensors")["weight"], report)
 

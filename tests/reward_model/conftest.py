@@ -72,6 +72,12 @@ def make_tiny_base(path: Path, window: int = 1024) -> Path:
     return path
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Fresh heads are drawn alike whichever tests ran before; before fixtures of any scope."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a tiny base model with a window of 1024 tokens."""
