@@ -20,13 +20,13 @@ import yaml
 from dpo.chat import to_messages
 from dpo.judged import as_judged
 from dpo.pairs.choice import EXCLUDING_FLAGS, Choice, Rules, choose, task_of
-from dpo.pairs.pairs_config import Arm, PairsConfig
+from dpo.pairs.pairs_config import Arm, PairsConfig, RewardsOf
 from dpo.pairs.records import Pair, read_pairs
 from dpo.pairs.report import pair_report, print_report
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.record_files import labels_by_answer, read_prompts, write_json, write_records
 from judge_pipeline.common.records import DIMENSIONS, Prompt, Scores
-from judge_pipeline.common.run_dir import check_place, describe_run, write_run_yaml
+from judge_pipeline.common.run_dir import check_place, prepare_run
 from judge_pipeline.common.weighting import full_weights
 
 
@@ -57,18 +57,23 @@ def check_weights_used(rules: Rules, dimensions: set[str], tasks: set[str | None
         print(f"warning: --task-weights: no prompt has the task '{task}'", file=sys.stderr)
 
 
-def _with_labels(prompts: Iterator[Prompt], path: Path | None) -> Iterator[Prompt]:
-    """Put a label run's scores and rewards in place of the file's own."""
-    if path is None:
-        yield from prompts
-        return
-    labels = labels_by_answer(path)
+def with_labels(prompts: Iterator[Prompt], path: Path | None) -> Iterator[tuple[Prompt, RewardsOf]]:
+    """Each prompt with a label run's scores and rewards where the run gives it any, else with its own.
+
+    The judge labels a part of the prompts and the reward model the rest. Within a prompt the two are never mixed:
+    a pair compares rewards of one rater.
+    """
+    labels = {} if path is None else labels_by_answer(path)
+    judged = {name for (name, _), label in labels.items() if label.reward is not None}
     for prompt in prompts:
-        responses = [as_judged(item, labels.get((prompt.id, item.id))) for item in prompt.responses]
-        yield prompt.model_copy(update={"responses": responses})
+        if prompt.id in judged:
+            responses = [as_judged(item, labels.get((prompt.id, item.id))) for item in prompt.responses]
+            yield prompt.model_copy(update={"responses": responses}), "labels"
+        else:
+            yield prompt, "file"
 
 
-def to_row(prompt: Prompt, choice: Choice, arm: Arm) -> dict[str, Any]:
+def to_row(prompt: Prompt, choice: Choice, arm: Arm, rewards_of: RewardsOf) -> dict[str, Any]:
     """A row of the output; every row has the same keys, so that Arrow finds one schema."""
     names = list(dict.fromkeys([*DIMENSIONS, *(choice.chosen.scores or {}), *(choice.rejected.scores or {})]))
 
@@ -91,6 +96,7 @@ def to_row(prompt: Prompt, choice: Choice, arm: Arm) -> dict[str, Any]:
         "task": task_of(prompt),
         "template": (choice.rejected.model_extra or {}).get("template"),
         "arm": arm,
+        "rewards_of": None if choice.margin is None else rewards_of,
     }
 
 
@@ -125,9 +131,17 @@ def _known(pair: Pair) -> dict[str, Any]:
     return {**row, "document_id": pair.document_id or f"mix:{hashlib.sha256(text.encode()).hexdigest()[:16]}"}
 
 
+def input_files(config: PairsConfig) -> list[Path]:
+    """The files that are read; their content decides whether an earlier output is this run's."""
+    labels = config.labels
+    if labels is not None and labels.is_dir():
+        labels = labels / "labels.jsonl"
+    return [path for path in (config.scored, labels, config.mix, config.task_weights) if path]
+
+
 def run(config: PairsConfig) -> int:
     """Make pairs; an input that gives none is an error that says why."""
-    inputs = [path for path in (config.scored, config.labels, config.mix) if path]
+    inputs = input_files(config)
     run_file = Path(f"{config.output}.run.yaml")
     check_place(config.output, run_file, inputs)
     rules = Rules(config, read_task_weights(config.task_weights))
@@ -135,10 +149,10 @@ def run(config: PairsConfig) -> int:
     rows: list[dict[str, Any]] = []
     dimensions: set[str] = set()
     tasks: set[str | None] = set()
-    for prompt in _with_labels(read_prompts(config.scored, need_responses=True), config.labels):
+    for prompt, rewards_of in with_labels(read_prompts(config.scored, need_responses=True), config.labels):
         dimensions.update(name for response in prompt.responses for name in response.scores or {})
         tasks.add(task_of(prompt))
-        rows += [to_row(prompt, choice, config.arm) for choice in choose(prompt, rules, counts)]
+        rows += [to_row(prompt, choice, config.arm, rewards_of) for choice in choose(prompt, rules, counts)]
     check_weights_used(rules, dimensions, tasks)
     if not rows:
         reasons = "\n  ".join(f"{name}: {count}" for name, count in sorted(counts.items()))
@@ -151,8 +165,9 @@ def run(config: PairsConfig) -> int:
     rows = mixed_in(rows, config)
     report["pairs_written"] = len(rows)
     report["pairs_mixed_in"] = sum(row["arm"] == "mix" for row in rows)
+    # Not before there are pairs: a run that ends in an error replaces nothing.
+    prepare_run(config.output, config, "dpo pairs", config.existing, inputs, run_file=run_file)
     write_records(config.output, rows)
-    write_run_yaml(run_file, describe_run(config, "dpo pairs", inputs))
     report_path = Path(f"{config.output}.report.json")
     write_json(report_path, report)
     print_report(report, config.output, report_path, sys.stdout)

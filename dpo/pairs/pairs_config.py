@@ -8,8 +8,12 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from judge_pipeline.common.config import POSITIONAL, Config
+from judge_pipeline.common.run_dir import EXISTING_FILE_HELP, ExistingFile
+from reward_model.options import HOW
 
 Arm = Literal["best-worst", "contrast", "short-context-rm"]
+RewardsOf = Literal["labels", "file"]
+"""Whose rewards a pair compares: those of the label run, or those that the scored file carries."""
 FlagName = Literal["empty", "truncated", "refused", "duplicate"]
 
 
@@ -19,7 +23,7 @@ class PairsConfig(Config):
     scored: Path = Field(description="prompts with scored responses", json_schema_extra=POSITIONAL)
     output: Path = Field(description="file to write, .jsonl or .parquet")
     labels: Path | None = Field(
-        None, description="label run whose rewards are used instead of the file's own"
+        None, description="label run whose rewards are used for the prompts it covers; others keep the file's"
     )
     arm: Arm = Field("best-worst", description="which baseline of the paper: best-worst is LongReward itself")
     pairs: Literal["best-worst", "all"] = Field(
@@ -46,6 +50,7 @@ class PairsConfig(Config):
     mix: Path | None = Field(None, description="short-context preference pairs to mix in")
     mix_proportion: float = Field(0.0, ge=0, lt=1, description="their share of the output")
     seed: int = Field(0, description="seed of random choices (contrast, mixing)")
+    existing: ExistingFile = Field("refuse", description=EXISTING_FILE_HELP, json_schema_extra=HOW)
 
     @model_validator(mode="after")
     def _belong_together(self) -> PairsConfig:

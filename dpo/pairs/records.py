@@ -47,6 +47,8 @@ class Pair(BaseModel):
     template: str | None = None
     """Fingerprint of the chat template the answers were sampled with (see `dpo.chat.template_id`)."""
     arm: str | None = None
+    rewards_of: str | None = None
+    """Whose rewards were compared: `labels` (a label run's) or `file` (those of the scored file)."""
 
     @field_validator("prompt", "chosen", "rejected", mode="before")
     @classmethod

@@ -30,6 +30,7 @@ def pair_report(
         "documents": len({row["document_id"] for row in rows}),
         "left_out": {name: count for name, count in sorted(counts.items()) if name != "prompts: read"},
         "prompts_read": counts["prompts: read"],
+        "rewards_of": dict(Counter(row["rewards_of"] for row in rows if row["rewards_of"])),
         "margins": _summary([row["margin"] for row in rows if row["margin"] is not None]),
         "lengths": length_report(rows),
         "decided_by": deciding_dimensions(rows, weights),
@@ -127,6 +128,11 @@ def print_report(report: dict[str, Any], output: Path, report_path: Path, file: 
     )
     for name, count in report["left_out"].items():
         print(f"  left out · {name}: {count}", file=file)
+    if report["rewards_of"].keys() - {"file"}:
+        counted = ", ".join(
+            f"{count} pairs by those of the {name}" for name, count in report["rewards_of"].items()
+        )
+        print(f"  rewards  · {counted}", file=file)
     margins = report["margins"]
     if margins["count"]:
         print(

@@ -14,7 +14,8 @@ from judge_pipeline.common.config import POSITIONAL, Config
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.quiet import quiet_libraries
 from judge_pipeline.common.record_files import read_prompts, write_records
-from judge_pipeline.common.run_dir import check_place, describe_run, write_run_yaml
+from judge_pipeline.common.run_dir import EXISTING_FILE_HELP, ExistingFile, prepare_run
+from reward_model.options import HOW
 
 SHORT_REWARD = "short_context_reward"
 """Field of a response that `dpo score-short` writes."""
@@ -26,7 +27,8 @@ class ScoreShortConfig(Config):
     prompts: Path = Field(description="prompts with responses", json_schema_extra=POSITIONAL)
     reward_model: str = Field(description="sequence-classification model: a folder or a hub name")
     output: Path = Field(description="file to write, .jsonl or .parquet")
-    batch_size: int = Field(8, ge=1, description="answers at a time", json_schema_extra={"identity": False})
+    batch_size: int = Field(8, ge=1, description="answers at a time", json_schema_extra=HOW)
+    existing: ExistingFile = Field("refuse", description=EXISTING_FILE_HELP, json_schema_extra=HOW)
 
 
 def run(config: ScoreShortConfig) -> int:
@@ -35,7 +37,6 @@ def run(config: ScoreShortConfig) -> int:
 
     quiet_libraries()
     run_file = Path(f"{config.output}.run.yaml")
-    check_place(config.output, run_file, [config.prompts])
     prompts = list(read_prompts(config.prompts, need_responses=True))
     answers = [(prompt.query, item) for prompt in prompts for item in prompt.responses if item.text.strip()]
     try:
@@ -43,10 +44,12 @@ def run(config: ScoreShortConfig) -> int:
     except (OSError, ValueError) as error:
         message = f"the reward model '{config.reward_model}' does not load: {error}"
         raise UserError(message, "name a folder or hub model") from error
+    prepare_run(
+        config.output, config, "dpo score-short", config.existing, [config.prompts], run_file=run_file
+    )
     rewards = model.score([query for query, _ in answers], [item.text for _, item in answers])
     for (_, item), reward in zip(answers, rewards, strict=True):
         setattr(item, SHORT_REWARD, float(reward))  # responses keep fields that the schema does not name
     write_records(config.output, prompts)
-    write_run_yaml(run_file, describe_run(config, "dpo score-short", [config.prompts]))
     print(f"{config.output}: {len(answers)} answers to {len(prompts)} prompts scored")
     return 0

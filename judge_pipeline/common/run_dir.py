@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel
@@ -27,6 +27,9 @@ from judge_pipeline.common.record_files import read_yaml, write_text
 
 Existing = Literal["refuse", "resume", "replace"]
 EXISTING_HELP = "if the output holds a run of another configuration: refuse, resume it, or replace it"
+ExistingFile = Literal["refuse", "replace"]
+"""For commands that make their file in one go: there is nothing to resume."""
+EXISTING_FILE_HELP = "if the output holds another run's result: refuse, or replace it"
 
 PACKAGES = [
     "torch",
@@ -190,10 +193,16 @@ def _meet_earlier_run(
     if lines and existing == "refuse":
         raise UserError(
             f"{output} already holds a run of another configuration:\n  " + "\n  ".join(lines),
-            "choose --existing resume (keep what is there and go on), --existing replace, or another --output",
+            f"choose {_ways_on(config)}--existing replace, or another --output",
         )
     run["started"] = earlier.get("started", run["started"])
     return True
+
+
+def _ways_on(config: Config) -> str:
+    setting = type(config).model_fields.get("existing")
+    resumes = setting is None or "resume" in get_args(setting.annotation)
+    return "--existing resume (keep what is there and go on), " if resumes else ""
 
 
 def _compared(config: Config, run: dict[str, Any]) -> dict[str, Any]:

@@ -133,4 +133,5 @@ def scored_rows(count: int = 6, answers: int = 5) -> list[dict[str, Any]]:
 def make(tmp_path: Path, rows: list[dict[str, Any]], *flags: str) -> tuple[int, Path]:
     scored = write_jsonl(tmp_path / "scored.jsonl", rows)
     output = tmp_path / "pairs.jsonl"
+    flags = ("--existing", "replace", *flags)
     return main(["pairs", str(scored), "--output", str(output), *flags]), output

@@ -263,3 +263,9 @@ def test_short_context_rewards_feed_their_arm(tmp_path: Path):
     assert main(["pairs", str(scored), "--output", str(pairs), "--arm", "short-context-rm"]) == 0
     assert read_jsonl(pairs)[0]["chosen_reward"] == pytest.approx(max(rewards))
     assert read_jsonl(pairs)[0]["rejected_reward"] == pytest.approx(min(rewards))
+    write_jsonl(prompts, rows[:2])
+    again = ["score-short", str(prompts), "--reward-model", str(tmp_path / "rm"), "--output", str(scored)]
+    assert main(again) == 2  # of other prompts than before
+    assert read_jsonl(scored) == found
+    assert main([*again, "--existing", "replace"]) == 0
+    assert len(read_jsonl(scored)) == 2

@@ -152,13 +152,34 @@ def test_weights_that_weigh_nothing_are_named(tmp_path: Path, capsys, flags: tup
     assert not output.exists()
 
 
-def test_labels_of_a_run_replace_rewards(tmp_path: Path):
-    rows = scored_rows(1)
-    labels = [
-        {"prompt_id": "p0", "response_id": f"sample-{i}", "scores": dict.fromkeys(DIMENSIONS, 9.0 - i),
+def label_rows(prompt_id: str) -> list[dict[str, Any]]:
+    """Labels of `scored_rows`' five answers that turn their order around."""
+    return [
+        {"prompt_id": prompt_id, "response_id": f"sample-{i}", "scores": dict.fromkeys(DIMENSIONS, 9.0 - i),
          "reward": 9.0 - i, "status": "labelled"}
         for i in range(5)
     ]  # fmt: skip
+
+
+def test_labels_of_a_part_leave_the_other_prompts_their_rewards(tmp_path: Path, capsys):
+    (tmp_path / "run").mkdir()
+    failed = [
+        {**row, "reward": None, "scores": dict.fromkeys(DIMENSIONS), "status": "failed"}
+        for row in label_rows("p2")
+    ]
+    write_jsonl(tmp_path / "run" / "labels.jsonl", [*label_rows("p1"), *failed])
+    code, output = make(tmp_path, scored_rows(3), "--labels", str(tmp_path / "run"))
+    assert code == 0
+    assert [(row["rewards_of"], row["chosen_id"], row["chosen_reward"]) for row in read_jsonl(output)] == [
+        ("file", "sample-4", 5.5), ("labels", "sample-0", 9.0), ("file", "sample-4", 5.5),
+    ]  # fmt: skip
+    assert json.loads(Path(f"{output}.report.json").read_text())["rewards_of"] == {"file": 2, "labels": 1}
+    assert "2 pairs by those of the file, 1 pairs by those of the labels" in capsys.readouterr().out
+
+
+def test_labels_of_a_run_replace_rewards(tmp_path: Path):
+    rows = scored_rows(1)
+    labels = label_rows("p0")
     (tmp_path / "run").mkdir()
     write_jsonl(tmp_path / "run" / "labels.jsonl", labels)
     _, output = make(tmp_path, rows, "--labels", str(tmp_path / "run"))
@@ -320,3 +341,29 @@ def test_pairs_do_not_overwrite_the_answers_they_are_made_of(tmp_path: Path, cap
     assert main(["pairs", str(scored), "--output", str(scored)]) == 2
     assert "--output is the input" in capsys.readouterr().err
     assert scored.read_bytes() == before
+
+
+def test_other_pairs_are_not_written_over_an_earlier_output(tmp_path: Path, capsys):
+    scored, output = write_jsonl(tmp_path / "scored.jsonl", scored_rows()), tmp_path / "pairs.jsonl"
+    command = ["pairs", str(scored), "--output", str(output)]
+    assert main(command) == 0
+    before = output.read_bytes()
+    assert main(command) == 0  # the same pairs of the same answers
+    assert main([*command, "--pairs", "all"]) == 2
+    said = capsys.readouterr().err
+    assert "config.pairs: 'best-worst' there, 'all' now" in said
+    assert "--existing replace" in said
+    assert "resume" not in said
+    write_jsonl(scored, scored_rows(3))
+    assert main(command) == 2
+    assert "scored.jsonl has other content now" in capsys.readouterr().err
+    assert output.read_bytes() == before
+    assert (
+        main([*command, "--existing", "replace", "--min-margin", "99"]) == 2
+    )  # gives no pair: nothing is replaced
+    assert output.read_bytes() == before
+    assert main([*command, "--existing", "replace"]) == 0
+    assert len(read_jsonl(output)) == 3
+    Path(f"{output}.run.yaml").unlink()
+    assert main(command) == 2  # a file of somebody's
+    assert "is there already" in capsys.readouterr().err
