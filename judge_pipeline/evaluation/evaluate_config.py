@@ -23,6 +23,10 @@ class EvaluateConfig(Config):
     )
     output: Path = Field(description="directory for agreement.json, agreement.md and report.html")
     name: str = Field("judge", description="what to call the thing measured in the tables")
+    judges: dict[str, Path] = Field(
+        {},
+        description="label runs or scored files of further judges, NAME=PATH,…; every two are compared, paired",
+    )
     weights: dict[str, float] = Field(
         {},
         description="weights of the dimensions in the reward, e.g. faithfulness=2; default: the stored reward",

@@ -59,13 +59,19 @@ def group_name(prompt: Prompt, path: Path) -> str:
 def read_scored(scored: Path, prompt_files: Sequence[Path]) -> ScoredAnswers:
     """Read scores and prompts. Prompts default to the file of scores itself, or to those the label run read."""
     if holds_labels(scored):
-        labels = labels_by_answer(scored)
-        table = read_table(prompt_files or labelled_prompts(scored))
-        return ScoredAnswers(table, _label_columns(table, labels, scored), labels, _coverage(table, labels))
+        return read_onto(read_table(prompt_files or labelled_prompts(scored)), scored)
     table = read_table(prompt_files or [scored])
     if not prompt_files:
         return ScoredAnswers(table, score_columns(table, score_names(table, "scores")))
-    return _scores_onto(table, scored)
+    return read_onto(table, scored)
+
+
+def read_onto(table: AnswerTable, scored: Path) -> ScoredAnswers:
+    """Scores of a label run, a labels file or scored prompts on the answers of a table."""
+    if not holds_labels(scored):
+        return _scores_onto(table, scored)
+    labels = labels_by_answer(scored)
+    return ScoredAnswers(table, _label_columns(table, labels, scored), labels, _coverage(table, labels))
 
 
 def read_table(files: Sequence[Path]) -> AnswerTable:

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from judge_pipeline.common.html.charts import interval_bars, stat_tiles, table
 from judge_pipeline.common.html.page import Section, code_block, join, prose, render_page
+from judge_pipeline.evaluation.several import RAW_AND_CHANCE
 from judge_pipeline.statistics import render
 
 
@@ -28,6 +29,8 @@ def terminal_report(found: dict[str, Any]) -> str:
             grid = render.aligned(*_fitted_rows(fitted))
             hand_on = f"hand them on: {fitted['flag']}"
             parts.append(f"weights fitted to people's choices ({part})\n{grid}\n{hand_on}")
+    for name, between in found["between"].items():
+        parts.append(_between_text(name, between))
     parts += _rater_lines(found["raters"]) + _judge_lines(found.get("judge_baselines", {}))
     return "\n\n".join(parts)
 
@@ -46,6 +49,37 @@ def _fitted_rows(fitted: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         for row in fitted["held_out"]
     ]
     return ["weights", "accuracy on other documents", "gain over equal"], rows
+
+
+BETWEEN_HEADS = ["judges", "pairs", "Somers' D", "best of N", "best over chance", "Cohen's κ"]
+
+
+def _between_rows(between: dict[str, Any], cell: render.Cell) -> list[list[str]]:
+    figures = (*RAW_AND_CHANCE, "kappa")
+    return [
+        [" – ".join(row["judges"]), *(cell(row[name], "") for name in figures)] for row in between["pairs"]
+    ]
+
+
+def _alpha(between: dict[str, Any]) -> str:
+    return f"Krippendorff's α over all judges {render.interval(between['alpha'], 2)}"
+
+
+def _between_text(name: str, between: dict[str, Any]) -> str:
+    rows = _between_rows(between, lambda figure, _: render.value(figure))
+    return f"judges among themselves on {name}: {_alpha(between)}\n{render.aligned(BETWEEN_HEADS, rows)}"
+
+
+def _between_section(found: dict[str, Any]) -> Section:
+    parts: list[Markup | str] = []
+    for name, between in found.items():
+        rows = _between_rows(between, render.interval_cell)
+        parts += [
+            prose(f"{name}: {_alpha(between)}."),
+            table(BETWEEN_HEADS, rows, sortable=False, caption=name),
+        ]
+    intro = "Raw agreement beside the same with chance taken off; the first judge of each two is the target."
+    return Section("Judges among themselves", join(*parts), "between", intro)
 
 
 def _rater_lines(raters: dict[str, Any]) -> list[str]:
@@ -119,6 +153,8 @@ def evaluation_page(found: dict[str, Any], name: str) -> str:
         _dimension_section(part, dimension, found["pairs_from"])
         for part, dimension in found["dimensions"].items()
     ]
+    if found["between"]:
+        sections.append(_between_section(found["between"]))
     if lines := _rater_lines(found["raters"]):
         intro = (
             "Nothing can agree with a mean of ratings much better than the ratings agree among themselves."

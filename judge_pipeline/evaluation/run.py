@@ -9,6 +9,7 @@ adds; the weights people's choices imply; and, when asked for, the judge baselin
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from judge_pipeline.evaluation.evaluate_config import EvaluateConfig
 from judge_pipeline.evaluation.inputs import ScoredAnswers, read_scored
 from judge_pipeline.evaluation.judges import ask_baselines
 from judge_pipeline.evaluation.report import evaluation_page, terminal_report
+from judge_pipeline.evaluation.several import Columns, between_judges, read_judges
 from judge_pipeline.statistics import render
 from judge_pipeline.statistics.agreement import decided_pairs
 from judge_pipeline.statistics.baselines import all_baselines, minilm_embed
@@ -50,14 +52,20 @@ def evaluate_human(
     name: str = "judge",
     more: list[Predictor] | None = None,
     baselines: dict[str, Floats] | None = None,
+    judges: Mapping[str, Columns] | None = None,
     replicates: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """The whole evaluation as plain data; `more` are further predictors (pairwise judge, short-context RM, …)."""
+    """The whole evaluation as plain data.
+
+    `more` are further predictors (pairwise judge, short-context RM, …), `judges` further judges beside the first.
+    """
     table = scored.table
     people = judged_by_people(table)
     bootstrap = DocumentBootstrap(table.document_P, replicates, seed)
     predictors = [Predictor(name, "model", scored.columns, in_points=True)] if scored.columns else []
+    further = judges or {}
+    predictors += [Predictor(label, "judge", dict(given), in_points=True) for label, given in further.items()]
     predictors += more or []
     predictors += [Predictor(label, "baseline", any_target=x) for label, x in (baselines or {}).items()]
     comparison = Comparison(table, predictors, bootstrap)
@@ -68,11 +76,12 @@ def evaluate_human(
         "prompts": len(table.prompts),
         "answers": table.rows,
         "documents": table.documents,
-        "notes": scored.notes,
+        "notes": [*scored.notes, *filter(None, [render.few_documents(table.documents)])],
         "results": results,
         "pairs_from": people.pairs_from,
         "dimensions": _dimensions(scored, people.pairs, bootstrap),
         "raters": _raters(scored, bootstrap),
+        "between": between_judges(table, {name: scored.columns, **further}, bootstrap),
     }
 
 
@@ -159,7 +168,13 @@ def run_evaluation(config: EvaluateConfig) -> int:
     scored = read_scored(config.scored, config.prompts)
     if config.weights:
         reweigh(scored, config.weights)
-    files = [path for path in (config.scored, *config.prompts) if path.is_file()]
+    judges, notes = read_judges(scored.table, config.judges)
+    scored.notes += notes
+    if config.name in judges:
+        raise UserError(
+            f"--judges names a judge '{config.name}', as SCORED is called", "call it otherwise: --name"
+        )
+    files = [path for path in (config.scored, *config.prompts, *config.judges.values()) if path.is_file()]
     prepare_run(config.output, config, "judge-pipeline evaluate", config.existing, files)
     embed = None if config.embedding_model == "none" else minilm_embed(config.embedding_model)
     more: list[Predictor] = []
@@ -177,7 +192,7 @@ def run_evaluation(config: EvaluateConfig) -> int:
         predictors, asked = ask_baselines(config.judge, store, scored.table, pairs, config.holistic)
         more += predictors
     baselines = all_baselines(scored.table, embed, config.seed)
-    found = evaluate_human(scored, config.name, more, baselines, config.bootstrap, config.seed)
+    found = evaluate_human(scored, config.name, more, baselines, judges, config.bootstrap, config.seed)
     found["judge_baselines"] = asked
     write_evaluation(config.output, found, config.name if scored.columns else "baselines")
     print(terminal_report(found))

@@ -37,16 +37,22 @@ PROMPT_METRICS: dict[str, str] = {
     "pairs": "share of decided pairs ordered the same way (a predicted tie counts ½)",
     "somers_d": "Somers' D: the same with chance taken off, 0 for guessing and 1 for every pair right",
     "best_of_n": "share of prompts whose top answer is a top answer of the target",
+    "best_above_chance": "best of N with chance taken off: 0 for picking blindly within each prompt, 1 for always right",
     "worst_of_n": "share of prompts whose bottom answer is a bottom answer of the target",
     "same_pair": "share of prompts whose best *and* worst answers are both the target's",
     "pair_direction": "share of chosen best–worst pairs that the target orders the same way (a tie counts ½)",
     "regret": "points of the target lost by taking the predicted best answer instead of the target's best",
 }
+POINT_METRICS: dict[str, str] = {
+    "kappa_within": "quadratic κ against chance within each prompt: 0 for the right points on the wrong answers",
+}
+"""Figures within prompts of predictions in the target's points."""
 SET_METRICS: dict[str, str] = {
     "spearman": "Spearman correlation over all answers",
     "kendall": "Kendall τ-b over all answers",
     "mae": "mean absolute error in points",
     "kappa": "Cohen's κ with quadratic weights over whole points: agreement in points with chance taken off",
+    "alpha": "Krippendorff's α for interval data: as κ, for any number of raters and with gaps",
 }
 SET_REPLICATES = 200
 """Each replicate computes rank correlations of the whole set again, which is slow for large ones."""
@@ -82,6 +88,10 @@ def _prompt_figures(target: Floats, predicted: Floats) -> dict[str, tuple[float,
         "pairs": (won, decided),
         "somers_d": (2 * won - decided, decided),
         "best_of_n": (float(right_best[best].mean()), 1.0),
+        "best_above_chance": (
+            float(right_best[best].mean() - right_best.mean()),
+            1 - float(right_best.mean()),
+        ),
         "worst_of_n": (float(right_worst[worst].mean()), 1.0),
         "regret": (float(target.max() - target[best].mean()), 1.0),
     }
@@ -234,6 +244,7 @@ def set_metrics(
             float(mean_absolute_error(target_R[rows], predicted_R[rows])) if len(rows) else None
         )
         computed["kappa"] = lambda rows: quadratic_kappa(target_R[rows], predicted_R[rows])
+        computed["alpha"] = lambda rows: krippendorff_alpha(np.stack([target_R[rows], predicted_R[rows]]))
     return {
         name: bootstrap.statistic(compute, table.document_R, rows, SET_REPLICATES)
         for name, compute in computed.items()
@@ -247,6 +258,37 @@ def quadratic_kappa(target: Floats, predicted: Floats) -> float | None:
     if not len(target) or np.ptp(np.concatenate(rounded)) == 0:
         return None
     return float(cohen_kappa_score(*rounded, labels=list(range(low, high + 1)), weights="quadratic"))
+
+
+def within_kappa(table: AnswerTable, target_R: Floats, predicted_R: Floats) -> Ratio:
+    """κ with quadratic weights, its chance that of dealing a prompt's predictions to its answers at random.
+
+    Over the whole set, knowing which prompts are easy counts as agreement; here it does not.
+    """
+    count = len(table.prompts)
+    gained, expected = np.zeros(count), np.zeros(count)
+    for number, rows in table.slices():
+        target, predicted = _both(target_R[rows], predicted_R[rows])
+        if len(target) > 1:
+            expected[number] = np.mean((target[:, None] - predicted[None, :]) ** 2)
+            gained[number] = expected[number] - np.mean((target - predicted) ** 2)
+    return Ratio(gained, expected)
+
+
+def krippendorff_alpha(values_KR: Floats) -> float | None:
+    """Krippendorff's α for interval data: K raters of R answers, NaN where a rater gave none.
+
+    1 minus the observed over the expected squared distance (Krippendorff, "Content Analysis", ch. 12), by variances:
+    linear in the ratings, where the `krippendorff` package counts every two distinct values, which judges' decimals
+    make many. None where fewer than two ratings can be paired, or all are one value.
+    """
+    values_KR = values_KR[:, np.isfinite(values_KR).sum(axis=0) > 1]
+    known = np.isfinite(values_KR)
+    if not known.any() or np.ptp(values_KR[known]) == 0:
+        return None
+    raters = known.sum(axis=0)
+    apart = np.nanvar(values_KR, axis=0, ddof=1)
+    return float(1 - (raters @ apart / raters.sum()) / np.var(values_KR[known], ddof=1))
 
 
 def calibration(target_R: Floats, predicted_R: Floats, bins: int = 10) -> dict[str, Any]:

@@ -20,13 +20,15 @@ from judge_pipeline.statistics.agreement import (
     set_metrics,
     spearman_ceiling,
     tie_counts,
+    within_kappa,
 )
 from judge_pipeline.statistics.bootstrap import DocumentBootstrap, Ratio
 from judge_pipeline.statistics.table import OVERALL, REWARD, AnswerTable, Floats, Pair
 
-Kind = Literal["model", "control", "baseline", "ceiling"]
+Kind = Literal["model", "judge", "control", "baseline", "ceiling"]
+"""A `judge` is a further one beside the model: every two of them are compared."""
 PAIRED_METRICS = ("spearman", "pairs")
-"""Figures whose difference to the model's row is shown."""
+"""Figures whose difference to the model's row, or between two judges, is shown."""
 PREFERENCES = "preferences"
 """The target that is not a score but people's choices between two answers."""
 GROUP_METRICS = ("spearman", "pairs", "best_of_n")
@@ -109,6 +111,7 @@ class Comparison:
             "mean": float(target_R[known].mean()) if known.any() else None,
             "spearman_ceiling": self.bootstrap.ratio(spearman_ceiling(self.table, target_R)).as_json(),
             "rows": rows,
+            "paired": self._paired(target, target_R, decided_pairs(self.table, target_R)),
             **self._parts(ratios),
         }
 
@@ -126,6 +129,7 @@ class Comparison:
             "pairs": len(pairs),
             "documents": len({int(self.table.document_P[number]) for number in prompts}),
             "rows": rows,
+            "paired": self._paired(PREFERENCES, None, pairs),
             **self._parts(ratios),
         }
 
@@ -137,17 +141,35 @@ class Comparison:
         self, predictor: Predictor, target: str, pairs: Sequence[Pair], ratios: dict[str, dict[str, Ratio]]
     ) -> dict[str, Any]:
         """A row that has pairs only, and the model ahead of it on those pairs that both decide."""
-        ratios[predictor.name] = {"pairs": predictor.pair_ratio(self.table, target, pairs)}
+        ratio = predictor.pair_ratio(self.table, target, pairs)
+        above_chance = Ratio(2 * ratio.numerator_P - ratio.denominator_P, ratio.denominator_P)
+        ratios[predictor.name] = {"pairs": ratio, "somers_d": above_chance}
         row = self._row(predictor, ratios[predictor.name])
-        model = self.model
-        if model is None or predictor.name == model.name:
-            return row
-        shared = [
-            pair for pair in pairs if None not in (model.vote(target, pair), predictor.vote(target, pair))
-        ]
-        first, second = (single.pair_ratio(self.table, target, shared) for single in (model, predictor))
-        row["ahead"] = {"pairs": self.bootstrap.difference(first, second).as_json()}
+        if self.model is not None and predictor.name != self.model.name:
+            row["ahead"] = self._pairs_difference(self.model, predictor, target, pairs)
         return row
+
+    def _pairs_difference(
+        self, one: Predictor, other: Predictor, target: str, pairs: Sequence[Pair]
+    ) -> dict[str, dict[str, Any]]:
+        """`one` minus `other` on the pairs that both decide."""
+        shared = [pair for pair in pairs if None not in (one.vote(target, pair), other.vote(target, pair))]
+        first, second = (single.pair_ratio(self.table, target, shared) for single in (one, other))
+        return {"pairs": self.bootstrap.difference(first, second).as_json()}
+
+    def _paired(self, target: str, target_R: Floats | None, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+        """Every two judges where there are further ones: the first minus the second, resampled together."""
+        judges = [item for item in self.predictors if item.kind in ("model", "judge")]
+        rows: list[dict[str, Any]] = []
+        for one, other in itertools.combinations(judges, 2) if len(judges) > 1 else ():
+            columns = one.column(target), other.column(target)
+            if target_R is not None and columns[0] is not None and columns[1] is not None:
+                gap = self._difference(columns[0], columns[1], target_R)
+            else:
+                gap = self._pairs_difference(one, other, target, pairs)
+            if any(figure["value"] is not None for figure in gap.values()):
+                rows.append({"name": f"{one.name} minus {other.name}", "paired": gap})
+        return rows
 
     def _graded_row(
         self,
@@ -157,8 +179,13 @@ class Comparison:
         target_R: Floats,
         column: Floats,
     ) -> dict[str, Any]:
+        if predictor.in_points:
+            own["kappa_within"] = within_kappa(self.table, target_R, column)
         row = self._row(predictor, own)
-        row["ahead"] = self._ahead(predictor, target, target_R, column)
+        model = self.model
+        other = None if model is None or model.name == predictor.name else model.column(target)
+        if other is not None:
+            row["ahead"] = self._difference(other, column, target_R)
         row["ties"] = tie_counts(self.table, target_R, column)
         if predictor.kind != "baseline":
             over = set_metrics(self.table, target_R, column, self.bootstrap, predictor.in_points)
@@ -167,16 +194,10 @@ class Comparison:
             row["calibration"] = calibration(target_R, column)
         return row
 
-    def _ahead(
-        self, predictor: Predictor, target: str, target_R: Floats, column: Floats
-    ) -> dict[str, dict[str, Any]]:
-        """The model minus this row, on the answers that both score and on the same resamples of documents."""
-        model = self.model
-        other = None if model is None or model.name == predictor.name else model.column(target)
-        if other is None:
-            return {}
-        shared = np.where(np.isfinite(column) & np.isfinite(other), target_R, np.nan)
-        first, second = (prompt_metrics(self.table, shared, scores) for scores in (other, column))
+    def _difference(self, one: Floats, other: Floats, target_R: Floats) -> dict[str, dict[str, Any]]:
+        """Scores `one` minus `other`, on the answers that both score and on the same resamples of documents."""
+        shared = np.where(np.isfinite(one) & np.isfinite(other), target_R, np.nan)
+        first, second = (prompt_metrics(self.table, shared, scores) for scores in (one, other))
         return {
             metric: self.bootstrap.difference(first[metric], second[metric]).as_json()
             for metric in PAIRED_METRICS

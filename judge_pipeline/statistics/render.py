@@ -14,8 +14,8 @@ from markupsafe import Markup
 
 from judge_pipeline.common.html.charts import bars, line, table
 from judge_pipeline.common.html.page import Section, join, prose
-from judge_pipeline.statistics.agreement import PROMPT_METRICS, SET_METRICS
-from judge_pipeline.statistics.bootstrap import MIN_DOCUMENTS
+from judge_pipeline.statistics.agreement import POINT_METRICS, PROMPT_METRICS, SET_METRICS
+from judge_pipeline.statistics.bootstrap import FEW_DOCUMENTS, MIN_DOCUMENTS
 from judge_pipeline.statistics.compare import PREFERENCES
 
 WIDTH = 100
@@ -25,33 +25,46 @@ HEADS = {
     "pairs": "pairs",
     "somers_d": "Somers' D",
     "best_of_n": "best of N",
+    "best_above_chance": "best over chance",
+    "kappa_within": "κ in points",
     "worst_of_n": "worst of N",
     "same_pair": "same pair",
     "pair_direction": "pair direction",
     "regret": "regret",
     "mae": "MAE",
     "kappa": "Cohen's κ",
+    "alpha": "Krippendorff's α",
 }
 Figure = dict[str, Any]
 AHEAD = "model minus this row"
+CHANCE = "within prompts, chance taken off"
+PAIRED = "judge minus judge, on the same answers"
 TABLES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("within prompts", "within", ("spearman", "pairs", "best_of_n")),
+    (CHANCE, "within", ("somers_d", "best_above_chance", "kappa_within")),
     (f"{AHEAD}, on the same answers", "ahead", ("spearman", "pairs")),
-    ("within prompts, more", "within", ("kendall", "somers_d", "regret")),
+    (PAIRED, "paired", ("spearman", "pairs")),
+    ("within prompts, more", "within", ("kendall", "regret")),
     ("best and worst", "within", ("worst_of_n", "same_pair", "pair_direction")),
     ("order over the whole set", "over_set", ("spearman", "kendall")),
-    ("points over the whole set", "over_set", ("mae", "kappa")),
+    ("points over the whole set", "over_set", ("mae", "kappa", "alpha")),
 )
 """Caption, part of a row, figures."""
-SHORT = 2
+SHORT = 4
 """Tables that a terminal shows; the rest is in the files."""
+
+
+def value(figure: Figure | None, digits: int = 2, sign: str = "") -> str:
+    """A figure without its interval: `0.61`, or `–`."""
+    found = (figure or {}).get("value")
+    return "–" if found is None else f"{found:{sign}.{digits}f}"
 
 
 def interval(figure: Figure | None, digits: int = 3, sign: str = "") -> str:
     """`0.612 [0.540, 0.681]`; `0.612 [–]` without an interval, `–` without a figure; `sign="+"` for differences."""
-    if not figure or figure.get("value") is None:
-        return "–"
-    text = f"{figure['value']:{sign}.{digits}f}"
+    text = value(figure, digits, sign)
+    if not figure or text == "–":
+        return text
     if figure.get("low") is None or figure.get("high") is None:
         return f"{text} [–]"
     return f"{text} [{figure['low']:{sign}.{digits}f}, {figure['high']:{sign}.{digits}f}]"
@@ -87,13 +100,24 @@ def result_tables(
     """
     found = []
     for title, part, metrics in TABLES[:wanted]:
-        shown = [name for name in metrics if any(name in row.get(part, {}) for row in result["rows"])]
-        rows = [row for row in result["rows"] if any(name in row.get(part, {}) for name in shown)]
+        listed = result["paired"] if part == "paired" else result["rows"]
+        shown = [name for name in metrics if any(name in row.get(part, {}) for row in listed)]
+        rows = [row for row in listed if any(name in row.get(part, {}) for name in shown)]
         if rows:
-            sign = "+" if part == "ahead" else ""
+            sign = "+" if part in ("ahead", "paired") else ""
             cells = [[row["name"], *(cell(row[part].get(name), sign) for name in shown)] for row in rows]
             found.append((title, ["scored by", *(HEADS[name] for name in shown)], cells))
     return found
+
+
+def few_documents(documents: int) -> str | None:
+    """What to say of intervals over so few documents; None where they are enough."""
+    if documents >= FEW_DOCUMENTS:
+        return None
+    return (
+        f"{documents} documents are few: intervals over them are too narrow, and below {MIN_DOCUMENTS} documents "
+        "there is none"
+    )
 
 
 def caption(result: dict[str, Any]) -> str:
@@ -132,8 +156,8 @@ def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def terminal_table(result: dict[str, Any]) -> str:
     """One target as text: the tables that fit a terminal (the rest is in the files)."""
     parts = [*textwrap.wrap(f"{result['target']}: {caption(result)}", WIDTH)]
-    for title, heads, rows in result_tables(result, short_interval, SHORT):
-        parts += ([title] if title.startswith(AHEAD) else []) + [aligned(heads, rows)]
+    for number, (title, heads, rows) in enumerate(result_tables(result, short_interval, SHORT)):
+        parts += [title, aligned(heads, rows)] if number else [aligned(heads, rows)]
     return "\n".join(parts)
 
 
@@ -197,9 +221,9 @@ def _calibration(row: dict[str, Any]) -> Markup:
 
 def legend_section() -> Section:
     """What the columns mean."""
-    rows = [[HEADS[name], meaning] for name, meaning in PROMPT_METRICS.items()]
+    rows = [[HEADS[name], meaning] for name, meaning in {**PROMPT_METRICS, **POINT_METRICS}.items()]
     rows += [[f"{HEADS[name]}, whole set", meaning] for name, meaning in SET_METRICS.items()]
-    rows.append([AHEAD, "paired: the same answers, the same resamples of documents"])
+    rows += [[name, "paired: the same answers, the same resamples of documents"] for name in (AHEAD, PAIRED)]
     text = (
         "Intervals are 95% percentile intervals over resampled documents; there is none below "
         f"{MIN_DOCUMENTS} documents. A prompt counts where the target tells at least two of its answers apart."

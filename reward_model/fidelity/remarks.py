@@ -10,8 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from judge_pipeline.statistics import separation
-from judge_pipeline.statistics.bootstrap import FEW_DOCUMENTS
-from judge_pipeline.statistics.render import interval
+from judge_pipeline.statistics.render import few_documents, interval
 from reward_model.fidelity.controls import OTHER, WITHHELD
 
 GROUNDED = ("faithfulness", "completeness")
@@ -21,7 +20,7 @@ GROUNDED = ("faithfulness", "completeness")
 def remarks(found: Mapping[str, Any]) -> list[str]:
     """Every sentence that the figures call for."""
     return [
-        *_few_documents(found),
+        *filter(None, [few_documents(found["documents"])]),
         *_document(found["results"]),
         *separation.remarks(found["separation"]),
         *_baselines(found["results"]),
@@ -31,14 +30,6 @@ def remarks(found: Mapping[str, Any]) -> list[str]:
 def main_metric(row: Mapping[str, Any]) -> str:
     """The figure a row is judged by: Spearman, or pairs where there are only choices."""
     return "spearman" if "spearman" in row["ahead"] else "pairs"
-
-
-def _few_documents(found: Mapping[str, Any]) -> Iterator[str]:
-    if found["documents"] < FEW_DOCUMENTS:
-        yield (
-            f"{found['documents']} documents are few: intervals over them are too narrow, and below 5 documents there "
-            "is none"
-        )
 
 
 def _document(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -116,6 +116,51 @@ def test_labels_against_people_through_the_command(files, tmp_path, capsys):
     assert "| judge | 0." in (output / "agreement.md").read_text()
 
 
+def test_several_judges_stand_side_by_side_with_paired_intervals(files, tmp_path, capsys):
+    people, labels = files
+    rows = [json.loads(line) for line in people.read_text().splitlines()]
+    write_records(tmp_path / "noisy.jsonl", label_rows(rows, noise=6.0))
+    write_records(tmp_path / "third.jsonl", label_rows(rows, noise=1.0)[:-8])
+    judges = f"noisy={tmp_path / 'noisy.jsonl'},third={tmp_path / 'third.jsonl'}"
+    words = [labels, "--prompts", people, "--judges", judges, "--bootstrap", "100"]
+    assert run(*words, "--output", tmp_path / "out") == 0
+    found = json.loads((tmp_path / "out" / "agreement.json").read_text())
+    overall = next(result for result in found["results"] if result["target"] == "overall")
+    assert [row["name"] for row in overall["rows"]][:3] == ["judge", "noisy", "third"]
+    paired = {row["name"]: row["paired"]["spearman"] for row in overall["paired"]}
+    assert list(paired) == ["judge minus noisy", "judge minus third", "noisy minus third"]
+    assert paired["judge minus noisy"]["low"] > 0 > paired["noisy minus third"]["high"]
+    between = found["between"]["faithfulness"]
+    assert [row["judges"] for row in between["pairs"]] == [
+        ["judge", "noisy"],
+        ["judge", "third"],
+        ["noisy", "third"],
+    ]
+    assert between["pairs"][1]["kappa"]["value"] > between["pairs"][0]["kappa"]["value"]
+    assert 0 < between["alpha"]["low"] < between["alpha"]["value"] < between["alpha"]["high"] < 1
+    assert between["pairs"][0]["somers_d"]["value"] < between["pairs"][0]["pairs"]["value"]
+    assert "third: 8 of 120 answers have no label and are left out" in found["notes"]
+    told = capsys.readouterr().out
+    assert "judge minus judge" in told
+    assert "judges among themselves on faithfulness: Krippendorff's α over all judges" in told
+    assert "Judges among themselves" in (tmp_path / "out" / "report.html").read_text()
+    assert run(*words, "--output", tmp_path / "twice", "--name", "noisy") == 2
+    assert "call it otherwise" in capsys.readouterr().err
+
+
+def test_few_documents_are_named_as_such(files, tmp_path, capsys):
+    people, labels = files
+    assert run(labels, "--prompts", people, "--output", tmp_path / "out", "--bootstrap", "20") == 0
+    assert "15 documents are few: intervals over them are too narrow" in capsys.readouterr().out
+    rows = human_rows(4)
+    write_records(tmp_path / "two.jsonl", rows)
+    assert run(tmp_path / "two.jsonl", "--output", tmp_path / "two", "--bootstrap", "20") == 0
+    told = capsys.readouterr().out
+    assert "2 documents are few" in told
+    assert re.search(r"longer answer +\S+ \[–\]", told)  # no interval of width zero
+    assert "2 documents are few" in (tmp_path / "two" / "report.html").read_text()
+
+
 def test_human_values_alone_give_the_baselines(files, tmp_path, capsys):
     people, _ = files
     assert run(people, "--output", tmp_path / "out", "--bootstrap", "20") == 0

@@ -16,6 +16,7 @@ from judge_pipeline.statistics.agreement import (
     PROMPT_METRICS,
     calibration,
     decided_pairs,
+    krippendorff_alpha,
     pair_accuracy,
     pair_counts,
     prompt_metrics,
@@ -23,6 +24,7 @@ from judge_pipeline.statistics.agreement import (
     set_metrics,
     spearman_ceiling,
     tie_counts,
+    within_kappa,
 )
 from judge_pipeline.statistics.bootstrap import DocumentBootstrap, Ratio
 from judge_pipeline.statistics.compare import PREFERENCES, Comparison, Predictor, length_bins
@@ -111,6 +113,7 @@ def test_a_perfect_prediction_is_perfect_and_a_constant_is_chance():
     assert constant["best_of_n"] == constant["worst_of_n"] == 0.25
     assert constant["same_pair"] == pytest.approx(1 / 12)
     assert constant["regret"] == 1.5
+    assert constant["best_above_chance"] == constant["somers_d"] == 0.0
 
 
 def test_whole_set_figures_equal_scipy_and_sklearn():
@@ -137,6 +140,40 @@ def test_quadratic_kappa_is_one_minus_observed_over_expected_squared_distance(ro
         assert found is None
     else:
         assert found == pytest.approx(1 - np.mean((target - predicted) ** 2) / expected)
+
+
+def test_alpha_is_krippendorffs_own_example():
+    """Four observers, twelve units, gaps: interval α is 0.849 ("Computing Krippendorff's Alpha-Reliability")."""
+    gap = np.nan
+    values = np.array(
+        [
+            [1, 2, 3, 3, 2, 1, 4, 1, 2, gap, gap, gap],
+            [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, gap, 3],
+            [gap, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, gap],
+            [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, gap],
+        ]
+    )
+    assert krippendorff_alpha(values) == pytest.approx(0.849, abs=5e-4)
+    assert krippendorff_alpha(np.full((2, 5), 7.0)) is None  # one value only: nothing can be told
+    assert krippendorff_alpha(np.array([[1.0, gap], [gap, 2.0]])) is None  # no two ratings of one answer
+
+
+def test_knowing_which_prompts_are_easy_is_no_agreement_within_them():
+    """Right on prompts and blind within: kappa and alpha over the set are high, against chance within they are 0."""
+    rng = np.random.default_rng(8)
+    table = table_of([6] * 200)
+    level = np.repeat(rng.choice([2.0, 8.0], 200), 6)
+    target, blind = level + rng.integers(-1, 2, 1200), level + rng.integers(-1, 2, 1200)
+    boot = DocumentBootstrap(table.document_P, 50)
+    over = set_metrics(table, target, blind, boot)
+    assert min(over["kappa"].value, over["alpha"].value) > 0.85
+    assert boot.ratio(within_kappa(table, target, blind)).value == pytest.approx(0, abs=0.06)
+    assert within_kappa(table, target, target).value == 1
+    # The same holds for the best of N: three of six are best here, so picking blindly is right half the time.
+    halves = np.tile([1.0, 1, 1, 0, 0, 0], 200)
+    figures = prompt_metrics(table, halves, rng.random(1200))
+    assert figures["best_of_n"].value == pytest.approx(0.5, abs=0.1)
+    assert figures["best_above_chance"].value == pytest.approx(2 * figures["best_of_n"].value - 1)
 
 
 @given(points, points)
@@ -199,9 +236,19 @@ def test_no_table_is_wider_than_a_terminal():
     text, page = terminal_table(result), markdown_table(result)
     assert max(map(len, text.splitlines())) <= WIDTH
     assert max(len(line) for line in page.splitlines() if line.startswith("|")) <= WIDTH
-    for name in ("Somers' D", "Cohen's κ", "Kendall τ-b", "regret", "worst of N"):
+    for name in (
+        "Somers' D",
+        "Cohen's κ",
+        "Kendall τ-b",
+        "regret",
+        "worst of N",
+        "Krippendorff's α",
+        "κ in points",
+    ):
         assert name in page
     assert "model minus this row" in text
+    raw, corrected = text.index("best of N"), text.index("chance taken off")
+    assert raw < corrected < text.index("model minus this row")  # raw and chance-corrected stand side by side
     assert "keeps Spearman at 0." in " ".join(text.split())
 
 
@@ -293,6 +340,9 @@ def test_comparison_puts_model_baseline_and_pair_votes_in_one_table():
     assert rows["reverse"]["ahead"]["pairs"]["value"] == 1.0
     assert rows["model"]["calibration"]["slope"] == pytest.approx(1 / 0.9)
     assert rows["pairwise"]["within"]["pairs"] == {"value": 0.5, "low": None, "high": None, "count": 4}
+    assert (
+        rows["pairwise"]["within"]["somers_d"]["value"] == 0.0
+    )  # undecided throughout is no better than guessing
     assert rows["pairwise"]["ahead"]["pairs"]["value"] == 0.5
     assert set(graded["by_group"]) == {"a", "b"}
     assert list(graded["by_length"]) == ["1k–2k", "2k–4k", "4k–8k"]
@@ -303,6 +353,29 @@ def test_comparison_puts_model_baseline_and_pair_votes_in_one_table():
         "reverse": 0.0,
         "pairwise": 0.5,
     }
+
+
+def test_every_two_judges_are_compared_on_the_same_resamples():
+    rng = np.random.default_rng(6)
+    table = table_of([4] * 30)
+    target = rng.permuted(np.tile([1.0, 2, 3, 4], (30, 1)), axis=1).ravel()
+    good = target + rng.normal(0, 0.5, 120)
+    predictors = [
+        Predictor("a", "model", {"x": good}, in_points=True),
+        Predictor("b", "judge", {"x": rng.random(120)}, in_points=True),
+        Predictor("c", "judge", {"x": good + rng.normal(0, 0.2, 120)}, in_points=True),
+        Predictor("constant", "baseline", any_target=np.ones(120)),
+    ]
+    comparison = Comparison(table, predictors, DocumentBootstrap(table.document_P, 200))
+    result = comparison.graded("x", target)
+    paired = {row["name"]: row["paired"]["pairs"] for row in result["paired"]}
+    assert list(paired) == ["a minus b", "a minus c", "b minus c"]
+    assert paired["a minus b"]["low"] > 0 > paired["b minus c"]["high"]
+    assert paired["a minus c"]["low"] < 0 < paired["a minus c"]["high"]
+    assert "judge minus judge" in terminal_table(result)
+    chosen = comparison.preferred(decided_pairs(table, target))
+    assert chosen["paired"] == []  # none of them has a reward
+    assert Comparison(table, predictors[:1], comparison.bootstrap).graded("x", target)["paired"] == []
 
 
 def test_length_bins_cover_every_prompt_once():

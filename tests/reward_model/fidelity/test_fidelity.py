@@ -167,7 +167,7 @@ def test_the_judges_second_run_and_its_votes_are_the_ceiling(run_dir, tiny_model
     model_row = by_name["reward model"]
     figures = {"spearman", "kendall", "pairs", "best_of_n", "worst_of_n", "same_pair", "regret"}
     assert figures <= set(model_row["within"])
-    assert {"spearman", "kendall", "mae", "kappa"} == set(model_row["over_set"])
+    assert {"spearman", "kendall", "mae", "kappa", "alpha"} == set(model_row["over_set"])
     assert {"slope", "intercept", "bins"} <= set(model_row["calibration"])
     assert model_row["within"]["spearman"]["low"] <= model_row["within"]["spearman"]["high"]
     assert found["votes"]["faithfulness"]["spearman"]["value"] > 0.8
