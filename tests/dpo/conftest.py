@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import threading
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from dpo_helpers import make_model, make_tokenizer
+from sampling import Endpoint
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +21,15 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_model().save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def endpoint():
+    handler = type("Handler", (Endpoint,), {"calls": [], "keys": [], "at_once": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    handler.url = f"http://127.0.0.1:{server.server_port}/v1"
+    yield handler
+    server.shutdown()
+    server.server_close()

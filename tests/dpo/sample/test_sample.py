@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from dpo_helpers import make_model, prompt_rows, read_jsonl, write_jsonl
+from dpo_helpers import make_model, prompt_rows, read_jsonl
+from sampling import run_sample
 from transformers import AutoModelForCausalLM
 
 from dpo.chat import to_messages
-from dpo.cli import main
 from dpo.sample import sample
 from dpo.sample.base import Decoding, Draw, Request, prompt_seed
 from dpo.sample.transformers_sampler import TransformersSampler
@@ -124,18 +121,6 @@ def dict_of(sampler: Any, request: Request, how: Decoding) -> list[Draw]:
     return next(iter(sampler.answer([request], how)))[1]
 
 
-def run_sample(
-    tmp_path: Path, model: Path | str, *flags: str, rows: list[dict[str, Any]] | None = None
-) -> int:
-    prompts = tmp_path / "prompts.jsonl"
-    if not prompts.exists():
-        write_jsonl(prompts, rows or prompt_rows(4))
-    return main(
-        ["sample", str(prompts), "--model", str(model), "--output", str(tmp_path / "out.jsonl"),
-         "--n", "3", "--max-new-tokens", "8", *flags]
-    )  # fmt: skip
-
-
 def test_command_writes_resumes_and_refuses_other_settings(tmp_path: Path, tiny_model: Path, capsys):
     flags = ("--engine", "transformers", "--device", "cpu", "--dtype", "float32")
     assert run_sample(tmp_path, tiny_model, *flags) == 0
@@ -186,79 +171,6 @@ def test_long_prompts_are_an_error_or_left_out_never_cut(tmp_path: Path, tiny_mo
     assert "512" in error
     assert run_sample(tmp_path, tiny_model, *flags, "--overflow", "skip", "--existing", "replace") == 0
     assert [row["id"] for row in read_jsonl(tmp_path / "out.jsonl")] == ["p0", "p1"]
-
-
-class Endpoint(BaseHTTPRequestHandler):
-    """Answers as an OpenAI-compatible server does; `mode` makes it difficult."""
-
-    mode = "n"
-    calls: list[dict[str, Any]]
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        type(self).calls.append(body)
-        mode, count = type(self).mode, body.get("n", 1)
-        if mode == "key":
-            return self.reply(401, {"error": {"message": "bad key"}})
-        if mode == "model":
-            return self.reply(404, {"error": {"message": "no such model"}})
-        if mode == "no-n" and count > 1:
-            return self.reply(400, {"error": {"message": "'n' must be 1", "param": "n"}})
-        if mode == "max" and "max_tokens" in body:
-            text = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
-            return self.reply(400, {"error": {"message": text}})
-        if mode == "busy" and len(type(self).calls) % 2:
-            return self.reply(429, {"error": {"message": "slow down"}}, {"Retry-After": "0"})
-        if mode == "long":
-            return self.reply(400, {"error": {"message": "maximum context length is 10 tokens"}})
-        given = 1 if mode == "few" else count
-        choices = [
-            {
-                "index": i,
-                "finish_reason": "length" if i else "stop",
-                "message": {"role": "assistant", "content": f"answer {body['seed'] + i}"},
-            }
-            for i in range(given)
-        ]
-        usage = {"prompt_tokens": 5, "completion_tokens": 3 * given, "total_tokens": 5 + 3 * given}
-        self.reply(
-            200,
-            {
-                "id": "x",
-                "object": "chat.completion",
-                "created": 0,
-                "model": "m",
-                "choices": choices,
-                "usage": usage,
-            },
-        )
-
-    def reply(self, status: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> None:
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        for name, value in {
-            "Content-Type": "application/json",
-            "Content-Length": str(len(data)),
-            **(headers or {}),
-        }.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def endpoint():
-    handler = type("Handler", (Endpoint,), {"calls": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    handler.url = f"http://127.0.0.1:{server.server_port}/v1"
-    yield handler
-    server.shutdown()
-    server.server_close()
 
 
 @pytest.mark.parametrize(("mode", "calls"), [("n", 4), ("no-n", None), ("few", 12), ("busy", 8), ("max", 5)])
