@@ -31,9 +31,11 @@ from judge_pipeline.documents.indexed import DocumentIndexer
 from judge_pipeline.engines.batch_file import BATCH_FAILURES, BatchFileEngine, open_batch_file
 from judge_pipeline.engines.open import open_engine
 from judge_pipeline.engines.run_calls import Budget, CallRunner
-from judge_pipeline.labelling.forecast import check_overflow, dry_run
+from judge_pipeline.labelling.dry_run import forecast_text
+from judge_pipeline.labelling.forecast import Forecast
 from judge_pipeline.labelling.label_config import LabelConfig
 from judge_pipeline.labelling.label_file import LabelFile
+from judge_pipeline.labelling.overflow import check_overflow
 from judge_pipeline.labelling.planning import PromptPlanner
 from judge_pipeline.labelling.scheduler import Scheduler
 from judge_pipeline.labelling.summary import Tally, summarize, summary_lines
@@ -53,8 +55,7 @@ def run_label(config: LabelConfig) -> int:
     answers = {prompt.id: [response.id for response in prompt.responses] for prompt in _prompts(config)}
     budget = config.budget
     if config.dry_run:
-        dimensions = _dimensions(config, structured=True)
-        return dry_run(_prompts(config), dimensions, _document_indexer(config), budget.prices)
+        return _dry_run(config)
     path = config.output / "calls.sqlite"
     idle = () if holds_calls(path) else STORE_FILES
     prepare_run(config.output, config, "judge-pipeline label", config.existing, [config.prompts], idle=idle)
@@ -70,6 +71,15 @@ def run_label(config: LabelConfig) -> int:
             asyncio.run(_ask_and_label(config, labels, store, budget))
         summary = summarize(labels.tally, budget, store.totals(), time.monotonic() - started)
     return _finish(config.output, summary, complete=labels.tally.complete, changed=labels.changed)
+
+
+def _dry_run(config: LabelConfig) -> int:
+    print("reading documents, driving plans; no judge is asked", file=sys.stderr)
+    forecast, dimensions = Forecast(_document_indexer(config)), _dimensions(config, structured=True)
+    for prompt in _prompts(config):
+        forecast.add(prompt, dimensions)
+    print(forecast_text(forecast, config.budget.prices))
+    return 0
 
 
 def _finish(output: Path, summary: dict[str, Any], *, complete: bool, changed: bool) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -291,6 +292,22 @@ def test_a_dry_run_expects_the_calls_that_are_made(server, prompts, tmp_path, ca
     assert expected == {"helpfulness.rate": 12, "logicality.rate": 12}
     made = Counter(body["messages"][0]["content"][:200] for body in server.bodies)
     assert list(made.values()).count(12) >= 2
+
+
+def test_stand_ins_for_key_points_differ_from_chunk_to_chunk(server, tmp_path, capsys):
+    """As many and as long as real ones: the call that weighs them is not taken for a short one."""
+    path = tmp_path / "long.jsonl"
+    write_prompts(path, prompts=1, answers=1, sentences=400)
+    assert label(server, path, tmp_path / "run", "--dry-run", "--chunk-tokens", "512") == 0
+    told = capsys.readouterr().out
+    chunks = next(
+        int(line.split()[1]) for line in told.splitlines() if line.startswith("completeness.extract ")
+    )
+    cover = told.split("──── completeness.cover")[1].split("──── ")[0].rsplit("[user]", 1)[1]
+    listed = re.findall(r"^K\d+[:.] (.*)$", cover, re.MULTILINE)
+    assert chunks > 4
+    assert len(listed) == len(set(listed)) == 5 * chunks
+    assert all("has colour" in point for point in listed)
 
 
 def test_ctrl_c_keeps_what_was_in_flight(tmp_path):

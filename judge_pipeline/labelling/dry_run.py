@@ -1,0 +1,27 @@
+"""The text that `judge-pipeline label --dry-run` prints: prompts as they would be asked, calls, tokens, money."""
+
+from __future__ import annotations
+
+from judge_pipeline.engines.call_counts import amount_lines, cost_line, example_lines
+from judge_pipeline.engines.run_calls import Prices
+from judge_pipeline.labelling.forecast import Forecast, length_lines
+
+ASSUMED = (
+    "assumed: a statement a sentence, five key points a chunk, no thinking before a reply; --calibrate 10 labels ten "
+    "prompts and measures all that"
+)
+
+
+def forecast_text(forecast: Forecast, prices: Prices) -> str:
+    """What a run will ask, by stand-ins alone."""
+    amounts = forecast.counts.amounts
+    return "\n".join(
+        [
+            *example_lines(forecast.counts.examples),
+            *length_lines(forecast),
+            *amount_lines(amounts),
+            f"for {forecast.answers:,} answers to {forecast.prompts:,} prompts; nothing was asked",
+            ASSUMED,
+            cost_line(amounts, prices),
+        ]
+    )
