@@ -276,27 +276,49 @@ def test_sharing_off_is_trls_own_computation(tmp_path: Path, tiny_model: Path, p
 
 
 def test_bf16_trains_close_to_fp32(tmp_path: Path, tiny_model: Path, pairs: Path):
-    losses = {}
+    """Over a whole run, in which the loss falls far more than the two are apart; and they are not the same."""
+    losses, margins = {}, {}
     for precision in ("fp32", "bf16"):
-        flags = ("--precision", precision, "--eval-fraction", "0", "--max-steps", "1", "--method", "full")
+        flags = ("--precision", precision, "--eval-fraction", "0", "--max-steps", "8", "--method", "full")
         assert train(pairs, tiny_model, tmp_path / precision, *flags) == 0
-        losses[precision] = read_jsonl(tmp_path / precision / "metrics.jsonl")[0]["loss"]
-    assert losses["bf16"] == pytest.approx(losses["fp32"], abs=0.05)
+        rows = [row for row in read_jsonl(tmp_path / precision / "metrics.jsonl") if "loss" in row]
+        losses[precision] = torch.tensor([row["loss"] for row in rows])
+        margins[precision] = torch.tensor([row["rewards/margins"] for row in rows])
+    apart = (losses["bf16"] - losses["fp32"]).abs()
+    assert float(losses["fp32"][0] - losses["fp32"][-1]) > 0.5
+    assert 0 < float(apart.max()) < 0.1
+    assert float(margins["fp32"][-1]) > 2
+    torch.testing.assert_close(margins["bf16"], margins["fp32"], atol=0.2, rtol=0.1)
 
 
 def test_stock_trl_trains_on_what_pairs_writes(tmp_path: Path, tiny_model: Path):
+    """TRL reads the very prompts and answers from the file, and learns to prefer what the rewards prefer."""
     from dpo_helpers import make, scored_rows
 
-    _, output = make(tmp_path, scored_rows(4))
+    rows = scored_rows(4)
+    _, output = make(tmp_path, rows)
     dataset = load_dataset("json", data_files=str(output), split="train", cache_dir=str(tmp_path / "cache"))
+    tokenizer = make_tokenizer()
     trainer = DPOTrainer(
         model=str(tiny_model),
-        args=DPOConfig(output_dir=str(tmp_path / "trl"), max_steps=1, report_to=[], use_cpu=True, bf16=False,
-                       max_length=None, save_strategy="no", per_device_train_batch_size=2),
+        args=DPOConfig(output_dir=str(tmp_path / "trl"), max_steps=8, report_to=[], use_cpu=True, bf16=False,
+                       max_length=None, save_strategy="no", per_device_train_batch_size=2, learning_rate=1e-3,
+                       logging_steps=1, disable_tqdm=True),
         train_dataset=dataset,
-        processing_class=make_tokenizer(),
+        processing_class=tokenizer,
     )  # fmt: skip
-    assert trainer.train().training_loss == pytest.approx(0.6931, abs=1e-3)
+    for row, read in zip(rows, trainer.train_dataset, strict=True):
+        asked = f"{row['context']}\n\n{row['query']}"
+        assert tokenizer.decode(read["prompt_ids"]) == f"<|start|>user\n{asked}<|end|>\n<|start|>assistant\n"
+        best, worst = (row["responses"][index]["text"] for index in (-1, 0))
+        assert tokenizer.decode(read["chosen_ids"]) == f"{best}<|end|>\n"
+        assert tokenizer.decode(read["rejected_ids"]) == f"{worst}<|end|>\n"
+    trainer.train()
+    logged = [row for row in trainer.state.log_history if "loss" in row]
+    assert (logged[0]["loss"], logged[0]["rewards/margins"]) == (pytest.approx(0.6931, abs=1e-3), 0.0)
+    assert logged[-1]["loss"] < 0.5
+    assert logged[-1]["rewards/accuracies"] == 1.0
+    assert logged[-1]["rewards/margins"] > 0.3
 
 
 @pytest.mark.slow

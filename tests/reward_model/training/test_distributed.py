@@ -6,16 +6,20 @@ import json
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate import DistributedType
-from accelerate.commands.config.config_args import ClusterConfig
-from accelerate.commands.launch import launch_command_parser
+from accelerate import FullyShardedDataParallelPlugin
+from accelerate.commands import launch
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+from torch.distributed.fsdp import StateDictType
+from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
 from reward_model.modeling.model import load_reward_model
 from reward_model.training.callbacks import read_metrics
+from reward_model.training.sharding import optimiser_is_ours, weights_are_sharded
 from reward_model.training.train import train
 from reward_model.training.train_config import TrainConfig
 
@@ -136,17 +140,48 @@ def test_a_shared_prefix_under_fsdp2(tiny_base, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("name", ["fsdp2", "zero3"])
-def test_accelerate_reads_the_configurations(name):
-    """A key that accelerate does not know is an error there, at the start of a run on somebody's GPUs."""
+def launched(name: str) -> tuple[Namespace, dict[str, str]]:
+    """What `accelerate launch` makes of a configuration: its arguments, and the environment of the processes."""
     path = ROOT / "scripts" / "accelerate" / f"{name}.yaml"
-    found = ClusterConfig.from_yaml_file(str(path))
-    kind, sharding = {
-        "fsdp2": (DistributedType.FSDP, ("fsdp_config", "fsdp_version", 2)),
-        "zero3": (DistributedType.DEEPSPEED, ("deepspeed_config", "zero_stage", 3)),
-    }[name]
-    assert found.distributed_type == kind
-    assert getattr(found, sharding[0])[sharding[1]] == sharding[2]
-    known = launch_command_parser().parse_known_args(["script"])[0]
-    unknown = [key for key in found.fsdp_config if not hasattr(known, key)]
-    assert unknown == []
+    words = ["--config_file", str(path), "--num_processes", "2", "--module", "reward_model.cli"]
+    args, defaults, _ = launch._validate_launch_command(launch.launch_command_parser().parse_args(words))
+    if not args.use_deepspeed:
+        return args, prepare_multi_gpu_env(args)
+    args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+    return args, prepare_deepspeed_cmd_env(args)[1]
+
+
+def test_accelerate_shards_as_the_fsdp2_configuration_says(monkeypatch):
+    args, environment = launched("fsdp2")
+    assert (args.use_fsdp, args.mixed_precision, args.use_cpu) == (True, "bf16", False)
+    for key, value in environment.items():
+        if key.startswith(("FSDP_", "ACCELERATE_")):
+            monkeypatch.setenv(key, value)
+    monkeypatch.delenv("FSDP_CPU_RAM_EFFICIENT_LOADING")  # else the plugin asks for a GPU
+    assert environment["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "true"
+    plugin = FullyShardedDataParallelPlugin()
+    assert (plugin.fsdp_version, plugin.reshard_after_forward) == (2, True)
+    assert plugin.auto_wrap_policy is transformer_auto_wrap_policy
+    assert plugin.state_dict_type is StateDictType.FULL_STATE_DICT
+    assert not plugin.activation_checkpointing
+    assert environment["FSDP_OFFLOAD_PARAMS"] == "false"
+    assert weights_are_sharded()
+    assert not optimiser_is_ours()
+
+
+def test_accelerate_shards_as_the_zero3_configuration_says(monkeypatch):
+    args, environment = launched("zero3")
+    assert (args.use_deepspeed, args.mixed_precision, args.use_cpu) == (True, "bf16", False)
+    told = {
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3",
+        "ACCELERATE_DEEPSPEED_ZERO3_INIT": "true",
+        "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true",
+        "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "none",
+        "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "none",
+        "ACCELERATE_GRADIENT_CLIPPING": "auto",
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "auto",
+    }
+    assert {key: environment.get(key) for key in told} == told
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", environment["ACCELERATE_USE_DEEPSPEED"])
+    assert not optimiser_is_ours()
