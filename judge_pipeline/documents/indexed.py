@@ -6,19 +6,34 @@ One a document, however many prompts and answers share it: cut once, embedded on
 from __future__ import annotations
 
 import logging
+import sys
 import threading
+from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import cached_property, lru_cache, partial
+from dataclasses import dataclass, replace
+from weakref import WeakValueDictionary
 
 from judge_pipeline.common.errors import UserError
-from judge_pipeline.documents.chunking import FastTokenizer, Offsets, Span, cut
+from judge_pipeline.documents.chunking import FastTokenizer, Span, cut
 from judge_pipeline.documents.retrieval import Embeds, Index, Retrieval, SentenceEmbedder, build_index, top_k
 
 log = logging.getLogger(__name__)
 
+KEEP_BYTES = 2**30
+"""Of documents that nobody uses at the moment."""
+SPAN_BYTES = 160
+"""About what a piece takes: the object, its two numbers, its place in a list."""
 SPECIAL_TOKENS = 2
 """That an embedding model puts around a text."""
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """A document cut: its length in tokens, its chunks and its segments."""
+
+    tokens: int
+    chunks: Sequence[Span]
+    segments: Sequence[Span]
 
 
 class IndexedDocument:
@@ -27,46 +42,64 @@ class IndexedDocument:
     def __init__(self, text: str, indexer: DocumentIndexer) -> None:
         self.text = text
         self._indexer = indexer
-        self._lock = threading.Lock()
+        self._cutting, self._indexing = threading.Lock(), threading.Lock()
+        self._pieces: Pieces | None = None
         self._index: Index | None = None
 
-    @cached_property
-    def _offsets(self) -> Offsets:
-        return self._indexer.tokenizer.offsets(self.text)
+    def pieces(self) -> Pieces:
+        """The document cut, at the first call; where its tokens lie, megabytes, is forgotten at once."""
+        with self._cutting:
+            if self._pieces is None:
+                self._pieces = self._indexer.cut(self.text)
+                self._indexer.weigh(self)
+        return self._pieces
 
-    @cached_property
+    @property
     def tokens(self) -> int:
         """Length of the document in tokens of the chunking tokenizer."""
-        return len(self._offsets)
+        return self.pieces().tokens
 
-    @cached_property
+    @property
     def chunks(self) -> Sequence[Span]:
         """The pieces of `chunk_tokens`, in document order, covering it without a gap."""
-        return cut(self.text, self._offsets, self._indexer.chunk_tokens)
+        return self.pieces().chunks
 
-    @cached_property
+    @property
     def segments(self) -> Sequence[Span]:
         """The pieces of `segment_tokens`, in document order, covering it without a gap."""
-        return cut(self.text, self._offsets, self._indexer.segment_tokens)
+        return self.pieces().segments
+
+    def index(self) -> Index:
+        """The segments ready to be searched, at the first call: embedding takes seconds."""
+        segments = self.segments
+        with self._indexing:
+            if self._index is None:
+                self._indexer.check_embedder(self.text)
+                texts = [self.text[segment.start : segment.end] for segment in segments]
+                self._index = build_index(self._indexer.retrieval, texts, self._indexer.embedder)
+                self._indexer.weigh(self)
+        return self._index
 
     def search(self, statements: Sequence[str]) -> list[list[Span]]:
         """The top-k segments for each statement, best first. Embeds the document at the first call."""
         if not statements:
             return []
-        with self._lock:
-            if self._index is None:
-                self._indexer.check_embedder(self.text)
-                texts = [self.text[segment.start : segment.end] for segment in self.segments]
-                self._index = build_index(self._indexer.retrieval, texts, self._indexer.embedder)
-            best = top_k(self._index.scores(statements), self._indexer.top_k)
+        best = top_k(self.index().scores(statements), self._indexer.top_k)
         return [[replace(self.segments[i], score=score) for i, score in row] for row in best]
+
+    @property
+    def bytes(self) -> int:
+        """About how much memory it takes."""
+        spans = 0 if self._pieces is None else len(self._pieces.chunks) + len(self._pieces.segments)
+        return sys.getsizeof(self.text) + SPAN_BYTES * spans + (self._index.bytes if self._index else 0)
 
 
 class DocumentIndexer:
     """Makes and keeps indexed documents; the same text gives the same object back.
 
     `tokenizer` defaults to the embedding model's own, so that a segment is never longer than what it reads.
-    At most `keep` documents stay in memory (about 1 MB each at 64k tokens), the least recently used go first.
+    Documents in use are kept by those who use them; of the others at most `keep_bytes`, the least recently used go
+    first.
     """
 
     def __init__(
@@ -78,19 +111,46 @@ class DocumentIndexer:
         segment_tokens: int = 128,
         chunk_tokens: int = 4096,
         top_k: int = 5,
-        keep: int = 512,
+        keep_bytes: float = KEEP_BYTES,
         embedder: Embeds | None = None,
     ) -> None:
         self.embedder: Embeds = embedder or SentenceEmbedder(embedder_name)
         self.tokenizer = tokenizer or FastTokenizer(embedder_name)
         self.retrieval: Retrieval = retrieval
         self.segment_tokens, self.chunk_tokens, self.top_k = segment_tokens, chunk_tokens, top_k
-        self._documents = lru_cache(keep)(partial(IndexedDocument, indexer=self))
+        self.keep_bytes = keep_bytes
+        self._known: WeakValueDictionary[str, IndexedDocument] = WeakValueDictionary()
+        self._kept: OrderedDict[IndexedDocument, int] = OrderedDict()
+        """Bytes of the documents that this object keeps, the least recently used first."""
+        self._kept_bytes = 0
+        self._lock = threading.Lock()
+        self._tokenizing = threading.Lock()
         self._warned = False
 
     def build(self, text: str) -> IndexedDocument:
         """The document, indexed. Cheap: cutting and embedding wait until something asks for them."""
-        return self._documents(text)
+        with self._lock:
+            document = self._known.get(text)
+            if document is None:
+                document = self._known[text] = IndexedDocument(text, self)
+        self.weigh(document)
+        return document
+
+    def cut(self, text: str) -> Pieces:
+        """Chunks and segments of a text; one at a time, because a tokenizer needs much memory while it works."""
+        with self._tokenizing:
+            offsets = self.tokenizer.offsets(text)
+            sizes = self.chunk_tokens, self.segment_tokens
+            return Pieces(len(offsets), *(cut(text, offsets, size) for size in sizes))
+
+    def weigh(self, document: IndexedDocument) -> None:
+        """Note that a document was used and how large it is now; let go of others when all are too large."""
+        with self._lock:
+            before, now = self._kept.pop(document, 0), document.bytes
+            self._kept[document] = now
+            self._kept_bytes += now - before
+            while self._kept_bytes > self.keep_bytes and len(self._kept) > 1:
+                self._kept_bytes -= self._kept.popitem(last=False)[1]
 
     def check_embedder(self, text: str) -> None:
         """Refuse segments longer than the embedding model reads; say once when it does not know the text's script."""

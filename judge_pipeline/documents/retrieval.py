@@ -7,7 +7,8 @@ or where the embedding model does not read the language.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
@@ -29,6 +30,9 @@ FUSION_RANK = 60
 # order, and with it the calls that are made, the same.
 SCORE_DIGITS = 5
 
+BATCH = 64
+"""Texts embedded at a time; between two batches others have their turn."""
+
 
 class Embeds(Protocol):
     """Turns texts into unit vectors."""
@@ -47,24 +51,48 @@ class SentenceEmbedder:
     def __init__(self, name: str = "minilm", *, device: str | None = None, widen: bool = True) -> None:
         self.name = name
         self._device, self._widen = device, widen
-        self._lock = threading.Lock()
+        self._free = threading.Condition()
+        self._busy, self._hurried = False, 0
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Unit vectors of `texts`, shape (len(texts), dimension)."""
-        with self._lock:
+        """Unit vectors of `texts`, shape (len(texts), dimension).
+
+        Few texts go before many: an answer's statements do not wait until a long document is through.
+        """
+        batches = [list(texts[start : start + BATCH]) for start in range(0, len(texts), BATCH)]
+        vectors = [self._batch(batch, first=len(batches) == 1) for batch in batches]
+        return np.concatenate(vectors) if vectors else np.zeros((0, 0), dtype=np.float32)
+
+    def _batch(self, texts: list[str], *, first: bool) -> npt.NDArray[np.float32]:
+        with self._turn(first=first):
             vectors = self._model.encode(
-                list(texts),
-                batch_size=64,
+                texts,
+                batch_size=BATCH,
                 normalize_embeddings=True,
                 convert_to_numpy=True,
                 show_progress_bar=False,
             )
         return np.asarray(vectors, dtype=np.float32)
 
+    @contextmanager
+    def _turn(self, *, first: bool) -> Iterator[None]:
+        """The model is one caller's at a time; those that go `first` do not queue behind the others."""
+        with self._free:
+            self._hurried += first
+            self._free.wait_for(lambda: not self._busy and (first or not self._hurried))
+            self._hurried -= first
+            self._busy = True
+        try:
+            yield
+        finally:
+            with self._free:
+                self._busy = False
+                self._free.notify_all()
+
     @property
     def window(self) -> int | None:
         """Tokens of a text that the model reads, special ones included; what is longer loses its end."""
-        with self._lock:
+        with self._turn(first=True):
             return self._model.max_seq_length
 
     @cached_property
@@ -87,6 +115,12 @@ class DenseIndex:
         self._segments_S_D = embedder.embed(segments)
         self._known: dict[str, npt.NDArray[np.float32]] = {}
 
+    @property
+    def bytes(self) -> int:
+        """About how much memory it takes."""
+        rows = len(self._segments_S_D) + len(self._known)
+        return rows * self._segments_S_D[:1].nbytes
+
     def scores(self, queries: Sequence[str]) -> Scores_Q_S:
         """Cosine similarity, −1 to 1. A query seen before is not embedded again."""
         new = [query for query in dict.fromkeys(queries) if query not in self._known]
@@ -103,6 +137,8 @@ class Bm25Index:
         import bm25s
 
         corpus = [terms(segment) for segment in segments]
+        # An index entry is two numbers of four bytes; the words themselves are a fraction of it.
+        self.bytes = 16 * sum(map(len, corpus))
         self._size = len(segments)
         self._index: Any = None
         if any(corpus):
@@ -126,6 +162,11 @@ class HybridIndex:
 
     def __init__(self, parts: Sequence[DenseIndex | Bm25Index]) -> None:
         self._parts = parts
+
+    @property
+    def bytes(self) -> int:
+        """About how much memory it takes."""
+        return sum(part.bytes for part in self._parts)
 
     def scores(self, queries: Sequence[str]) -> Scores_Q_S:
         """Fused scores; equal scores within one part share the better rank, so order never breaks a tie."""

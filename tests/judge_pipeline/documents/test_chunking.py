@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from judge_pipeline.common.bundled_models import resolve_model
 from judge_pipeline.common.errors import UserError
-from judge_pipeline.documents.chunking import FastTokenizer, cut
+from judge_pipeline.documents import chunking
+from judge_pipeline.documents.chunking import FastTokenizer, _parts_graphemes, blocks, cut
 
 # Accents that combine, flags, a family joined by zero-width joiners, Hangul in parts, line ends of two characters.
 HARD = [
@@ -87,6 +88,34 @@ def test_sizes_are_met_on_real_text():
     check_cover(text, spans)
     assert all(tokenizer.count(text[s.start : s.end]) <= 128 for s in spans)
     assert len(spans) == -(-tokenizer.count(text) // 128)
+
+
+@pytest.mark.parametrize("name", ["minilm", "bpe"])
+def test_long_texts_are_tokenized_in_blocks_to_the_same_tokens(name, tmp_path, monkeypatch):
+    byte_level_bpe().save(str(tmp_path / "tokenizer.json"))
+    tokenizer = FastTokenizer("minilm" if name == "minilm" else str(tmp_path / "tokenizer.json"))
+    text = "The café was finished in 1887,\n\n  two years late. 甲骨文的发现 It burned oil at first.\n" * 40
+    whole = tokenizer.offsets(text)
+    monkeypatch.setattr(chunking, "BLOCK_CHARS", 300)
+    parts = list(blocks(text))
+    assert len(parts) > 8
+    assert "".join(text[start:end] for start, end in parts) == text
+    assert max(end - start for start, end in parts) <= 300
+    assert tokenizer.offsets(text).tolist() == whole.tolist()
+    assert tokenizer.count(text) == len(whole)
+    assert [end - start for start, end in blocks("甲" * 1000)] == [300, 300, 300, 100]
+
+
+@given(texts, st.integers(1, 40))
+@settings(max_examples=300, deadline=None)
+def test_cuts_are_those_of_scanning_every_grapheme(text, size):
+    """What decides is local; scanning each piece from its start, which is slow, finds the same."""
+    tokens = ByteTokens().offsets(text)
+    starts = grapheme_starts(text)
+    for span in cut(text, tokens, size)[1:]:
+        assert span.start in starts
+    for place in range(1, len(text)):
+        assert _parts_graphemes(text, place, 0) == (place in starts)
 
 
 def test_truncation_in_the_tokenizer_file_is_switched_off():

@@ -1,4 +1,7 @@
 import logging
+import threading
+import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -79,12 +82,59 @@ def test_nothing_is_embedded_before_a_search():
     assert embedder.requests == 0
 
 
-def test_old_documents_leave_memory():
-    builder = DocumentIndexer(embedder=CountingEmbedder(), keep=2)
-    first = builder.build("one")
-    assert builder.build("one") is first
-    builder.build("two"), builder.build("three")
-    assert builder.build("one") is not first
+def test_documents_are_kept_by_bytes_and_those_in_use_besides():
+    embedder = CountingEmbedder()
+    builder = DocumentIndexer(embedder=embedder, keep_bytes=60_000)
+    in_use = builder.build(document(9))
+    in_use.search(["one statement"])
+    for number in range(40):
+        builder.build(f"Number {number}. " + document(9)).search(["one statement"])
+        assert sum(one.bytes for one in builder._kept) <= 60_000
+    assert 1 < len(builder._kept) < 12
+    before = embedder.requests
+    assert builder.build(document(9)) is in_use  # another prompt over it does not embed it again
+    last = builder.build("Number 39. " + document(9))
+    last.search(["one statement"])
+    assert embedder.requests == before
+    builder.build("Number 0. " + document(9)).search(["one statement"])  # nobody used it, and it had to go
+    assert embedder.requests == before + 2
+
+
+def test_a_long_document_is_small_once_it_is_cut():
+    """A million tokens took 120 MB of offsets for as long as the document was kept."""
+    text = "The keeper of the lighthouse wrote a letter on Sunday.\n" * 20_000
+    builder = DocumentIndexer(retrieval="bm25", embedder=CountingEmbedder())
+    tracemalloc.start()
+    evidence = builder.build(text)
+    assert evidence.tokens > 200_000
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 2_000_000
+    assert evidence.bytes - len(text) == pytest.approx(kept, rel=0.5)
+
+
+def test_statements_do_not_wait_for_a_long_document(monkeypatch):
+    """A model of one caller at a time, seconds a document: the others go between its batches."""
+    order = []
+
+    class Slow:
+        max_seq_length = 512
+
+        def encode(self, texts, **_):
+            order.append(texts[0])
+            time.sleep(0.02)
+            return np.ones((len(texts), 2), np.float32)
+
+    embedder = SentenceEmbedder()
+    monkeypatch.setattr(SentenceEmbedder, "_model", Slow())
+    long = threading.Thread(target=embedder.embed, args=(["segment"] * 64 * 20,))
+    long.start()
+    time.sleep(0.05)
+    assert embedder.embed(["statement"]).shape == (1, 2)
+    assert order.index("statement") < 8
+    assert embedder.window == 512
+    long.join()
+    assert order.count("segment") == 20
 
 
 def test_bm25_needs_no_embedding_model():
