@@ -1,7 +1,8 @@
 """A judge call and its reply: what dimensions ask for, what engines answer, what the call store remembers.
 
 A call's key covers everything that determines its answer (model, messages, sampling, schema, prompt version)
-and nothing else: not where it was asked, not which answer or dimension wanted it. Equal calls are one call.
+and nothing else: not where it was asked, not which answer or dimension wanted it, not how long the answer might have
+been (a whole answer is the same under any limit). Equal calls are one call.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ FailureReason = Literal[
     "empty_answer",
     "context_too_long",
     "stopped",  # the run ended at --max-calls or --max-cost before this call
-    "batch_error",  # a row of a batch file was wrong, doubled or missing
+    "batch_error",  # a row of a batch file was wrong or doubled
+    "pending",  # nothing failed: the answer comes in a batch file
+    "superseded",  # of an attempt: an answer that another one took the place of
 ]
 
 
@@ -71,8 +74,21 @@ class Call(BaseModel, frozen=True):
 
     def key(self, model: str) -> str:
         """SHA-256 over all that determines the answer of `model`, hex."""
-        parts = {"model": model, **self.asked()}
-        return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+        return key_of(model, self.asked())
+
+    def with_room(self, max_tokens: int) -> Call:
+        """The same call, whose answer may be so long."""
+        return self.model_copy(
+            update={"sampling": self.sampling.model_copy(update={"max_tokens": max_tokens})}
+        )
+
+
+def key_of(model: str, asked: dict[str, Any], *, with_limit: bool = False) -> str:
+    """The key of what `Call.asked` tells; `with_limit` makes it as the first version of the store did."""
+    left_out = () if with_limit else ("max_tokens",)
+    sampling = {name: value for name, value in asked["sampling"].items() if name not in left_out}
+    parts = {"model": model, **asked, "sampling": sampling}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 class TokenLogprob(BaseModel):
@@ -106,6 +122,8 @@ class Reply(BaseModel):
     detail: str = ""
     structured: bool = False
     """True when the engine held the answer to the call's JSON schema."""
+    earlier: list[Reply] = Field(default_factory=list)
+    """Failed attempts before this one that were answered, and so paid for."""
 
 
 def typed(reply: Reply) -> Reply:

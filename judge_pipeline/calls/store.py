@@ -1,8 +1,9 @@
 """The memory of a labelling run: every finished call, once, in one SQLite file.
 
 Answers are on disk before anyone uses them, so that killing a run loses at most the calls in flight. Failed calls are kept as attempts, beside the answers: a failure that would come out the same again (an answer cut
-at its token limit, a refusal, a prompt too long) is reused unless the run is told to try again; one that may
-pass (a timeout, a server error) is always asked again.
+at its last token limit, a refusal, a prompt too long) is reused unless the run is told to try again; one that may
+pass (a timeout, a server error) is always asked again. Nothing that was paid for is forgotten: an answer that another
+one takes the place of stays as an attempt.
 
 WAL with synchronous=FULL: a committed call survives a power cut too. Two processes may share a file: readers never
 wait, writers wait for each other, the first answer to a call stays.
@@ -10,20 +11,17 @@ wait, writers wait for each other, the first answer to a call stays.
 
 from __future__ import annotations
 
-import asyncio
-import json
 import sqlite3
 import threading
 import time
-import zlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from judge_pipeline.calls.call import Call, CallUsage, Reply, TokenLogprob
+from judge_pipeline.calls.schema import SCHEMA_VERSION, SUPERSEDED, format_of, pack, prepare_tables, unpack
 from judge_pipeline.common.errors import UserError
 
 LASTING_FAILURES = frozenset({"truncated", "refused", "context_too_long"})
@@ -48,31 +46,20 @@ def holds_calls(path: Path) -> bool:
         return True
 
 
-SCHEMA_VERSION = 1
-
-TABLES = """
-CREATE TABLE IF NOT EXISTS calls (
-    key TEXT PRIMARY KEY, model TEXT NOT NULL, template TEXT NOT NULL, request BLOB NOT NULL,
-    text TEXT NOT NULL, finish_reason TEXT NOT NULL, structured INTEGER NOT NULL,
-    input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL, cached_input_tokens INTEGER NOT NULL,
-    latency_s REAL NOT NULL, logprobs BLOB, endpoint TEXT NOT NULL, owner TEXT NOT NULL, finished REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS attempts (
-    id INTEGER PRIMARY KEY, key TEXT NOT NULL, model TEXT NOT NULL, template TEXT NOT NULL,
-    request BLOB NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL, text TEXT NOT NULL,
-    finish_reason TEXT NOT NULL, input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL,
-    cached_input_tokens INTEGER NOT NULL, latency_s REAL NOT NULL, endpoint TEXT NOT NULL, owner TEXT NOT NULL,
-    finished REAL NOT NULL);
-CREATE INDEX IF NOT EXISTS attempts_by_key ON attempts (key, id);
-CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS batched (
-    key TEXT PRIMARY KEY, file TEXT NOT NULL, owner TEXT NOT NULL, call BLOB NOT NULL);
-"""
-"""Answers, failed attempts, notes of a run, and calls that wait for a batch file."""
-
 ASKED = ("key", "model", "template", "request", "endpoint", "owner", "finished")
 REPLIED = ("text", "finish_reason", "input_tokens", "output_tokens", "cached_input_tokens", "latency_s")
 ANSWER, FAILURE = ("structured", "logprobs"), ("reason", "detail")
 """Columns of both tables, and those of `calls` and of `attempts` alone."""
+SUMS = ", ".join(f"TOTAL({name}) AS {name}" for name in CallUsage.model_fields)
+
+
+def _insert(how: str, table: str, columns: Sequence[str]) -> str:
+    names, values = ", ".join(columns), ", ".join(f":{column}" for column in columns)
+    return f"{how} INTO {table} ({names}) VALUES ({values})"
+
+
+INSERT_ANSWER = _insert("INSERT OR REPLACE", "calls", ASKED + REPLIED + ANSWER)
+INSERT_ATTEMPT = _insert("INSERT", "attempts", ASKED + REPLIED + FAILURE)
 
 
 @dataclass(frozen=True)
@@ -93,6 +80,10 @@ class Stored:
 
     reply: Reply
     owner: str
+    usage: CallUsage = field(default_factory=CallUsage)
+    """All that the call has cost, attempts that failed included."""
+    max_tokens: int = 0
+    """Of a reply that was cut at its token limit: that limit."""
 
 
 @dataclass(frozen=True)
@@ -102,14 +93,6 @@ class StoreTotals:
     calls: int
     attempts_failed: int
     usage: CallUsage = field(default_factory=CallUsage)
-
-
-def _pack(value: Any) -> bytes:
-    return zlib.compress(json.dumps(value, ensure_ascii=False).encode(), 6)
-
-
-def _unpack(blob: bytes) -> Any:
-    return json.loads(zlib.decompress(blob))
 
 
 class CallStore:
@@ -133,16 +116,15 @@ class CallStore:
         return sqlite3.connect(self.path, timeout=WAIT_S, isolation_level=None, check_same_thread=False)
 
     def _prepare(self) -> None:
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, SCHEMA_VERSION):
+        version = format_of(self._db)
+        if version > SCHEMA_VERSION:
             raise UserError(
                 f"{self.path} was written by another version of this program (format {version})",
                 "use that version, or choose a new --output",
             )
         self._write_ahead()
         self._db.execute("PRAGMA synchronous = FULL")
-        if version == 0:
-            self._db.executescript(f"BEGIN IMMEDIATE;{TABLES}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
+        prepare_tables(self._db)
 
     def _write_ahead(self) -> None:
         """Switch to WAL. SQLite gives up at once when two processes try this on a new file; we wait our turn."""
@@ -174,17 +156,22 @@ class CallStore:
             ) from error
 
     @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
+    def writing(self) -> Iterator[sqlite3.Connection]:
         """A transaction; committed, and on disk, when the block ends."""
         with self._lock, self._errors_named():
             self._db.execute("BEGIN IMMEDIATE")
             yield self._db
             self._db.execute("COMMIT")
 
-    def _first(self, sql: str, *values: str) -> Any:
-        """The first row that a query finds; None without any."""
+    def first(self, sql: str, *values: str) -> Any:
+        """The first row that a query finds, its columns by name; None without any."""
         with self._read_lock, self._errors_named():
             return self._reader.execute(sql, values).fetchone()
+
+    def rows(self, sql: str, *values: str) -> list[Any]:
+        """All rows that a query finds."""
+        with self._read_lock, self._errors_named():
+            return self._reader.execute(sql, values).fetchall()
 
     def get(self, key: str) -> Reply | None:
         """The stored answer; or the last failure if asking again would repeat it."""
@@ -193,80 +180,79 @@ class CallStore:
 
     def find(self, key: str, lasting: Collection[str] = LASTING_FAILURES) -> Stored | None:
         """`get`, and who asked. `lasting` names the failures that count as a reply."""
-        row = self._first(f"SELECT owner, {', '.join(REPLIED + ANSWER)} FROM calls WHERE key = ?", key)
+        row = self.first(f"SELECT owner, {', '.join(REPLIED + ANSWER)} FROM calls WHERE key = ?", key)
         if row is not None:
-            logprobs = row["logprobs"] and [TokenLogprob(**item) for item in _unpack(row["logprobs"])]
-            return Stored(_reply(row, structured=bool(row["structured"]), logprobs=logprobs), row["owner"])
+            logprobs = row["logprobs"] and [TokenLogprob(**item) for item in unpack(row["logprobs"])]
+            reply = _reply(row, structured=bool(row["structured"]), logprobs=logprobs)
+            return Stored(reply, row["owner"], reply.usage + self.lost(key))
         failed = self.last_failure(key) if lasting else None
         return failed if failed is not None and failed.reply.failure in lasting else None
 
     def last_failure(self, key: str) -> Stored | None:
         """The last failed attempt at a call, whatever its reason."""
-        found = f"SELECT owner, {', '.join(REPLIED + FAILURE)} FROM attempts WHERE key = ?"
-        row = self._first(f"{found} ORDER BY id DESC LIMIT 1", key)
-        return row and Stored(_reply(row, failure=row["reason"], detail=row["detail"]), row["owner"])
+        found = f"SELECT owner, request, {', '.join(REPLIED + FAILURE)} FROM attempts WHERE key = ?"
+        row = self.first(f"{found} ORDER BY id DESC LIMIT 1", key)
+        if row is None:
+            return None
+        reply = _reply(row, failure=row["reason"], detail=row["detail"])
+        cut_at = unpack(row["request"])["sampling"]["max_tokens"] if reply.failure == "truncated" else 0
+        return Stored(reply, row["owner"], self.lost(key), cut_at)
 
-    def put(self, finished: Sequence[Finished], *, replace: bool = False) -> set[str]:
-        """Store replies in one transaction; they are on disk when this returns.
+    def lost(self, key: str) -> CallUsage:
+        """Tokens that failed attempts at a call have cost."""
+        return _tokens(self.first(f"SELECT {SUMS} FROM attempts WHERE key = ?", key))
 
-        The first answer to a call stays, whoever asks again, unless `replace` says that it is to be superseded.
-        Returns the keys of answers that were not taken because another process had been first.
+    def put(
+        self,
+        finished: Sequence[Finished],
+        *,
+        replace: bool = False,
+        then: Callable[[sqlite3.Connection], Any] | None = None,
+    ) -> set[str]:
+        """Store replies in one transaction, and whatever else `then` writes; all is on disk when this returns.
+
+        The first answer to a call stays, whoever asks again, unless `replace` says that it is to be superseded; the
+        other one is kept as an attempt, since it was paid for. Returns the keys of answers that came too late.
         """
+        rows = [_row(item, reply) for item in finished for reply in (*item.reply.earlier, item.reply)]
         late: set[str] = set()
-        rows = [_row(item) for item in finished]
-        answers = [row for row in rows if row["reason"] is None]
-        failures = [row for row in rows if row["reason"] is not None]
-        with self._writing() as db:
-            if not replace:
-                seen = "SELECT 1 FROM calls WHERE key = ?"
-                late = {row["key"] for row in answers if db.execute(seen, (row["key"],)).fetchone()}
-            how = "INSERT OR REPLACE" if replace else "INSERT OR IGNORE"
-            db.executemany(_insert(how, "calls", ASKED + REPLIED + ANSWER), answers)
-            db.executemany(_insert("INSERT", "attempts", ASKED + REPLIED + FAILURE), failures)
+        with self.writing() as db:
+            for row in rows:
+                failed = row["reason"] is not None
+                there = (
+                    not failed and db.execute("SELECT 1 FROM calls WHERE key = ?", (row["key"],)).fetchone()
+                )
+                if there and replace:
+                    db.execute(f"{SUPERSEDED} key = ?", (row["key"],))
+                elif there:
+                    late.add(row["key"])
+                    row |= {"reason": "superseded", "detail": "another answer was there first"}
+                db.execute(INSERT_ATTEMPT if row["reason"] else INSERT_ANSWER, row)
+            if then is not None:
+                then(db)
         return late
 
     def request(self, key: str) -> dict[str, Any] | None:
         """What was asked: messages, sampling, schema, prompt version."""
-        row = self._first("SELECT request FROM calls WHERE key = ?", key)
-        return _unpack(row[0]) if row else None
+        row = self.first("SELECT request FROM calls WHERE key = ?", key)
+        return unpack(row[0]) if row else None
 
     def totals(self) -> StoreTotals:
         """Counts and tokens over everything in the store."""
-        sums = ", ".join(f"TOTAL({name}) AS {name}" for name in CallUsage.model_fields)
         answered, failed = (
-            self._first(f"SELECT COUNT(*) AS n, {sums} FROM {table}") for table in ("calls", "attempts")
+            self.first(f"SELECT COUNT(*) AS n, {SUMS} FROM {table}") for table in ("calls", "attempts")
         )
-        tokens = {name: int(answered[name]) + int(failed[name]) for name in CallUsage.model_fields}
-        return StoreTotals(answered["n"], failed["n"], CallUsage(**tokens))
+        return StoreTotals(answered["n"], failed["n"], _tokens(answered) + _tokens(failed))
 
     def note(self, name: str) -> str | None:
         """A remembered fact about the run, e.g. what an endpoint can do."""
-        row = self._first("SELECT value FROM notes WHERE name = ?", name)
+        row = self.first("SELECT value FROM notes WHERE name = ?", name)
         return row[0] if row else None
 
     def set_note(self, name: str, value: str) -> None:
         """Remember a fact."""
-        with self._writing() as db:
+        with self.writing() as db:
             db.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
-
-    def set_batched(self, calls: Iterable[tuple[str, Call, str]], file: str) -> None:
-        """Remember which calls (key, call, owner) a batch file asks, so that its answers can be matched and missed."""
-        rows = [(key, file, owner, _pack(call.model_dump(mode="json"))) for key, call, owner in calls]
-        with self._writing() as db:
-            db.executemany("INSERT OR REPLACE INTO batched VALUES (?, ?, ?, ?)", rows)
-
-    def batched(self) -> dict[str, tuple[Call, str]]:
-        """Calls that were written to a batch file and have no answer yet, with their owners, by key."""
-        with self._lock, self._errors_named():
-            rows = self._db.execute(
-                "SELECT key, call, owner FROM batched WHERE key NOT IN (SELECT key FROM calls)"
-            ).fetchall()
-        return {key: (Call.model_validate(_unpack(call)), owner) for key, call, owner in rows}
-
-    def clear_batched(self, keys: Iterable[str]) -> None:
-        """Forget that calls were asked in a batch file: their rows have been taken in."""
-        with self._writing() as db:
-            db.executemany("DELETE FROM batched WHERE key = ?", [(key,) for key in keys])
 
     def close(self) -> None:
         """Close the file."""
@@ -275,14 +261,18 @@ class CallStore:
             self._db.close()
 
 
-def _row(item: Finished) -> dict[str, Any]:
-    """A finished call under the names of all columns of both tables."""
-    call, reply = item.call, item.reply
+def _tokens(row: sqlite3.Row) -> CallUsage:
+    return CallUsage(**{name: int(row[name]) for name in CallUsage.model_fields})
+
+
+def _row(item: Finished, reply: Reply) -> dict[str, Any]:
+    """A reply to a finished call under the names of all columns of both tables."""
+    call = item.call
     return {
         "key": call.key(item.model),
         "model": item.model,
         "template": call.template,
-        "request": _pack(call.asked()),
+        "request": pack(call.asked()),
         "endpoint": item.endpoint,
         "owner": item.owner,
         "finished": time.time(),
@@ -291,70 +281,17 @@ def _row(item: Finished) -> dict[str, Any]:
         **reply.usage.model_dump(),
         "latency_s": reply.latency_s,
         "structured": int(reply.structured),
-        "logprobs": _pack([token.model_dump() for token in reply.logprobs]) if reply.logprobs else None,
+        "logprobs": pack([token.model_dump() for token in reply.logprobs]) if reply.logprobs else None,
         "reason": reply.failure,
         "detail": reply.detail,
     }
-
-
-def _insert(how: str, table: str, columns: Sequence[str]) -> str:
-    names, values = ", ".join(columns), ", ".join(f":{column}" for column in columns)
-    return f"{how} INTO {table} ({names}) VALUES ({values})"
 
 
 def _reply(row: sqlite3.Row, **more: Any) -> Reply:
     return Reply(
         text=row["text"],
         finish_reason=row["finish_reason"],
-        usage=CallUsage(**{name: row[name] for name in CallUsage.model_fields}),
+        usage=_tokens(row),
         latency_s=row["latency_s"],
         **more,
     )
-
-
-class StoreWriter:
-    """Takes replies from an event loop and commits them in groups: one disk flush for all that wait.
-
-    `put` returns when the reply is on disk. One thread does the writing, so the loop never waits for a disk.
-    """
-
-    def __init__(self, store: CallStore) -> None:
-        self.store = store
-        self._waiting: list[tuple[Finished, bool, asyncio.Future[bool]]] = []
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="call-store")
-        self._task: asyncio.Task[None] | None = None
-
-    async def put(self, finished: Finished, *, replace: bool = False) -> bool:
-        """Store one reply durably; False when another answer was there first. Raises UserError when the disk is full."""
-        done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._waiting.append((finished, replace, done))
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._write())
-        return await asyncio.shield(done)
-
-    async def _write(self) -> None:
-        loop = asyncio.get_running_loop()
-        while self._waiting:
-            group, self._waiting = self._waiting, []
-            try:
-                late = await loop.run_in_executor(self._thread, self._commit, group)
-            except UserError as error:
-                for _, _, done in group:
-                    done.set_exception(error)
-            else:
-                for item, _, done in group:
-                    done.set_result(not late or item.call.key(item.model) not in late)
-
-    def _commit(self, group: list[tuple[Finished, bool, asyncio.Future[bool]]]) -> set[str]:
-        late: set[str] = set()
-        for replace in (False, True):
-            finished = [item for item, flag, _ in group if flag is replace]
-            if finished:
-                late |= self.store.put(finished, replace=replace)
-        return late
-
-    async def close(self) -> None:
-        """Wait for everything under way to be on disk."""
-        if self._task is not None:
-            await self._task
-        self._thread.shutdown()

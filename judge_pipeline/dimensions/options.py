@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
-from judge_pipeline.common.config import setting
+from judge_pipeline.common.config import free, setting
 
 RULES = {"full": 10.0, "zero": 0.0, "null": None}
 """What a score is where there is nothing to judge: 10, 0, no score (a typed failure); or a number: these points."""
@@ -44,7 +44,7 @@ class JudgeOptions(BaseModel):
         None, "of ratings and verdicts; default 0, or 1 with several votes", ge=0, le=2
     )
     top_p: float = setting(1.0, "nucleus of ratings and verdicts", gt=0, le=1)
-    max_tokens: int = setting(2048, "longest reply; a reply that reaches it is a failure", ge=16)
+    max_tokens: int = free(2048, "room for a reply; one that reaches it is asked for again with more", ge=16)
     seed: int | None = setting(None, "sent with every call when set; vote i uses seed + i")
     few_shot: int | None = setting(None, "examples per prompt; default all there are", ge=0)
     analysis_chars: int = setting(1500, "longest analysis in a structured reply, characters", ge=1)

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
-from judge_pipeline.calls.call import Call, Reply
+from judge_pipeline.calls.call import Call, CallUsage, Reply
 from judge_pipeline.engines.concurrency import Priority
 
 
 class StopCalls(Exception):
-    """Raised by `Routing.admit`: no further call may begin (a limit is reached, or the user said stop)."""
+    """No further call may begin (a limit is reached, or the user said stop), or its answer comes another way.
+
+    `reason` is that of the failure that stands for the answer: `stopped` or `pending`.
+    """
+
+    def __init__(self, message: str, reason: Literal["stopped", "pending"] = "stopped") -> None:
+        super().__init__(message)
+        self.reason: Literal["stopped", "pending"] = reason
 
 
 @dataclass(frozen=True)
@@ -23,7 +30,9 @@ class Routing:
     affinity: str = ""
     """Calls with equal affinity (one prompt's) go to the same endpoint."""
     admit: Callable[[], None] = lambda: None
-    """Called when the call is about to go out for the first time; raises StopCalls to hold it back."""
+    """Called before each attempt at the call; raises StopCalls to hold it back."""
+    paid: Callable[[CallUsage], None] = lambda usage: None
+    """Told what an attempt has cost that is tried again."""
 
 
 DEFAULT_ROUTING = Routing()
@@ -44,8 +53,9 @@ class Engine(Protocol):
     async def answer(self, call: Call, routing: Routing = DEFAULT_ROUTING) -> Reply:
         """The reply, or a typed failure once the engine's patience has ended.
 
-        Raises StopCalls when `routing.admit` does, and UserError when no call can succeed any more (the key is
-        refused, the endpoint is gone).
+        Raises StopCalls when `routing.admit` does before the first attempt, and UserError when no call can succeed any
+        more (the key is refused, the endpoint is gone). Attempts that were answered and tried again are the reply's
+        `earlier`.
         """
         ...
 

@@ -23,7 +23,7 @@ import openai
 
 from judge_pipeline.calls.call import Call, FailureReason, Message, Reply, Sampling
 from judge_pipeline.common.errors import UserError
-from judge_pipeline.engines.base import DEFAULT_ROUTING, Routing
+from judge_pipeline.engines.base import DEFAULT_ROUTING, Routing, StopCalls
 from judge_pipeline.engines.chat_protocol import (
     Dialect,
     MalformedReply,
@@ -111,12 +111,13 @@ class EndpointEngine:
         timeout_s: float = 600.0,
         policy: RetryPolicy | None = None,
         extra_body: Mapping[str, Any] | None = None,
-        structured: bool = True,
+        dialect: Dialect | None = None,
     ) -> None:
         self.model = model
         self.extra_body = dict(extra_body or {})
         self.identity = identity_of(model, self.extra_body)
-        self.supports_schema = structured
+        dialect = dialect or Dialect()
+        self.supports_schema = dialect.schema != "off"
         self.context_window: int | None = None
         self.timeout_s = timeout_s
         self.policy = policy or RetryPolicy()
@@ -126,7 +127,7 @@ class EndpointEngine:
                 url.rstrip("/"),
                 openai.AsyncOpenAI(base_url=url, api_key=api_key, max_retries=0, timeout=timeout_s),
                 Gate(AdaptiveLimit(max_concurrency)),
-                Dialect("strict" if structured else "off"),
+                Dialect(dialect.schema, dict(dialect.renamed), set(dialect.dropped)),
             )
             for url in base_urls
         ]
@@ -149,14 +150,19 @@ class EndpointEngine:
         """Ask until there is an answer or the retries are used up; see `Engine.answer`."""
         home = self._home(routing)
         failed = FailedAttempt("http", "not tried")
+        earlier: list[Reply] = []
         for attempt in range(self.policy.retries + 1):
             # The first retries stay home; an endpoint that is really gone is worth losing its cache for.
             away = attempt // 2 if failed.unreachable else 0
             endpoint = self.endpoints[(home + away) % len(self.endpoints)]
             # Whoever waits to try again goes first.
             async with endpoint.gate.permit(() if attempt else routing.priority) as permit:
-                if not attempt:
+                try:
                     routing.admit()
+                except StopCalls as stop:
+                    if not attempt:
+                        raise
+                    return Reply(failure="stopped", detail=str(stop), finish_reason="error", earlier=earlier)
                 result = await self._post(endpoint, call)
                 reply = result if isinstance(result, Reply) else result.reply
                 if reply is not None:
@@ -165,9 +171,12 @@ class EndpointEngine:
                     permit.overload(result.retry_after_s)
             if isinstance(result, Reply):
                 endpoint.unreached = 0
-                return result
+                return result.model_copy(update={"earlier": earlier})
             failed = result
             if attempt < self.policy.retries:
+                if failed.reply is not None:
+                    earlier.append(failed.reply)
+                    routing.paid(failed.reply.usage)
                 await asyncio.sleep(self.policy.delay(attempt, failed.retry_after_s, self._rng))
         endpoint.unreached = endpoint.unreached + 1 if failed.unreachable else 0
         if all(endpoint.unreached >= GONE_AFTER for endpoint in self.endpoints):
@@ -176,7 +185,8 @@ class EndpointEngine:
                 "everything finished is kept; start the endpoint and run the same command again",
             )
         detail = f"{failed.detail} (after {self.policy.retries + 1} attempts)"
-        return (failed.reply or Reply()).model_copy(update={"failure": failed.reason, "detail": detail})
+        update = {"failure": failed.reason, "detail": detail, "earlier": earlier}
+        return (failed.reply or Reply()).model_copy(update=update)
 
     async def _post(self, endpoint: Endpoint, call: Call) -> Reply | FailedAttempt:
         """One request, or more where the server wants it put differently."""

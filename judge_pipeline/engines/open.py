@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import field_validator
 
@@ -13,7 +13,15 @@ from judge_pipeline.calls.store import CallStore
 from judge_pipeline.common.config import Config, check_url, free, setting
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.engines.base import Engine
+from judge_pipeline.engines.chat_protocol import Dialect
 from judge_pipeline.engines.vllm_in_process import require_vllm, vllm_installed
+
+if TYPE_CHECKING:  # slow to import, and not every run asks an endpoint
+    from judge_pipeline.engines.endpoint import EndpointEngine
+
+Renamed = Literal["temperature", "max_tokens", "top_p", "seed", "logprobs", "top_logprobs"]
+Dropped = Renamed | Literal["strict"]
+"""Fields of a request that some judges call otherwise or refuse; `strict` is that word of a schema."""
 
 
 class JudgeConfig(Config):
@@ -49,11 +57,30 @@ class JudgeConfig(Config):
     backend: Literal["auto", "vllm", "transformers"] = free(
         "auto", "of a local judge: auto is vLLM when installed"
     )
-    batch_out: Path | None = free(None, "write the calls still to be made as an OpenAI batch file, and stop")
+    rename: dict[Renamed, str] = free(
+        {}, "request fields the judge calls otherwise, e.g. max_tokens=max_completion_tokens"
+    )
+    drop: list[Dropped] = free(
+        [], "request fields the judge refuses, left out, e.g. temperature strict (of schemas)"
+    )
+    batch_out: Path | None = free(
+        None,
+        "write the calls that are neither answered nor out as an OpenAI batch file, and stop; with --judge.base-url one live call finds out which fields the judge takes",
+    )
     batch_in: list[Path] = free(
         [],
-        "answers to the last batch file: its output file, and its error file if there is one; with --judge.base-url the endpoint is asked what they leave open",
+        "answers to batch files, whichever are back: output files and error files; with --judge.base-url and no --judge.batch-out the endpoint is asked what failed and what never was out",
     )
+    batch_give_up: list[Path] = free([], "batch files not to wait for any more: their calls are asked anew")
+    batch_rows: int = free(50_000, "most calls in one batch file; more go into further files", ge=1)
+    batch_megabytes: float = free(200.0, "most megabytes of one batch file", gt=0)
+
+    def dialect(self, known: Dialect | None = None) -> Dialect:
+        """How requests are put: as the settings say, on top of what is known already."""
+        known = known or Dialect("off" if self.structured == "off" else "strict")
+        schema = "loose" if "strict" in self.drop and known.schema == "strict" else known.schema
+        dropped = {*known.dropped, *self.drop} - {"strict"}
+        return Dialect(schema, known.renamed | {str(old): new for old, new in self.rename.items()}, dropped)
 
     @field_validator("base_url")
     @classmethod
@@ -81,7 +108,20 @@ async def open_engine(config: JudgeConfig, store: CallStore | None = None) -> En
     return _local(config)
 
 
-async def _endpoint(config: JudgeConfig, store: CallStore | None) -> Engine:
+async def learn_dialect(config: JudgeConfig) -> Dialect:
+    """Which fields the first endpoint of `config` takes, found out with one live call."""
+    from judge_pipeline.engines.endpoint import PROBE
+
+    engine = await _endpoint(config.model_copy(update={"base_url": config.base_url[:1]}), None)
+    try:
+        if config.structured != "auto":  # else it was asked already
+            await engine.answer(PROBE)
+        return engine.endpoints[0].dialect
+    finally:
+        await engine.close()
+
+
+async def _endpoint(config: JudgeConfig, store: CallStore | None) -> EndpointEngine:
     from judge_pipeline.engines.endpoint import (
         EndpointEngine,
         RetryPolicy,
@@ -100,7 +140,7 @@ async def _endpoint(config: JudgeConfig, store: CallStore | None) -> Engine:
         timeout_s=config.timeout,
         policy=RetryPolicy(config.retries, config.backoff),
         extra_body=config.extra_body,
-        structured=config.structured != "off",
+        dialect=config.dialect(),
     )
     try:
         await check_endpoint(engine)

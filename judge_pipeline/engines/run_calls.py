@@ -10,14 +10,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Coroutine, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
+from judge_pipeline.calls.batch_book import BatchBook
 from judge_pipeline.calls.call import Call, CallUsage, Reply
-from judge_pipeline.calls.store import LASTING_FAILURES, CallStore, Finished, Stored, StoreWriter
+from judge_pipeline.calls.store import LASTING_FAILURES, CallStore, Finished, Stored
+from judge_pipeline.calls.writer import StoreWriter
 from judge_pipeline.common.progress import Progress
 from judge_pipeline.engines.base import DEFAULT_ROUTING, Engine, Routing, StopCalls
 
 T = TypeVar("T")
+
+MOST_TOKENS = 8192
+"""Room that an answer may get, attempt by attempt, before it counts as cut for good."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,8 @@ class Spent:
     """What this run has asked for so far."""
 
     made: int = 0
+    written: int = 0
+    """Calls that went into a batch file."""
     from_store: int = 0
     shared: int = 0
     failed: int = 0
@@ -65,23 +73,37 @@ class Budget:
     def admit(self) -> None:
         """Take leave for one more call; raises StopCalls when there is none."""
         if self.stopped is None:
-            self.stopped = self._limit_reached()
+            enough = self.max_calls is not None and self.spent.made + self.spent.written >= self.max_calls
+            self.stopped = f"--max-calls {self.max_calls} is reached" if enough else self._cost_reached()
         if self.stopped is not None:
             raise StopCalls(self.stopped)
         self.spent.made += 1
         self.in_flight += 1
 
-    def _limit_reached(self) -> str | None:
-        if self.max_calls is not None and self.spent.made >= self.max_calls:
-            return f"--max-calls {self.max_calls} is reached"
+    def admit_again(self) -> None:
+        """Take leave for another attempt at a call; raises StopCalls when the money is spent."""
+        told = self._cost_reached()
+        if told is not None:
+            self.stopped = self.stopped or told
+            raise StopCalls(told)
+
+    def _cost_reached(self) -> str | None:
         cost = self.prices.cost(self.spent.usage)
-        if self.max_cost is not None and cost is not None:
-            # Calls in flight will cost about what the others did: count them before they are over.
-            done = self.spent.made - self.in_flight
-            expected = cost + (self.in_flight * cost / done if done else 0.0)
-            if expected >= self.max_cost:
-                return f"--max-cost {self.max_cost:g} is reached"
-        return None
+        if self.max_cost is None or cost is None:
+            return None
+        # Calls in flight will cost about what the others did: count them before they are over.
+        done = self.spent.made - self.in_flight
+        expected = cost + (self.in_flight * cost / done if done else 0.0)
+        return f"--max-cost {self.max_cost:g} is reached" if expected >= self.max_cost else None
+
+    def mailed(self) -> None:
+        """A call that was admitted went into a batch file."""
+        self.spent.made -= 1
+        self.spent.written += 1
+
+    def pay(self, usage: CallUsage) -> None:
+        """An attempt has cost so much."""
+        self.spent.usage += usage
 
 
 class CallRunner:
@@ -95,10 +117,14 @@ class CallRunner:
         *,
         retry_failed: bool = False,
         lasting: Collection[str] = LASTING_FAILURES,
+        most_tokens: int = MOST_TOKENS,
     ) -> None:
         self.engine, self.writer = engine, writer
         self.budget = budget or Budget()
         self.retry_failed = retry_failed
+        self.most_tokens = most_tokens
+        """An answer that is cut is asked for again with twice the room, up to this many tokens."""
+        self._book = BatchBook(writer.store)
         self._lasting: Collection[str] = () if retry_failed else lasting
         self._running: dict[str, asyncio.Task[Stored]] = {}
         self._made: set[str] = set()
@@ -129,38 +155,78 @@ class CallRunner:
             task.exception()
 
     async def _fetch(self, key: str, call: Call, routing: Routing, renew: bool) -> Stored:
-        asked_here = key in self._made
-        found = None if renew else self.writer.store.find(key, self._lasting)
+        store, asked_here = self.writer.store, key in self._made
+        found = None if renew else store.find(key, self._lasting)
+        if found is not None and self._room(call, found) > found.max_tokens > 0:
+            found = None  # it was cut, and may have more room now
         if found is None and asked_here:  # what failed in this very run is not tried again in it
-            found = self.writer.store.last_failure(key)
+            found = store.last_failure(key)
         if found is None:
             return await self._from_engine(key, call, routing, renew)
         self.budget.spent.shared += asked_here
         self.budget.spent.from_store += not asked_here
         return found
 
+    def _room(self, call: Call, last: Stored | None) -> int:
+        """Tokens for the answer: as many as the call says, or twice what the last answer had that was cut."""
+        room = call.sampling.max_tokens
+        if last is None or last.reply.failure != "truncated":
+            return room
+        most, window = self.most_tokens, self.engine.context_window
+        if window is not None:
+            most = min(most, window - last.reply.usage.input_tokens)
+        return max(room, min(2 * last.max_tokens, most))
+
     async def _from_engine(self, key: str, call: Call, routing: Routing, renew: bool) -> Stored:
+        """Ask until the answer is not cut, or there is no more room to give it."""
+        room = self._room(call, self.writer.store.last_failure(key))
+        while True:
+            file = self._book.waits_in(key)
+            if file is not None:
+                detail = f"waits for the answers to {Path(file).name}"
+                return Stored(Reply(failure="pending", detail=detail), routing.affinity)
+            more_than_asked = room > call.sampling.max_tokens
+            stored = await self._ask(key, call.with_room(room), routing, renew, more_than_asked)
+            before, room = room, self._room(call, stored)
+            if stored.reply.failure != "truncated" or room <= before:
+                return stored
+
+    async def _ask(
+        self, key: str, call: Call, routing: Routing, renew: bool, more_than_asked: bool
+    ) -> Stored:
+        """One question to the engine, its reply in the store. One that was cut stays so if the judge's window
+        has no more room for it."""
         admitted = False
 
         def admit() -> None:
             nonlocal admitted
-            self.budget.admit()
+            self.budget.admit_again() if admitted else self.budget.admit()
             admitted = True
 
         try:
-            reply = await self.engine.answer(call, Routing(routing.priority, routing.affinity, admit))
+            asked = Routing(routing.priority, routing.affinity, admit, self.budget.pay)
+            reply = await self.engine.answer(call, asked)
         except StopCalls as stop:
-            return Stored(Reply(failure="stopped", detail=str(stop)), routing.affinity)
+            if admitted and stop.reason == "pending":
+                self.budget.mailed()
+            return Stored(Reply(failure=stop.reason, detail=str(stop)), routing.affinity)
         finally:
             self.budget.in_flight -= admitted
-        self.budget.spent.usage += reply.usage
-        self.budget.spent.failed += reply.failure is not None
+        self.budget.pay(reply.usage)
+        if more_than_asked and reply.failure == "context_too_long":
+            detail = (
+                f"cut at its token limit, and there is no room for {call.sampling.max_tokens}: {reply.detail}"
+            )
+            reply = reply.model_copy(update={"failure": "truncated", "detail": detail})
         finished = Finished(call, self.engine.identity, reply, self.engine.where(routing), routing.affinity)
         taken = await self.writer.put(finished, replace=renew)
         self._made.add(key)
-        # Another process may have answered meanwhile: what is used is what a later run will find.
+        self.budget.spent.failed += reply.failure is not None
+        # Another answer may have been first: what is used is what a later run will find.
         first = None if taken else self.writer.store.find(key)
-        return first or Stored(reply, routing.affinity)
+        cut_at = call.sampling.max_tokens if reply.failure == "truncated" else 0
+        usage = self.writer.store.lost(key) + (CallUsage() if reply.failure else reply.usage)
+        return first or Stored(reply, routing.affinity, usage, cut_at)
 
     def cancel(self) -> None:
         """Let go of calls in flight."""

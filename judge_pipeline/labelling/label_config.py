@@ -14,7 +14,7 @@ from judge_pipeline.common.weighting import Missing
 from judge_pipeline.dimensions.options import JudgeOptions
 from judge_pipeline.documents.retrieval import Retrieval
 from judge_pipeline.engines.open import JudgeConfig
-from judge_pipeline.engines.run_calls import Budget, Prices
+from judge_pipeline.engines.run_calls import MOST_TOKENS, Budget, Prices
 
 
 class LabelConfig(JudgeOptions, Config):
@@ -52,6 +52,11 @@ class LabelConfig(JudgeOptions, Config):
     )
     max_calls: int | None = free(None, "stop after so many calls in this run", ge=0)
     max_cost: float | None = free(None, "stop when this run has cost so much (needs prices)", gt=0)
+    max_tokens_ceiling: int = free(
+        MOST_TOKENS,
+        "room up to which a reply that was cut is asked for again, with twice as much each time",
+        ge=0,
+    )
     retry_failed: bool = free(False, "do again what failed in an earlier run")
     limit: int | None = free(None, "only the first so many prompts", ge=1)
     window: int = free(64, "prompts under way at a time", ge=1)
@@ -74,7 +79,5 @@ class LabelConfig(JudgeOptions, Config):
             raise UserError("--max-cost needs prices", "give --price-input and --price-output")
         if self.judge.engine == "endpoint" and not self.judge.base_url:
             raise UserError("--judge.engine endpoint needs --judge.base-url")
-        if self.judge.batch_out is not None and self.judge.base_url:
-            raise UserError("--judge.batch-out asks no endpoint", "leave out --judge.base-url")
         if (self.judge.batch_out or self.judge.batch_in) and not self.judge.model:
             raise UserError("batch files need --judge.model", "name the model the batch is for")

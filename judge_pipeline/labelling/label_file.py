@@ -17,6 +17,7 @@ from judge_pipeline.common.errors import disk_error
 from judge_pipeline.common.record_files import JsonlAppender, read_labels, to_json
 from judge_pipeline.common.records import Label
 from judge_pipeline.common.weighting import Weighting, weighted_reward
+from judge_pipeline.labelling.planning import UNASKED
 from judge_pipeline.labelling.summary import Tally
 
 
@@ -91,7 +92,7 @@ class LabelFile:
         return (
             [row.response_id for row in rows] == list(responses)
             and all(set(row.scores) == set(self.tally.names) for row in rows)
-            and not (failures if self._retry_failed else [one for one in failures if one.reason == "stopped"])
+            and not (failures if self._retry_failed else [one for one in failures if one.reason in UNASKED])
         )
 
     def _renewed(self, row: Label) -> Label:

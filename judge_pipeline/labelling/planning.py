@@ -24,6 +24,9 @@ RETRIED_WITH_PLAN = frozenset({"unparsable", "out_of_range", "missing_verdict", 
 """Failures of replies that arrived: `--retry-failed` asks those calls anew."""
 
 
+UNASKED = frozenset({"stopped", "pending"})
+"""Failures of calls that nobody was asked yet: the next run does them."""
+
 Round = list[tuple[str, tuple[int, ...]]]
 """One exchange of a plan: the calls' keys and the answers each serves, in order."""
 
@@ -102,9 +105,9 @@ class PromptPlanner:
                 ]
             )
             for key, request, stored in zip(keys, step, found, strict=True):
-                if stored.owner in (prompt.id, "") and stored.reply.failure != "stopped":
+                if stored.owner in (prompt.id, "") and stored.reply.failure not in UNASKED:
                     served = ledger[key][1] if key in ledger else set()
-                    ledger[key] = stored.reply.usage, served | set(request.answers)
+                    ledger[key] = stored.usage, served | set(request.answers)
             rounds.append([(key, request.answers) for key, request in zip(keys, step, strict=True)])
             replies = [stored.reply for stored in found]
 

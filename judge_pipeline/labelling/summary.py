@@ -70,8 +70,11 @@ class Tally:
         """Count one prompt's rows."""
         self.prompts += 1
         for row in rows:
-            self.statuses[row.status] += 1
+            awaited = any(failure.reason == "pending" for failure in row.failures)
+            self.statuses["pending" if awaited else row.status] += 1
             for failure in row.failures:
+                if failure.reason == "pending":
+                    continue  # nothing failed
                 self.failures.setdefault(failure.dimension, Counter())[failure.reason] += 1
             for dimension, kept in row.evidence.items():
                 evidence = kept if isinstance(kept, dict) else {}
@@ -87,7 +90,17 @@ class Tally:
     @property
     def complete(self) -> bool:
         """Every answer has all its scores."""
-        return not self.statuses["partial"] and not self.statuses["failed"]
+        return not any(self.statuses[status] for status in ("partial", "failed", "pending"))
+
+    @property
+    def pending(self) -> int:
+        """Answers that lack a score because their calls are in batch files."""
+        return self.statuses["pending"]
+
+    @property
+    def failed(self) -> int:
+        """Answers that lack a score for another reason."""
+        return self.statuses["partial"] + self.statuses["failed"]
 
     @property
     def responses(self) -> int:
@@ -95,16 +108,19 @@ class Tally:
         return sum(self.statuses.values())
 
 
-def summarize(tally: Tally, budget: Budget, totals: StoreTotals, seconds: float) -> dict[str, Any]:
-    """The content of `summary.json`."""
+def summarize(
+    tally: Tally, budget: Budget, totals: StoreTotals, seconds: float, batch: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The content of `summary.json`; `batch` is what was done with batch files."""
     spent, prices = budget.spent, budget.prices
     return {
         "prompts": tally.prompts,
         "responses": tally.responses,
-        **{status: tally.statuses[status] for status in ("labelled", "partial", "failed")},
+        **{status: tally.statuses[status] for status in ("labelled", "partial", "failed", "pending")},
         "failures": {name: dict(found) for name, found in sorted(tally.failures.items())},
         "notes": {name: dict(found) for name, found in sorted(tally.notes.items())},
         "calls": {"made": spent.made, "from_store": spent.from_store, "shared": spent.shared},
+        "batch": batch or {},
         "tokens": _tokens(spent.usage),
         "cost": _cost(prices, spent.usage),
         "seconds": round(seconds, 1),
@@ -142,7 +158,8 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
     calls, tokens, store = summary["calls"], summary["tokens"], summary["store"]
     lines = [
         f"{summary['responses']} answers of {summary['prompts']} prompts: {summary['labelled']} labelled, "
-        f"{summary['partial']} partial, {summary['failed']} failed",
+        f"{summary['partial']} partial, {summary['failed']} failed"
+        + (f", {summary['pending']} wait for batch answers" if summary["pending"] else ""),
         f"calls: {calls['made']} made, {calls['from_store']} from the store, {calls['shared']} shared "
         f"({store['calls']} in the store)",
         f"tokens: {tokens['input']:,} in ({tokens['cached_input']:,} cached), {tokens['output']:,} out",

@@ -12,7 +12,8 @@ import textwrap
 import pytest
 
 from judge_pipeline.calls.call import Call, CallUsage, Message, Reply, Sampling, TokenLogprob
-from judge_pipeline.calls.store import CallStore, Finished, StoreWriter
+from judge_pipeline.calls.store import CallStore, Finished
+from judge_pipeline.calls.writer import StoreWriter
 from judge_pipeline.common.errors import UserError
 
 
@@ -49,12 +50,12 @@ def test_the_key_covers_what_determines_an_answer_and_nothing_else():
     base = call()
     same = base.model_copy(update={"template": "another.name"})
     assert base.key("m") == same.key("m")
+    assert base.key("m") == call(max_tokens=5).key("m"), "a whole answer is the same under any limit"
     others = [
         call("other"),
         call(temperature=0.5),
         call(seed=1),
         call(sample=1),
-        call(max_tokens=5),
         call(logprobs=5),
         base.model_copy(update={"json_schema": {}}),
         base.model_copy(update={"prompt_version": "2"}),
@@ -75,6 +76,22 @@ def test_failures_are_attempts_and_only_lasting_ones_are_reused(tmp_path):
     store.put([Finished(cut, "m", Reply(text="whole"))])
     assert store.get(cut.key("m")).text == "whole"
     assert (store.totals().calls, store.totals().attempts_failed) == (1, 2)
+
+
+def test_no_answer_that_was_paid_for_is_forgotten(tmp_path):
+    """A renewed answer, one that came second, and attempts that were tried again: all their tokens count."""
+    store = CallStore(tmp_path / "calls.sqlite")
+
+    def reply(text, tokens, **more):
+        return Reply(text=text, usage=CallUsage(input_tokens=tokens), **more)
+
+    empty = reply("", 1, failure="empty_reply")
+    store.put([Finished(call(), "m", reply("first", 10, earlier=[empty, empty]))])
+    assert store.put([Finished(call(), "m", reply("late", 100))]) == {call().key("m")}
+    store.put([Finished(call(), "m", reply("third", 1000))], replace=True)
+    found = store.find(call().key("m"))
+    assert found.reply.text == "third"
+    assert found.usage.input_tokens == store.totals().usage.input_tokens == 1112
 
 
 def test_the_first_answer_stays_unless_it_is_to_be_replaced(tmp_path):

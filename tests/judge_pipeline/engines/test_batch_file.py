@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from judge_servers import JudgeServer, completion, sane_text, write_prompts
+from batch_helpers import answer_file, label, rows_of
+from judge_servers import JudgeServer, write_prompts
 
 from judge_pipeline.cli import main
 from judge_pipeline.common.record_files import read_labels
@@ -16,42 +17,6 @@ def prompts(tmp_path):
     path = tmp_path / "prompts.jsonl"
     write_prompts(path, prompts=2, answers=2)
     return path
-
-
-def label(prompts, run, *more):
-    return main(
-        [
-            "label",
-            str(prompts),
-            "--output",
-            str(run),
-            "--judge.model",
-            "judge",
-            "--retrieval",
-            "bm25",
-            *map(str, more),
-        ]
-    )
-
-
-def answer_file(asked, answers, spoil=None):
-    """What a batch API makes of a batch file; `spoil` may change or drop rows."""
-    rows = []
-    for line in asked.read_text().splitlines():
-        row = json.loads(line)
-        assert (row["method"], row["url"]) == ("POST", "/v1/chat/completions")
-        body = completion(sane_text(row["body"]))
-        rows.append(
-            {
-                "id": f"batch-{len(rows)}",
-                "custom_id": row["custom_id"],
-                "response": {"status_code": 200, "request_id": "r", "body": body},
-                "error": None,
-            }
-        )
-    lines = [json.dumps(row) for row in (spoil(rows) if spoil else rows)]
-    answers.write_text("\n".join(lines) + "\n")
-    return rows
 
 
 def run_rounds(prompts, run, tmp_path, most=5):
@@ -77,26 +42,36 @@ def test_two_rounds_give_the_labels_an_endpoint_gives(prompts, tmp_path):
     assert batch == live  # scores, evidence and usage
 
 
-def test_until_the_answers_come_every_answer_has_a_row_that_says_so(prompts, tmp_path, capsys):
+def test_until_the_answers_come_nothing_has_failed(prompts, tmp_path, capsys):
     run, out = tmp_path / "run", tmp_path / "ask.jsonl"
-    assert label(prompts, run, "--judge.batch-out", out) == 3
-    assert "calls written to" in capsys.readouterr().err
+    assert label(prompts, run, "--judge.batch-out", out) == 4
+    told = capsys.readouterr()
+    count = len(rows_of(out))
+    assert f"{count} calls written to {out}" in told.err
+    assert "run the same command again with --judge.batch-in" in told.err
+    assert "nothing failed" in told.err
+    assert "0 failed, 4 wait for batch answers" in told.out
+    assert not any(line.startswith("no ") for line in told.out.splitlines()), told.out
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["failed"], summary["pending"], summary["failures"]) == (0, 4, {})
+    assert summary["batch"] == {"written": {str(out): count}, "out": {str(out): count}}
+    assert summary["calls"]["made"] == 0
     rows = list(read_labels(run))
     assert len(rows) == 4
-    assert {failure.reason for row in rows for failure in row.failures} == {"stopped"}
-    keys = [json.loads(line)["custom_id"] for line in out.read_text().splitlines()]
+    assert {failure.reason for row in rows for failure in row.failures} == {"pending"}
+    keys = [row["custom_id"] for row in rows_of(out)]
     assert len(keys) == len(set(keys)) > 8
-    first = [json.loads(line)["body"] for line in out.read_text().splitlines()]
+    first = [row["body"] for row in rows_of(out)]
     assert all(body["model"] == "judge" and "response_format" in body for body in first)
 
 
 def test_fields_the_user_adds_are_in_every_row_and_make_it_another_judge(prompts, tmp_path):
     run, out, answers = tmp_path / "run", tmp_path / "ask.jsonl", tmp_path / "answers.jsonl"
     plain = tmp_path / "plain.jsonl"
-    assert label(prompts, tmp_path / "other", "--judge.batch-out", plain) == 3
+    assert label(prompts, tmp_path / "other", "--judge.batch-out", plain) == 4
     extra = ["--judge.extra-body", "top_k=7"]
-    assert label(prompts, run, *extra, "--judge.batch-out", out) == 3
-    rows, others = ([json.loads(line) for line in file.read_text().splitlines()] for file in (out, plain))
+    assert label(prompts, run, *extra, "--judge.batch-out", out) == 4
+    rows, others = rows_of(out), rows_of(plain)
     assert all(row["body"]["top_k"] == 7 for row in rows)
     assert not {row["custom_id"] for row in rows} & {row["custom_id"] for row in others}
     answer_file(out, answers)
@@ -138,7 +113,8 @@ def test_wrong_doubled_missing_and_failed_rows_are_named_and_typed(prompts, tmp_
     with answers.open("a") as file:
         file.write('{"custom_id": "torn')
     capsys.readouterr()
-    assert label(prompts, run, "--judge.batch-in", answers, "--judge.batch-out", out) == 3
+    more = tmp_path / "ask-2.jsonl"  # one call of the first is still out
+    assert label(prompts, run, "--judge.batch-in", answers, "--judge.batch-out", out) == 4
     told = capsys.readouterr().err
     for words in (
         "answer the same call differently",
@@ -148,25 +124,31 @@ def test_wrong_doubled_missing_and_failed_rows_are_named_and_typed(prompts, tmp_
         "was not asked by this run",
         "line 9: has no custom_id",
         "is not JSON",
-        "no row in answers.jsonl answers this call",
-        "5 failed",
+        "4 failed",
     ):
         assert words in told, words
-    asked_again = {json.loads(line)["custom_id"] for line in out.read_text().splitlines()}
+    asked_again = {row["custom_id"] for row in rows_of(more)}
     assert not asked_again & set(templates)  # a failed row is a failure, not a new question
-    answer_file(out, answers)
-    assert label(prompts, run, "--judge.batch-in", answers, "--judge.batch-out", tmp_path / "none.jsonl") == 3
+    answer_file(out, answers, lambda rows: rows[5:6])  # the row that was missing
+    answer_file(more, tmp_path / "answers-2.jsonl")
+    both = ["--judge.batch-in", answers, tmp_path / "answers-2.jsonl"]
+    assert label(prompts, run, *both, "--judge.batch-out", tmp_path / "none.jsonl") in (3, 4)
     reasons = {failure.reason for row in read_labels(run) for failure in row.failures}
-    assert reasons == {"batch_error"}
+    assert reasons <= {"batch_error", "pending"}
     # With --retry-failed they are asked again, and then all is labelled.
     again = tmp_path / "again.jsonl"
-    assert label(prompts, run, "--retry-failed", "--judge.batch-out", again) == 3
-    assert {json.loads(line)["custom_id"] for line in again.read_text().splitlines()} <= set(templates)
-    for _ in range(3):
-        answer_file(again, answers)
-        again.unlink()
-        code = label(prompts, run, "--judge.batch-in", answers, "--judge.batch-out", again)
-        if not again.exists():
+    assert label(prompts, run, "--retry-failed", "--judge.batch-out", again) == 4
+    assert len(rows_of(again)) == 4
+    assert [row["body"] for row in rows_of(again)] != []
+    for _ in range(4):
+        came = []
+        for number, file in enumerate(
+            sorted(tmp_path.glob("again*.jsonl")) + sorted(tmp_path.glob("none*.jsonl"))
+        ):
+            answer_file(file, tmp_path / f"came-{number}.jsonl")
+            came.append(tmp_path / f"came-{number}.jsonl")
+        code = label(prompts, run, "--judge.batch-in", *came, "--judge.batch-out", again)
+        if code == 0:
             break
     assert code == 0
     assert all(row.status == "labelled" for row in read_labels(run))

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from judge_pipeline.calls.call import Call, Reply
+from judge_pipeline.calls.call import Call, Reply, key_of
 from judge_pipeline.calls.store import CallStore
 from judge_pipeline.common.records import Prompt, Response
 from judge_pipeline.engines.base import DEFAULT_ROUTING, Routing
@@ -104,9 +104,12 @@ def test_what_a_reply_thinks_first_is_not_its_result():
 
 
 def test_calls_that_are_stored_stay_valid():
-    """The keys of these prompts as they were first asked: a changed one would ask everything again."""
+    """The keys of these prompts as they were first asked: a changed one would ask everything again.
+
+    A store converts the keys it holds, from what was asked: they leave the token limit out now.
+    """
     found = [
-        call.key("judge")
+        key_of("judge", call.asked(), with_limit=True)
         for structured in (False, True)
         for call in (*pair_calls(PROMPT, 0, 1, structured), holistic_call(PROMPT, 0, structured))
     ]

@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from judge_pipeline.calls.call import Call, CallUsage, Message, Reply
-from judge_pipeline.calls.store import CallStore, Finished, StoreTotals, StoreWriter
+from judge_pipeline.calls.store import CallStore, Finished, StoreTotals
+from judge_pipeline.calls.writer import StoreWriter
 from judge_pipeline.common.record_files import read_labels
 from judge_pipeline.common.records import Prompt, Response
 from judge_pipeline.common.weighting import Weighting, resolve_weighting

@@ -1,0 +1,102 @@
+"""The call store's tables, and how a file written by an earlier version becomes one of today.
+
+Format 1 had the token limit in a call's key. A finished answer does not depend on it, so format 2 leaves it out: keys
+are made anew from what was asked, and of answers to what is now one call the first stays; the others count as paid.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import zlib
+from typing import Any
+
+from judge_pipeline.calls.call import key_of
+
+SCHEMA_VERSION = 2
+
+_BATCHED = """
+CREATE TABLE IF NOT EXISTS batched (
+    custom_id TEXT PRIMARY KEY, key TEXT NOT NULL, model TEXT NOT NULL, file TEXT NOT NULL, state TEXT NOT NULL,
+    owner TEXT NOT NULL, call BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS batched_by_key ON batched (key);
+CREATE INDEX IF NOT EXISTS batched_by_file ON batched (file, state);
+"""
+"""Calls in batch files, by the id of their row; `batch_book` says what the states are."""
+
+TABLES = f"""
+CREATE TABLE IF NOT EXISTS calls (
+    key TEXT PRIMARY KEY, model TEXT NOT NULL, template TEXT NOT NULL, request BLOB NOT NULL,
+    text TEXT NOT NULL, finish_reason TEXT NOT NULL, structured INTEGER NOT NULL,
+    input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL, cached_input_tokens INTEGER NOT NULL,
+    latency_s REAL NOT NULL, logprobs BLOB, endpoint TEXT NOT NULL, owner TEXT NOT NULL, finished REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS attempts (
+    id INTEGER PRIMARY KEY, key TEXT NOT NULL, model TEXT NOT NULL, template TEXT NOT NULL,
+    request BLOB NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL, text TEXT NOT NULL,
+    finish_reason TEXT NOT NULL, input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL,
+    cached_input_tokens INTEGER NOT NULL, latency_s REAL NOT NULL, endpoint TEXT NOT NULL, owner TEXT NOT NULL,
+    finished REAL NOT NULL);
+CREATE INDEX IF NOT EXISTS attempts_by_key ON attempts (key, id);
+CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+{_BATCHED}"""
+"""Answers, failed attempts, notes of a run, and calls in batch files."""
+
+ADDED_COLUMNS: tuple[tuple[str, str, str], ...] = ()
+"""Columns (table, name, type with default) that `TABLES` lacks: every file gets them when it is opened."""
+
+SUPERSEDED = """
+INSERT INTO attempts (key, model, template, request, reason, detail, text, finish_reason, input_tokens,
+    output_tokens, cached_input_tokens, latency_s, endpoint, owner, finished)
+SELECT key, model, template, request, 'superseded', 'another answer took its place', text, finish_reason, input_tokens,
+    output_tokens, cached_input_tokens, latency_s, endpoint, owner, finished
+FROM calls WHERE """
+"""Keeps an answer that is about to go among the attempts: it was paid for."""
+
+
+def pack(value: Any) -> bytes:
+    """A value as it lies in a column."""
+    return zlib.compress(json.dumps(value, ensure_ascii=False).encode(), 6)
+
+
+def unpack(blob: bytes) -> Any:
+    """What `pack` packed."""
+    return json.loads(zlib.decompress(blob))
+
+
+def format_of(db: sqlite3.Connection) -> int:
+    """The format a file was written in; 0 for a new file."""
+    found: int = db.execute("PRAGMA user_version").fetchone()[0]
+    return found
+
+
+def prepare_tables(db: sqlite3.Connection) -> None:
+    """Bring a file's tables to today's form; whole or not at all."""
+    if format_of(db) < SCHEMA_VERSION:
+        db.execute("BEGIN IMMEDIATE")
+        if format_of(db) == 1:  # asked again: another process may have been first
+            _from_format_1(db)
+        for statement in TABLES.split(";"):
+            db.execute(statement)
+        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        db.execute("COMMIT")
+    for table, name, kind in ADDED_COLUMNS:
+        if name not in {row[1] for row in db.execute(f"PRAGMA table_info({table})")}:
+            db.execute(f"ALTER TABLE {table} ADD COLUMN {name} {kind}")
+
+
+def _from_format_1(db: sqlite3.Connection) -> None:
+    for table in ("attempts", "calls"):
+        for (row,) in db.execute(f"SELECT rowid FROM {table} ORDER BY finished").fetchall():
+            found = f"SELECT key, model, request FROM {table} WHERE rowid = ?"
+            old, model, request = db.execute(found, (row,)).fetchone()
+            key = key_of(model, unpack(request))
+            if not db.execute(f"UPDATE OR IGNORE {table} SET key = ? WHERE rowid = ?", (key, row)).rowcount:
+                db.execute(f"{SUPERSEDED} key = ?", (old,))
+                db.execute("UPDATE attempts SET key = ? WHERE key = ?", (key, old))
+                db.execute("DELETE FROM calls WHERE rowid = ?", (row,))
+    # Whose judge these calls were for, the file did not say: `BatchBook.adopt` finds out.
+    db.execute("ALTER TABLE batched RENAME TO batched_1")
+    for statement in _BATCHED.split(";"):
+        db.execute(statement)
+    db.execute("INSERT INTO batched SELECT key, '', '', file, 'out', owner, call FROM batched_1")
+    db.execute("DROP TABLE batched_1")
