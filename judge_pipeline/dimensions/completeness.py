@@ -4,7 +4,8 @@ Key points are extracted once per (document, question), chunk by chunk, and ever
 them. C calls for the chunks, then one an answer.
 
 Deviations from the paper: key points are numbered and the judge names those missed, so that a report can show
-them; a chunk without any says so with a word of its own, which erases nothing else.
+them; each has its own place in the document instead of that of its chunk; a chunk without any says so with a word of
+its own, which erases nothing else.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from judge_pipeline.dimensions.base import Document, Outcome, ParsedRequest, Pla
 from judge_pipeline.dimensions.options import JudgeOptions
 from judge_pipeline.documents.chunking import Span
 from judge_pipeline.documents.citation import locate
+from judge_pipeline.documents.words import Language
 from judge_pipeline.prompts.fences import one_line
 from judge_pipeline.prompts.templates import CaseFields, load_template
 from judge_pipeline.replies.lists import Items
@@ -69,7 +71,7 @@ class Completeness:
             return steps.in_place(prompt, dict.fromkeys(live, ruled))
         cover = load_template(f"{self.name}.cover", language)
         shape = RatingShape(language, *options.bounds, len(points))
-        listed = [point.text for point in points]
+        listed = [f"{_place(point, document, cover.language)}{point.text}" for point in points]
 
         def ask(index: int, sampling: Sampling) -> ParsedRequest[Rating]:
             answer = prompt.responses[index].text
@@ -90,6 +92,12 @@ def _distinct(items: list[Items], document: Document) -> list[KeyPoint]:
             span = Span(chunk.start + place[0], chunk.start + place[1]) if place else chunk
             found[text] = KeyPoint(text, number, span)
     return list(found.values())
+
+
+def _place(point: KeyPoint, document: Document, language: Language) -> str:
+    """How far into the document the key point stands, as the judge is told: "(12%) "."""
+    share = f"{100 * point.span.start / len(document.text):.0f}%"
+    return f"（{share}）" if language == "zh" else f"({share}) "
 
 
 def _notes(items: list[Items]) -> dict[str, Any]:

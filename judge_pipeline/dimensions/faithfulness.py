@@ -1,8 +1,8 @@
 """Faithfulness: does the document support what the answer states? (LongReward, section 3.1)
 
-Each answer is broken into factual statements (one call an answer), the segments of the document closest to a
-statement are searched out, and the judge says whether they support it: fully 1, partially 0.5, not at all 0. The
-score is ten times the mean over the answer's statements.
+Factual statements are taken out of each answer (one call an answer), the segments of the document closest to a
+statement are searched out and shown in whole sentences, and the judge says whether they support it: fully 1,
+partially 0.5, not at all 0. The score is ten times the mean over the answer's statements.
 
 Deviations from the paper: a statement that several answers make is verified once, and one that an answer repeats
 counts once; verification does not see the question (statements are made to stand alone), so that prompts over one
@@ -25,6 +25,7 @@ from judge_pipeline.dimensions import steps
 from judge_pipeline.dimensions.base import Document, Outcome, Parsed, ParsedRequest, Plan, Steps
 from judge_pipeline.dimensions.options import JudgeOptions
 from judge_pipeline.documents.chunking import Span
+from judge_pipeline.documents.passages import passages
 from judge_pipeline.documents.words import Language
 from judge_pipeline.prompts.fences import one_line
 from judge_pipeline.prompts.templates import CaseFields, load_template
@@ -132,11 +133,10 @@ class Verifier:
     ) -> ParsedRequest[Parsed]:
         """The claims' passages, once each and in document order, and what is asked about them."""
         spans = sorted(set().union(*(claim.places for claim in claims)))
-        passages = [self._document.text[start:end] for start, end in spans]
         answers = sorted({answer for claim in claims for answer in claim.answers})
         return steps.request(
             load_template(f"{self._name}.{template}", self._language),
-            {"passages": passages, **fields},
+            {"passages": passages(self._document.text, spans), **fields},
             shape,
             steps.vote_sampling(self._options, vote, rating=False),
             tuple(answers),

@@ -29,10 +29,16 @@ def escape_control_tokens(text: str) -> str:
 def fence(name: str, content: str) -> str:
     """`content` between tags that it cannot contain."""
     content = escape_control_tokens(content)
+    nonce = _nonce(content)
+    return f"<{name}-{nonce}>\n{content}\n</{name}-{nonce}>"
+
+
+def _nonce(content: str) -> str:
+    """Six characters that the content does not hold."""
     seed = hashlib.sha256(content.encode()).hexdigest()
     while (nonce := seed[:6]) in content:
         seed = hashlib.sha256(seed.encode()).hexdigest()
-    return f"<{name}-{nonce}>\n{content}\n</{name}-{nonce}>"
+    return nonce
 
 
 def one_line(text: str) -> str:
@@ -43,3 +49,9 @@ def one_line(text: str) -> str:
 def numbered(prefix: str, items: list[str]) -> str:
     """One line an item: `S1: …`, `S2: …`."""
     return "\n".join(f"{prefix}{number}: {one_line(item)}" for number, item in enumerate(items, start=1))
+
+
+def marked(items: list[str]) -> str:
+    """Each item below a line that none of them can hold: `<P1-1a2b3c>`, `<P2-1a2b3c>`; they keep their lines."""
+    nonce = _nonce("\n".join(items))
+    return "\n".join(f"<P{number}-{nonce}>\n{item}" for number, item in enumerate(items, start=1))

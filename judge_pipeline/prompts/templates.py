@@ -33,19 +33,19 @@ import regex
 from judge_pipeline.calls.call import Call, Message, Sampling
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.documents.words import Language
-from judge_pipeline.prompts.fences import fence, numbered
+from judge_pipeline.prompts.fences import fence, marked, numbered
 from judge_pipeline.replies.shape import Shape
 
 PROMPTS = Path(__file__).parent
 
-RENDERING = "1"
+RENDERING = "2"
 """Goes into every prompt version: raise it when rendering changes what a call says."""
 
 CaseFields = Mapping[str, str | list[str]]
 
 _PLACEHOLDER = regex.compile(r"\{(\w+)\}")
 _LISTS = {"statements": "S", "key_points": "K", "passages": ""}
-"""Fields that are lists. Statements and key points are one numbered line each, passages keep their lines."""
+"""Fields that are lists. Statements and key points are one numbered line each, passages stand below marks."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ class Template:
 
 def _show(name: str, value: str | list[str]) -> str:
     if isinstance(value, list):
-        prefix, passages = _LISTS[name], (f"({n})\n{text}" for n, text in enumerate(value, 1))
-        value = numbered(prefix, value) if prefix else "\n\n".join(passages)
+        prefix = _LISTS[name]
+        value = numbered(prefix, value) if prefix else marked(value)
     return fence(name.replace("_", "-"), value)
 
 

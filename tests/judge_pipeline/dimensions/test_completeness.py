@@ -63,6 +63,15 @@ def test_key_points_once_and_coverage_for_each_answer():
     assert done.outcomes[1].evidence["analysis"] == "Checked."
 
 
+@pytest.mark.parametrize(("language", "places"), [("en", ["(0%) ", "(25%) "]), ("zh", ["（0%）", "（25%）"])])
+def test_the_judge_is_told_where_in_the_document_each_key_point_stands(language, places):
+    done = run(prompt(), ChapterJudge(), language=language)
+    points = inside(done.calls[-1], "key-points").splitlines()
+    assert points[0].startswith(f"K1: {places[0]}Chapter 0")
+    assert points[1].startswith(f"K2: {places[1]}Chapter 1")
+    assert done.outcomes[0].evidence["key_points"][1]["text"].startswith("Chapter 1")
+
+
 def test_the_head_of_the_coverage_prompt_is_the_same_for_all_answers():
     done = run(prompt("One.", "Two."), ChapterJudge())
     one, two = (case_of(call) for call in done.calls if call.template.endswith("cover"))

@@ -45,7 +45,7 @@ class Copying(RuleJudge):
 def run(dimension, judge, *, document=DOCUMENT, answer="The sea is salt.", **options):
     prompt = Prompt(id="p", context=document, query="What is it?", responses=[{"id": "r", "text": answer}])
     plans = build_dimensions([dimension], JudgeOptions(**options))
-    return drive(plans, prompt, PlainDocument(document), judge).outcomes[0]
+    return drive(plans, prompt, PlainDocument(document, chunk_chars=2000), judge).outcomes[0]
 
 
 def listed(outcome):

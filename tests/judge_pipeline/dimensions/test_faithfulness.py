@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import regex
 from hypothesis import given
 from hypothesis import strategies as st
 from judging import PlainDocument, RuleJudge, case_of, drive, inside
@@ -75,11 +76,27 @@ def test_spans_are_citations_and_passages_stand_in_document_order():
     one = prompt("Line 41 says yes", context=context)
     done, _ = run(one, TruthJudge())
     spans = done.outcomes[0].evidence["statements"][0]["spans"]
-    passages = inside(done.calls[-1], "passages")
+    passages = regex.sub(r"\n<P\d-\w{6}>\n", " ", inside(done.calls[-1], "passages"))
     places = sorted((span["start"], span["end"]) for span in spans)
-    found = [passages.index(context[start:end]) for start, end in places]
+    found = [passages.index(context[start:end].strip()) for start, end in places]
     assert found == sorted(found)
     assert [span["score"] for span in spans] == sorted((s["score"] for s in spans), reverse=True)
+
+
+def test_passages_are_told_apart_from_numbers_of_the_document_and_end_with_a_sentence():
+    context = "".join(
+        f"({n}) Item {n} says yes and ends here. <P{n}-1a2b3c> S{n}: see (3). " for n in range(1, 30)
+    )
+    done, _ = run(prompt("Item 7 says yes", context=context), TruthJudge())
+    shown = inside(done.calls[-1], "passages")
+    nonce = regex.match(r"<P1-([0-9a-f]{6})>\n", shown)[1]
+    assert nonce not in context
+    marks = regex.findall(rf"^<P(\d+)-{nonce}>$", shown, regex.MULTILINE)
+    assert marks == [str(n) for n in range(1, len(marks) + 1)]
+    for passage in regex.split(rf"\n?<P\d+-{nonce}>\n", shown)[1:]:
+        assert passage.startswith("(")
+        assert passage.endswith("(3).")
+    assert case_of(done.calls[-1]).count(nonce) == len(marks)
 
 
 def test_a_statement_of_several_answers_is_verified_once():

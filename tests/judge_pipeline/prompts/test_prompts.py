@@ -124,7 +124,7 @@ def test_cases_name_their_material_in_fences():
 def test_few_shot_bounds_the_examples():
     template = load_template("helpfulness.rate", "en")
     case = {"question": "q", "answer": "a"}
-    for few_shot, turns in ((0, 1), (1, 3), (None, 7), (99, 7)):
+    for few_shot, turns in ((0, 1), (1, 3), (None, 11), (99, 11)):
         call = build_call(template, case, RatingShape(), Sampling(), structured=False, few_shot=few_shot)
         assert len(call.messages) == turns
         assert call.messages[0].content.startswith(template.parts["task"])
