@@ -11,7 +11,9 @@ neither end a turn nor the answer, in sampling as in training. Ordinary text get
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 from judge_pipeline.common.errors import UserError
@@ -20,8 +22,11 @@ from judge_pipeline.common.records import Prompt
 PROMPT_FORMAT = "{context}\n\n{query}"
 """Recorded in every run.yaml; braces are put in, never parsed, so a document may hold any of them."""
 
-ChatMessages = list[dict[str, str]]
+ChatMessages = list[dict[str, Any]]
+"""Messages as chat templates take them: `role`, `content`, and `tool_calls`, `reasoning_content`, … where there are any."""
 
+MARK = "Stand7f3a91in"
+"""A word of ordinary letters that no template changes; made longer where a text holds it."""
 _SAMPLE: ChatMessages = [{"role": "user", "content": "Some text.\n\nA question?"}]
 _SAMPLE_ANSWER = {"role": "assistant", "content": "An answer."}
 
@@ -36,8 +41,22 @@ def template_id(template: str | None) -> str | None:
     return None if template is None else hashlib.sha256(template.strip().encode()).hexdigest()[:16]
 
 
+def _map_text(value: Any, change: Callable[[str], str]) -> Any:
+    """Every text in nested lists and mappings, changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [_map_text(item, change) for item in value]
+    if isinstance(value, dict):
+        return {key: item if key == "role" else _map_text(item, change) for key, item in value.items()}
+    return value
+
+
 class ChatEncoder:
-    """Messages → ids with a tokenizer and its chat template; only the template makes control tokens."""
+    """Messages → ids with a tokenizer and its chat template; only the template makes control tokens.
+
+    `template` stands for further arguments of the chat template: `tools`, `enable_thinking`, …
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
@@ -48,42 +67,78 @@ class ChatEncoder:
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         self._checked = False
 
-    def spelled(self, messages: ChatMessages) -> str | None:
-        """The first control token that the messages spell; None for ordinary text."""
-        found = (self._pattern.search(message["content"]) for message in messages)
-        return next((match.group() for match in found if match), None)
+    def spelled(self, messages: Any) -> str | None:
+        """The first control token that messages or tools spell; None for ordinary text."""
+        found: list[str] = []
+
+        def look(text: str) -> str:
+            found.extend(match.group() for match in self._pattern.finditer(text))
+            return text
+
+        _map_text(messages, look)
+        return found[0] if found else None
 
     def without_control(self, text: str) -> str:
         """The text without what spells a control token."""
         return self._pattern.sub("", text)
 
-    def ids(self, messages: ChatMessages, add_generation_prompt: bool = False) -> list[int]:
+    def ids(self, messages: ChatMessages, add_generation_prompt: bool = False, **template: Any) -> list[int]:
         """Ids of a conversation, for ordinary text those of `apply_chat_template`.
 
         Raises:
             UserError: the messages spell a control token and this tokenizer cannot read it as text.
         """
-        name = self.spelled(messages)
+        name = self.spelled([messages, template.get("tools")])
         if name is None:
-            return self._plain(messages, add_generation_prompt)
+            return self._plain(messages, add_generation_prompt, **template)
+        self._must_read_text(name)
+        return self._neutral(messages, add_generation_prompt, **template)
+
+    def render(self, messages: ChatMessages, add_generation_prompt: bool = False, **template: Any) -> str:
+        """The conversation as text, as the template writes it."""
+        text: str = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=add_generation_prompt, **template
+        )
+        return text
+
+    def answer_ids(self, answer: str, end: str = "") -> list[int]:
+        """Ids of a text that the model wrote, and of what the template puts behind it."""
+        name = self.spelled(answer)
+        if name is None:
+            return list(self.tokenizer(answer + end, add_special_tokens=False, verbose=False)["input_ids"])
+        self._must_read_text(name)
+        safe, names, mark = self._stand_ins(answer)
+        return self._encode(safe + end, names, mark)
+
+    def _must_read_text(self, name: str) -> None:
         if not self._checked and not self._reads_text():
             raise UserError(
                 f"the text spells {name!r}, which this tokenizer takes for a control token",
                 "take it out of the text, or use the model's fast tokenizer",
             )
         self._checked = True
-        return self._neutral(messages, add_generation_prompt)
 
-    def _plain(self, messages: ChatMessages, add_generation_prompt: bool) -> list[int]:
+    def _plain(self, messages: ChatMessages, add_generation_prompt: bool, **template: Any) -> list[int]:
         encoded = self.tokenizer.apply_chat_template(
-            messages, tokenize=True, add_generation_prompt=add_generation_prompt, return_dict=True
+            messages,
+            tokenize=True,
+            add_generation_prompt=add_generation_prompt,
+            return_dict=True,
+            **template,
         )
         return list(encoded["input_ids"])
 
-    def _neutral(self, messages: ChatMessages, add_generation_prompt: bool) -> list[int]:
+    def _neutral(self, messages: ChatMessages, add_generation_prompt: bool, **template: Any) -> list[int]:
         """Render with stand-ins for what the messages spell, cut at the template's own tokens, put it back."""
-        mark = "Stand7f3a91in"
-        while any(mark in message["content"] for message in messages):
+        (safe, tools), names, mark = self._stand_ins([messages, template.get("tools")])
+        if tools is not None:
+            template = {**template, "tools": tools}
+        return self._encode(self.render(safe, add_generation_prompt, **template), names, mark)
+
+    def _stand_ins(self, value: Any) -> tuple[Any, list[str], str]:
+        """Nested text with a mark for each control token it spells, the tokens, and the mark."""
+        mark = MARK
+        while mark in json.dumps(value, ensure_ascii=False):
             mark += "x"
         names: list[str] = []
 
@@ -91,10 +146,10 @@ class ChatEncoder:
             names.append(match.group())
             return f"{mark}n{len(names) - 1}n"
 
-        safe = [{**item, "content": self._pattern.sub(stand_in, item["content"])} for item in messages]
-        text = self.tokenizer.apply_chat_template(
-            safe, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
+        return _map_text(value, lambda text: self._pattern.sub(stand_in, text)), names, mark
+
+    def _encode(self, text: str, names: list[str], mark: str) -> list[int]:
+        """Ids of a text whose control tokens are the template's; the marked ones are read as text."""
         back = re.compile(rf"{mark}n(\d+)n")
         ids: list[int] = []
         for run in self._cut(text):

@@ -8,6 +8,7 @@ margins, the lengths of chosen against rejected, and how often each dimension de
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 import sys
 from collections import Counter
@@ -126,9 +127,15 @@ def mixed_in(rows: list[dict[str, Any]], config: PairsConfig) -> list[dict[str, 
 
 def _known(pair: Pair) -> dict[str, Any]:
     """What a mixed pair brings of our own columns; documents of its own are told apart from ours."""
-    text = "\x1f".join(turn.content for turn in pair.prompt)
-    row = pair.model_dump(include=set(Pair.model_fields) - {"chosen_scores", "rejected_scores"})
-    return {**row, "document_id": pair.document_id or f"mix:{hashlib.sha256(text.encode()).hexdigest()[:16]}"}
+    hidden = {"prompt", "chosen", "rejected", "chosen_scores", "rejected_scores", "tools"}
+    row = pair.model_dump(include=set(Pair.model_fields) - hidden, exclude_unset=True)
+    row |= {name: pair.turns(name) for name in ("prompt", "chosen", "rejected")}
+    if pair.tools:
+        row["tools"] = json.dumps(
+            pair.tools, ensure_ascii=False
+        )  # as TRL takes them; Arrow has one schema for all rows
+    digest = hashlib.sha256(pair.prompt_text.encode()).hexdigest()[:16]
+    return {**row, "document_id": pair.document_id or f"mix:{digest}"}
 
 
 def input_files(config: PairsConfig) -> list[Path]:

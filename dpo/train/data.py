@@ -1,29 +1,33 @@
 """Pairs for the trainer: split by document, checked against the model, nothing dropped without a word.
 
-In: a pairs file and the model's tokenizer. Out: datasets on disk under the run's directory (so that TRL's cache
-of reference log-probabilities lies beside them and a resumed run finds it), and a check of the tokenized pairs,
-which keeps TRL's ids but where a pair spells a control token: there it is read as text.
+In: a pairs file and the model's tokenizer. Out: datasets of token ids on disk under the run's directory (so that TRL's
+cache of reference log-probabilities lies beside them and a resumed run finds it), and a check of their lengths.
 """
 
 from __future__ import annotations
 
-import itertools
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from accelerate import PartialState
-from datasets import Dataset, load_from_disk
+from datasets import Dataset, Features, List, Value
+from datasets.arrow_writer import ArrowWriter
 
-from dpo.chat import ChatEncoder, template_id
+from dpo.chat import template_id
 from dpo.pairs.records import Pair, read_pairs
+from dpo.train.rendering import PairIds, PairRenderer
 from dpo.train.train_config import TrainConfig
 from judge_pipeline.common.errors import DataError, UserError
 from judge_pipeline.common.record_files import read_rows
+from judge_pipeline.common.records import FieldError
 from reward_model.data.splits import held_out_names
 from reward_model.training.guards import say
+
+PAIR_TOKENS = "pairs.arrow"
+_IDS = List(Value("int32"))
+FEATURES = Features({"line": Value("int64"), "prompt_ids": _IDS, "chosen_ids": _IDS, "rejected_ids": _IDS})
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,7 @@ class NumberedPair:
     @property
     def document(self) -> str:
         """What is never cut by a split; a pair without ids stands for itself."""
-        return self.pair.document_id or self.pair.prompt_id or self.text
-
-    @property
-    def text(self) -> str:
-        """The prompt's turns as one text."""
-        return "\x1f".join(turn.content for turn in self.pair.prompt)
+        return self.pair.document_id or self.pair.prompt_id or self.pair.prompt_text
 
 
 def load_pairs(path: Path) -> list[NumberedPair]:
@@ -68,9 +67,9 @@ def check_template(
 
 def refuse_leak(train: Sequence[NumberedPair], held_out: Sequence[NumberedPair], path: Path) -> None:
     """Raise DataError when a held-out pair's document is trained on."""
-    known = {item.document for item in train} | {item.text for item in train}
+    known = {item.document for item in train} | {item.pair.prompt_text for item in train}
     for item in held_out:
-        if known & {item.document, item.text}:
+        if known & {item.document, item.pair.prompt_text}:
             raise DataError(
                 "its document is among the training pairs",
                 path=path,
@@ -80,39 +79,78 @@ def refuse_leak(train: Sequence[NumberedPair], held_out: Sequence[NumberedPair],
             )
 
 
-def on_disk(pairs: Sequence[NumberedPair], folder: Path) -> Dataset:
-    """The pairs as a dataset that lives in `folder`; a second call reads what the first wrote."""
+def on_disk(pairs: Sequence[NumberedPair], folder: Path, renderer: PairRenderer, path: Path) -> Dataset:
+    """The pairs' tokens as a dataset that lives in `folder`; a second call reads what the first wrote.
+
+    Columns: `line` in the file, and `prompt_ids`, `chosen_ids`, `rejected_ids`, which TRL takes as they are.
+
+    Raises:
+        DataError: a pair cannot be rendered, or there is nothing in an answer to learn from.
+    """
     done = folder / "complete"
     if not done.exists():
         shutil.rmtree(folder, ignore_errors=True)
-        columns = {"prompt", "chosen", "rejected"}
-        rows = [{**item.pair.model_dump(include=columns), "line": item.line} for item in pairs]
-        Dataset.from_list(rows).save_to_disk(str(folder))
+        folder.mkdir(parents=True)
+        spelled, sampled, first = 0, 0, ""
+        with ArrowWriter(path=str(folder / PAIR_TOKENS), features=FEATURES, writer_batch_size=16) as writer:
+            for item in pairs:
+                ids = rendered(item, renderer, path)
+                row = {"prompt_ids": ids.prompt, "chosen_ids": ids.chosen, "rejected_ids": ids.rejected}
+                writer.write({"line": item.line, **row})
+                spelled, sampled = spelled + (ids.spells is not None), sampled + ids.as_sampled
+                first = first or (f"{ids.spells!r}, line {item.line}" if ids.spells else "")
+            writer.finalize()
+        if spelled:
+            say(
+                f"{path}: {spelled} of {len(pairs)} pairs spell a control token (first {first}); it is read as text"
+            )
+        if sampled:
+            say(
+                f"{path}: {sampled} of {len(pairs)} pairs are trained as they were sampled; the chat template would "
+                "write them otherwise"
+            )
         done.touch()
-    return load_from_disk(str(folder))
+    return Dataset.from_file(str(folder / PAIR_TOKENS))
+
+
+def rendered(item: NumberedPair, renderer: PairRenderer, path: Path) -> PairIds:
+    """The ids of a pair, checked."""
+    wrong = partial(DataError, path=path, line=item.line)
+    try:
+        ids = renderer.render(item.pair)
+    except FieldError as error:
+        raise wrong(error.message, field=error.field, hint=error.hint) from error
+    if not ids.prompt:
+        raise wrong("the prompt has no tokens", field="prompt")
+    for side, answer in (("chosen", ids.chosen), ("rejected", ids.rejected)):
+        text = renderer.tokenizer.decode(answer, skip_special_tokens=True)
+        if not renderer.encoder.without_control(text).strip():
+            raise wrong(
+                "the answer is only the end token: there is nothing to learn from",
+                field=side,
+                hint="take the pair out; `dpo pairs` leaves empty answers out",
+            )
+    if ids.chosen == ids.rejected:
+        raise wrong("chosen and rejected are the same tokens", field="rejected")
+    return ids
 
 
 def make_check(
-    tokenizer: Any, max_length: int, overflow: str, paths: dict[str, Path], skipped: dict[str, int]
+    max_length: int, overflow: str, paths: dict[str, Path], skipped: dict[str, int]
 ) -> Callable[[Dataset, str], Dataset]:
-    """The check of a tokenized dataset (`prompt_ids`, `chosen_ids`, `rejected_ids`, `line`).
+    """The check of the lengths in a tokenized dataset (see `on_disk`).
 
     Args:
-        tokenizer: of the model.
         max_length: tokens that prompt and longer answer may have together.
         overflow: `error` or `skip`.
         paths: dataset name → file it came from, for messages.
         skipped: filled with how many pairs were left out of each dataset.
     """
 
-    encoder = ChatEncoder(tokenizer)
-
     def check(dataset: Dataset, name: str) -> Dataset:
         path = paths[name]
-        dataset = control_text_as_text(dataset, encoder, path)
         over: dict[int, int] = {}
         for position, row in enumerate(dataset):
-            _check_row(row, encoder, path)
             need = len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
             if need > max_length:
                 over[position] = need
@@ -132,65 +170,6 @@ def make_check(
         return dataset.select([position for position in range(len(dataset)) if position not in over])
 
     return check
-
-
-def control_text_as_text(dataset: Dataset, encoder: ChatEncoder, path: Path) -> Dataset:
-    """Other ids for pairs whose text spells a control token, which TRL takes for one; says how many there are.
-
-    Raises:
-        DataError: the tokenizer cannot read such text as text.
-    """
-    replaced: dict[int, dict[str, list[int]]] = {}
-    first = ""
-    for position, row in enumerate(dataset):
-        token = encoder.spelled([*row["prompt"], *row["chosen"], *row["rejected"]])
-        if token is None:
-            continue
-        first = first or f"{token!r}, line {row['line']}"
-        try:
-            replaced[position] = _pair_ids(row, encoder)
-        except UserError as error:
-            raise DataError(error.message, path=path, line=row["line"], hint=error.hint) from error
-    if not replaced:
-        return dataset
-    say(
-        f"{path}: {len(replaced)} of {len(dataset)} pairs spell a control token (first {first}); it is read as text"
-    )
-    with PartialState().main_process_first():
-        return dataset.map(_with_ids, with_indices=True, fn_kwargs={"replaced": replaced})
-
-
-def _with_ids(
-    row: dict[str, Any], position: int, replaced: dict[int, dict[str, list[int]]]
-) -> dict[str, Any]:
-    return {**row, **replaced.get(position, {})}
-
-
-def _pair_ids(row: dict[str, Any], encoder: ChatEncoder) -> dict[str, list[int]]:
-    """Prompt and answers as TRL splits them: an answer begins where the tokens leave the prompt alone."""
-    prompt = encoder.ids(row["prompt"], add_generation_prompt=True)
-    chosen, rejected = (encoder.ids([*row["prompt"], *row[side]]) for side in ("chosen", "rejected"))
-    alike = itertools.takewhile(lambda ids: len(set(ids)) == 1, zip(prompt, chosen, rejected, strict=False))
-    length = sum(1 for _ in alike)
-    return {"prompt_ids": prompt[:length], "chosen_ids": chosen[length:], "rejected_ids": rejected[length:]}
-
-
-def _check_row(row: dict[str, Any], encoder: ChatEncoder, path: Path) -> None:
-    if not row["prompt_ids"]:
-        raise DataError("the prompt has no tokens", path=path, line=row["line"], field="prompt")
-    for side in ("chosen", "rejected"):
-        text = encoder.tokenizer.decode(row[f"{side}_ids"], skip_special_tokens=True)
-        if not encoder.without_control(text).strip():
-            raise DataError(
-                "the answer is only the end token: there is nothing to learn from",
-                path=path,
-                line=row["line"],
-                field=side,
-                hint="take the pair out; `dpo pairs` leaves empty answers out",
-            )
-    if row["chosen_ids"] == row["rejected_ids"]:
-        message = "chosen and rejected are the same tokens"
-        raise DataError(message, path=path, line=row["line"], field="rejected")
 
 
 def datasets_for(config: TrainConfig, template: str | None) -> tuple[list[NumberedPair], list[NumberedPair]]:

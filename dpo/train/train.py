@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from trl import DPOConfig
 
 from dpo.train.data import NumberedPair, datasets_for, make_check, on_disk
+from dpo.train.rendering import PairRenderer
 from dpo.train.train_config import TrainConfig
 from dpo.train.trainer import SharedPromptDPOTrainer
 from dpo.train.trl_settings import trl_config
@@ -111,8 +112,9 @@ def build_trainer(
     skipped: dict[str, int] = {}
     paths = {"train": config.pairs, "eval": config.eval_pairs or config.pairs}
     with args.main_process_first(local=False):
-        train_set = on_disk(train, config.output / DATA / "train")
-        eval_set = on_disk(held_out, config.output / DATA / "held_out") if held_out else None
+        renderer, folder = PairRenderer(inputs.tokenizer), config.output / DATA
+        train_set = on_disk(train, folder / "train", renderer, paths["train"])
+        eval_set = on_disk(held_out, folder / "held_out", renderer, paths["eval"]) if held_out else None
     trainer = SharedPromptDPOTrainer(
         model=inputs.model,
         args=args,
@@ -122,7 +124,7 @@ def build_trainer(
         peft_config=None if config.method == "full" else lora_config(config.lora, "CAUSAL_LM"),
         share=config.shared_prefix == "on",
         tile=config.tile,
-        check=make_check(inputs.tokenizer, inputs.max_length, config.overflow, paths, skipped),
+        check=make_check(inputs.max_length, config.overflow, paths, skipped),
     )
     about = {
         "pairs": len(trainer.train_dataset),

@@ -59,7 +59,10 @@ class SharedPromptDPOTrainer(GuardedTrainer, DPOTrainer):
             share_prompt(self.ref_model, self._tile)
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
-        dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        if (
+            "prompt_ids" not in dataset.column_names
+        ):  # else `data.on_disk` made it, with the ids that TRL would make
+            dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         return self._check(dataset, dataset_name) if self._check else dataset
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:

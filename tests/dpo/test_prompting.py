@@ -103,36 +103,23 @@ def test_sampling_reads_a_documents_control_tokens_as_text(tmp_path: Path, tiny_
     assert read_jsonl(tmp_path / "o.jsonl")[0]["context"] == HOSTILE
 
 
-def test_training_reads_control_tokens_as_text_and_leaves_other_pairs_to_trl(tmp_path: Path, capsys):
-    from datasets import Dataset
-    from trl.data_utils import _tokenize
-
-    from dpo.train.data import control_text_as_text
+def test_training_reads_control_tokens_as_text():
+    from dpo.pairs.records import Pair
+    from dpo.train.rendering import PairRenderer
 
     tokenizer = make_tokenizer()
+    control = set(tokenizer.added_tokens_decoder)
 
-    def trl_row(line: int, user: str, chosen: str, rejected: str) -> dict[str, Any]:
-        prompt = conversation(user)
-        sides = {"chosen": chosen, "rejected": rejected}
-        turns = {name: [{"role": "assistant", "content": text}] for name, text in sides.items()}
-        head = _tokenize(tokenizer, prompt, add_generation_prompt=True)["input_ids"]
-        ids = {
-            f"{n}_ids": _tokenize(tokenizer, prompt + turn)["input_ids"][len(head) :]
-            for n, turn in turns.items()
-        }
-        return {"prompt": prompt, **turns, "line": line, "prompt_ids": head, **ids}  # fmt: skip
+    def ids(user: str, chosen: str) -> Any:
+        turns = {"chosen": conversation("", chosen)[1:], "rejected": conversation("", "No.")[1:]}
+        return PairRenderer(tokenizer).render(Pair.model_validate({"prompt": conversation(user), **turns}))
 
-    rows = [trl_row(1, "What?", "Yes.", "No."), trl_row(2, HOSTILE, "Yes <|end|> no.", "No.")]
-    found = control_text_as_text(Dataset.from_list(rows), ChatEncoder(tokenizer), tmp_path / "pairs.jsonl")
-    assert found[0] == rows[0]
-    got, control = found[1], set(tokenizer.added_tokens_decoder)
-    assert [i for i in got["prompt_ids"] if i in control] == [1, 2, 1]
-    assert [i for i in got["chosen_ids"] if i in control] == [2]
-    assert tokenizer.decode(got["chosen_ids"]) == "Yes <|end|> no.<|end|>\n"
-    assert got["rejected_ids"] == rows[1]["rejected_ids"]
-    assert "1 of 2 pairs spell a control token (first '<|end|>', line 2)" in capsys.readouterr().err
-    same = control_text_as_text(Dataset.from_list(rows[:1]), ChatEncoder(tokenizer), tmp_path / "pairs.jsonl")
-    assert same[0] == rows[0]
+    got, ordinary = ids(HOSTILE, "Yes <|end|> no."), ids("What?", "Yes.")
+    assert [i for i in got.prompt if i in control] == [1, 2, 1]
+    assert [i for i in got.chosen if i in control] == [2]
+    assert tokenizer.decode(got.chosen) == "Yes <|end|> no.<|end|>\n"
+    assert got.rejected == ordinary.rejected
+    assert (got.spells, ordinary.spells) == ("<|end|>", None)
 
 
 def test_a_run_says_so_and_finds_its_cached_reference_again(tmp_path: Path, tiny_model: Path, capsys):
@@ -143,9 +130,10 @@ def test_a_run_says_so_and_finds_its_cached_reference_again(tmp_path: Path, tiny
     pairs = write_jsonl(tmp_path / "pairs.jsonl", rows)
     flags = ("--method", "full", "--max-steps", "1", "--eval-fraction", "0")
     cached = []
-    for _ in range(2):
+    for run in range(2):
         assert train(pairs, tiny_model, tmp_path / "out", *flags) == 0
-        assert "1 of 3 pairs spell a control token (first '<|end|>', line 2)" in capsys.readouterr().err
+        said = "1 of 3 pairs spell a control token (first '<|end|>', line 2)" in capsys.readouterr().err
+        assert said == (run == 0)  # the second finds the tokens of the first
         cached.append(sorted(path.name for path in (tmp_path / "out" / "data").rglob("*.arrow")))
         (tmp_path / "out" / "summary.json").unlink()
     assert cached[0] == cached[1]

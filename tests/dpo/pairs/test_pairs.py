@@ -319,7 +319,11 @@ def test_equal_rewards_take_the_answer_that_was_sampled_first(tmp_path: Path):
         ({"prompt": "q", "chosen": "a", "rejected": "a"}, "chosen equals rejected"),
         ({"prompt": "q", "chosen": "a", "rejected": " \n"}, "rejected: the answer is empty"),
         (
-            {"prompt": "q", "chosen": [{"role": "user", "content": "a"}], "rejected": "b"},
+            {
+                "prompt": [{"role": "user", "content": "q"}],
+                "chosen": [{"role": "user", "content": "a"}],
+                "rejected": [{"role": "assistant", "content": "b"}],
+            },
             "not the assistant's",
         ),
     ],
