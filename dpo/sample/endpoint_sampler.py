@@ -17,7 +17,7 @@ import openai
 from dpo.chat import ChatMessages
 from dpo.sample.base import Decoding, Draw, Failed, Finish, Request
 from judge_pipeline.engines.chat_protocol import Dialect
-from judge_pipeline.engines.endpoint_errors import api_key, lasting_error, message_of, unanswered
+from judge_pipeline.engines.endpoint_errors import api_key, error_said, lasting_error, unanswered
 
 
 class EndpointSampler:
@@ -75,7 +75,9 @@ class EndpointSampler:
         except openai.APIConnectionError as error:
             raise unanswered(self.base_url, error) from error
         except openai.APIStatusError as error:
-            lasting = lasting_error(error, self.base_url, self.model, self.key_hint)
+            lasting = lasting_error(
+                error.status_code, error_said(error), self.base_url, self.model, self.key_hint
+            )
             if lasting is not None:
                 raise lasting from error
             return Failed(f"HTTP {error.status_code}: {error.message}")
@@ -98,7 +100,8 @@ class EndpointSampler:
                 self.knows_n = False
                 return self._call(request, how, 1, seed)
             # Nothing that shapes the answers is left out: they would not be the ones that were asked for.
-            if self.dialect.adapt(message_of(error), body, droppable=()):
+            if (dialect := self.dialect.adapted(error_said(error), body, droppable=())) is not None:
+                self.dialect = dialect
                 return self._call(request, how, count, seed)
             raise
         choices = list(reply.choices or [])

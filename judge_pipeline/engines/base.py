@@ -21,6 +21,10 @@ class StopCalls(Exception):
         self.reason: Literal["stopped", "pending"] = reason
 
 
+class EndOfCalls(StopCalls):
+    """Raised by an engine that can answer no further call in this run, though it may in a later one: no credit left."""
+
+
 @dataclass(frozen=True)
 class Routing:
     """Where a call stands among others; nothing in it changes the answer."""
@@ -33,6 +37,8 @@ class Routing:
     """Called before each attempt at the call; raises StopCalls to hold it back."""
     paid: Callable[[CallUsage], None] = lambda usage: None
     """Told what an attempt has cost that is tried again."""
+    hurried: Callable[[], bool] = lambda: False
+    """The user wants the run to end: a call that only waits for an endpoint to come back is to be given up."""
 
 
 DEFAULT_ROUTING = Routing()
@@ -53,9 +59,9 @@ class Engine(Protocol):
     async def answer(self, call: Call, routing: Routing = DEFAULT_ROUTING) -> Reply:
         """The reply, or a typed failure once the engine's patience has ended.
 
-        Raises StopCalls when `routing.admit` does before the first attempt, and UserError when no call can succeed any
-        more (the key is refused, the endpoint is gone). Attempts that were answered and tried again are the reply's
-        `earlier`.
+        Raises StopCalls when `routing.admit` does before the first attempt, EndOfCalls when the account is spent, and
+        UserError when no call can succeed any more (the key is refused, the endpoint is gone). Attempts that were
+        answered and tried again are the reply's `earlier`.
         """
         ...
 

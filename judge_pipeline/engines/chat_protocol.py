@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from judge_pipeline.calls.call import Call, CallUsage, Reply, TokenLogprob, typed
+from judge_pipeline.engines.endpoint_errors import ErrorSaid
 
 SchemaMode = Literal["strict", "loose", "off"]
 """How a JSON schema is sent: as strict, without that word (some servers refuse it), or not at all."""
@@ -68,33 +69,49 @@ def request_body(call: Call, model: str, mode: SchemaMode = "strict") -> dict[st
 DROPPABLE = ("temperature", "top_p", "seed", "logprobs", "top_logprobs")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Dialect:
-    """Fields that one server calls otherwise, or does not take; found out from its refusals, once."""
+    """Fields that one server calls otherwise, or does not take."""
 
     schema: SchemaMode = "strict"
-    renamed: dict[str, str] = field(default_factory=dict)
-    dropped: set[str] = field(default_factory=set)
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    dropped: frozenset[str] = frozenset()
+
+    @classmethod
+    def read(cls, text: str) -> Dialect:
+        """As `written`."""
+        told = json.loads(text)
+        return cls(**{**told, "dropped": frozenset(told["dropped"])})
+
+    @property
+    def written(self) -> str:
+        """As JSON, for a note or a summary."""
+        return json.dumps({**asdict(self), "dropped": sorted(self.dropped)})
 
     def applied(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """The request body as this server takes it."""
         kept = (name for name in body if name not in self.dropped)
         return {self.renamed.get(name, name): body[name] for name in kept}
 
-    def adapt(self, message: str, body: Mapping[str, Any], droppable: Sequence[str] = DROPPABLE) -> bool:
-        """Change what is sent after a 400; False when the message names nothing that may be changed."""
-        text = message.lower()
-        if "max_completion_tokens" in text and "max_tokens" in body:
-            self.renamed["max_tokens"] = "max_completion_tokens"
-            return True
-        if "response_format" in body and SCHEMA_REFUSED.search(text):
-            self.schema = "loose" if self.schema == "strict" else "off"
-            return True
+    def adapted(
+        self, said: ErrorSaid, body: Mapping[str, Any], droppable: Sequence[str] = DROPPABLE
+    ) -> Dialect | None:
+        """How to ask after a 400; None when the error is about nothing that may be changed.
+
+        A field that the error names as `param` is the one; only without one is its message searched for names.
+        """
+        text = f"{said.message} {said.code}".lower()
+        named = said.param.lower()
+        if "max_completion_tokens" in text and "max_tokens" in body and named in ("", "max_tokens"):
+            return replace(self, renamed={**self.renamed, "max_tokens": "max_completion_tokens"})
+        about = named or text
+        if "response_format" in body and SCHEMA_REFUSED.search(about):
+            return replace(self, schema="loose" if self.schema == "strict" else "off")
         for name in droppable:
-            if name in body and name in text:
-                self.dropped |= {"logprobs", "top_logprobs"} if "logprobs" in name else {name}
-                return True
-        return False
+            if name in body and (name == named if named else name in text):
+                group = {"logprobs", "top_logprobs"} if "logprobs" in name else {name}
+                return replace(self, dropped=self.dropped | group)
+        return None
 
 
 def parse_completion(text: str, *, structured: bool = False) -> Reply:

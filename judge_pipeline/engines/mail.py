@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -74,14 +73,13 @@ async def _dialect(judge: JudgeConfig, store: CallStore, identity: str) -> Diale
     name = f"fields:{identity}"
     if judge.base_url:
         learnt = await learn_dialect(judge)
-        told = {**asdict(learnt), "dropped": sorted(learnt.dropped)}
-        store.set_note(name, json.dumps(told))
+        store.set_note(name, learnt.written)
         print(
             f"fields found out with one call to {judge.base_url[0]}: {_differences(learnt)}", file=sys.stderr
         )
         return learnt
     noted = store.note(name)
-    return judge.dialect(Dialect(**json.loads(noted)) if noted else None)
+    return judge.dialect(Dialect.read(noted) if noted else None)
 
 
 def _differences(dialect: Dialect) -> str:

@@ -53,6 +53,11 @@ class JudgeConfig(Config):
     backoff: float = free(
         0.5, "seconds before the first retry, doubled for each further one, drawn at random from 0 up", ge=0
     )
+    patience: float = free(
+        15.0,
+        "minutes to wait for endpoints that are gone or answer nothing but errors, before the run ends; nothing is lost",
+        ge=0,
+    )
     batch_size: int = free(8, "answers a local judge without vLLM writes at a time", ge=1)
     backend: Literal["auto", "vllm", "transformers"] = free(
         "auto", "of a local judge: auto is vLLM when installed"
@@ -79,8 +84,9 @@ class JudgeConfig(Config):
         """How requests are put: as the settings say, on top of what is known already."""
         known = known or Dialect("off" if self.structured == "off" else "strict")
         schema = "loose" if "strict" in self.drop and known.schema == "strict" else known.schema
-        dropped = {*known.dropped, *self.drop} - {"strict"}
-        return Dialect(schema, known.renamed | {str(old): new for old, new in self.rename.items()}, dropped)
+        dropped = known.dropped | set(self.drop) - {"strict"}
+        renamed: dict[str, str] = {**known.renamed, **{str(old): new for old, new in self.rename.items()}}
+        return Dialect(schema, renamed, dropped)
 
     @field_validator("base_url")
     @classmethod
@@ -110,7 +116,7 @@ async def open_engine(config: JudgeConfig, store: CallStore | None = None) -> En
 
 async def learn_dialect(config: JudgeConfig) -> Dialect:
     """Which fields the first endpoint of `config` takes, found out with one live call."""
-    from judge_pipeline.engines.endpoint import PROBE
+    from judge_pipeline.engines.endpoint_checks import PROBE
 
     engine = await _endpoint(config.model_copy(update={"base_url": config.base_url[:1]}), None)
     try:
@@ -122,14 +128,10 @@ async def learn_dialect(config: JudgeConfig) -> Dialect:
 
 
 async def _endpoint(config: JudgeConfig, store: CallStore | None) -> EndpointEngine:
-    from judge_pipeline.engines.endpoint import (
-        EndpointEngine,
-        RetryPolicy,
-        check_endpoint,
-        probe_schema,
-        single_model,
-    )
+    from judge_pipeline.engines.endpoint import EndpointEngine
+    from judge_pipeline.engines.endpoint_checks import check_endpoint, probe_schema, single_model
     from judge_pipeline.engines.endpoint_errors import api_key
+    from judge_pipeline.engines.retries import RetryPolicy
 
     key = api_key(config.api_key_env)
     engine = EndpointEngine(
@@ -139,6 +141,7 @@ async def _endpoint(config: JudgeConfig, store: CallStore | None) -> EndpointEng
         max_concurrency=config.max_concurrency,
         timeout_s=config.timeout,
         policy=RetryPolicy(config.retries, config.backoff),
+        patience_s=60 * config.patience,
         extra_body=config.extra_body,
         dialect=config.dialect(),
     )

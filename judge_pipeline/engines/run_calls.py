@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ from judge_pipeline.calls.call import Call, CallUsage, Reply
 from judge_pipeline.calls.store import LASTING_FAILURES, CallStore, Finished, Stored
 from judge_pipeline.calls.writer import StoreWriter
 from judge_pipeline.common.progress import Progress
-from judge_pipeline.engines.base import DEFAULT_ROUTING, Engine, Routing, StopCalls
+from judge_pipeline.engines.base import DEFAULT_ROUTING, EndOfCalls, Engine, Routing, StopCalls
 
 T = TypeVar("T")
 
@@ -69,6 +69,8 @@ class Budget:
     stopped: str | None = None
     """Why no further call may begin; None while calls may."""
     in_flight: int = 0
+    hurried: bool = False
+    """The user wants the run to end now: what only waits for an endpoint to come back is given up."""
 
     def admit(self) -> None:
         """Take leave for one more call; raises StopCalls when there is none."""
@@ -204,11 +206,13 @@ class CallRunner:
             admitted = True
 
         try:
-            asked = Routing(routing.priority, routing.affinity, admit, self.budget.pay)
+            asked = replace(routing, admit=admit, paid=self.budget.pay, hurried=lambda: self.budget.hurried)
             reply = await self.engine.answer(call, asked)
         except StopCalls as stop:
             if admitted and stop.reason == "pending":
                 self.budget.mailed()
+            if isinstance(stop, EndOfCalls):
+                self.budget.stopped = self.budget.stopped or str(stop)
             return Stored(Reply(failure=stop.reason, detail=str(stop)), routing.affinity)
         finally:
             self.budget.in_flight -= admitted

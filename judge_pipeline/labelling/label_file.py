@@ -20,6 +20,9 @@ from judge_pipeline.common.weighting import Weighting, weighted_reward
 from judge_pipeline.labelling.planning import UNASKED
 from judge_pipeline.labelling.summary import Tally
 
+PASSING = UNASKED | {"http", "timeout"}
+"""Failures that say nothing about the answer: its rows are done again by the next run."""
+
 
 def _groups(path: Path) -> Iterator[tuple[str, list[Label]]]:
     for prompt_id, rows in groupby(read_labels(path), key=lambda row: row.prompt_id):
@@ -92,7 +95,7 @@ class LabelFile:
         return (
             [row.response_id for row in rows] == list(responses)
             and all(set(row.scores) == set(self.tally.names) for row in rows)
-            and not (failures if self._retry_failed else [one for one in failures if one.reason in UNASKED])
+            and not [one for one in failures if self._retry_failed or one.reason in PASSING]
         )
 
     def _renewed(self, row: Label) -> Label:

@@ -135,7 +135,7 @@ class Scheduler:
         if self.interrupted:
             raise KeyboardInterrupt
         self.interrupted = True
-        budget.stopped = "interrupted"
+        budget.stopped, budget.hurried = "interrupted", True
         print(
             f"\nstopping: waiting for {budget.in_flight} calls in flight, so that they are kept; "
             "Ctrl-C again to leave them",

@@ -176,5 +176,7 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
             listed = ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
             lines.append(f"{label.format(name)}: {listed}")
     if summary["stopped"]:
-        lines.append(f"stopped: {summary['stopped']}; run the same command without the limit to go on")
+        lines.append(
+            f"stopped: {summary['stopped']}; the same command goes on from here once that is no longer so"
+        )
     return lines

@@ -45,7 +45,7 @@ def overview(labels: Labels, summary: dict[str, Any], answers: int, prompts: int
         text = "The last row of labels.jsonl is torn and left out here; the run that is resumed mends it."
         parts.append(notice(text))
     if summary.get("stopped"):
-        text = f"The run was stopped: {summary['stopped']}. Run it again without the limit and it goes on."
+        text = f"The run was stopped: {summary['stopped']}. Run it again once that is no longer so, and it goes on."
         parts.append(notice(text, "warning"))
     return Section("At a glance", join(*parts), "glance")
 

@@ -15,8 +15,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from judge_pipeline.engines.endpoint_checks import PROBE
+from judge_pipeline.engines.lanes import HARMLESS
+
 Fault = Callable[["Handler", dict[str, Any], int], bool]
 """Called with the handler, the body and the attempt's number; True when it has dealt with the request."""
+
+
+def is_check(body: dict[str, Any]) -> bool:
+    """Whether a request is one that the engine makes by itself, to see whether a server is there or keeps to schemas."""
+    return body["messages"][0]["content"] in {call.messages[0].content for call in (HARMLESS, PROBE)}
 
 
 def sane_value(schema: dict[str, Any], seed: int) -> Any:
@@ -142,8 +150,8 @@ class JudgeServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 512
 
-    def __init__(self, fault: Fault | None = None, *, latency: float = 0.0) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, fault: Fault | None = None, *, latency: float = 0.0, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), Handler)
         self.fault, self.latency = fault, latency
         self.answer: Callable[[dict[str, Any]], str] = sane_text
         self.key: str | None = None

@@ -10,20 +10,15 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from judge_servers import JudgeServer, completion
+from judge_servers import JudgeServer, completion, is_check
 
 from judge_pipeline.calls.call import Call, Message, Sampling
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.engines.base import Routing, StopCalls
 from judge_pipeline.engines.chat_protocol import MalformedReply, parse_completion
-from judge_pipeline.engines.endpoint import (
-    EndpointEngine,
-    RetryPolicy,
-    check_endpoint,
-    probe_schema,
-    retry_after,
-    single_model,
-)
+from judge_pipeline.engines.endpoint import EndpointEngine
+from judge_pipeline.engines.endpoint_checks import check_endpoint, probe_schema, single_model
+from judge_pipeline.engines.retries import RetryPolicy, retry_after
 
 QUICK = RetryPolicy(retries=2, base_s=0.001)
 SCHEMA = {"type": "object", "properties": {"rating": {"enum": [1, 2, 3]}}, "required": ["rating"]}
@@ -153,18 +148,20 @@ def test_refusals_of_the_call_itself_are_typed_and_not_retried(status, message, 
 
 def test_patience_ends_in_the_last_reason():
     def hang(handler, body, attempt):
-        time.sleep(1)
-        handler.reset()
-        return True
+        if not is_check(body):
+            time.sleep(1)
+            handler.reset()
+        return not is_check(body)
 
     with JudgeServer(hang) as server:
-        assert answer(server, call(), timeout_s=0.1).failure == "timeout"
-        assert server.requests == 3
+        reply = answer(server, call(), timeout_s=0.15)
+    assert reply.failure == "timeout"
+    assert "after 3 attempts" in reply.detail
     with JudgeServer(lambda h, b, a: h.send_json(completion("  ")) or True) as server:
         reply = answer(server, call())
         assert (reply.failure, server.requests) == ("empty_reply", 3)
         assert reply.usage.input_tokens == 100  # paid for, so counted
-    with JudgeServer(lambda h, b, a: h.reset() or True) as server:
+    with JudgeServer(lambda h, b, a: not is_check(b) and (h.reset() or True)) as server:
         assert answer(server, call()).failure == "http"
 
 
@@ -279,7 +276,7 @@ def test_an_endpoint_that_goes_away_is_left_for_another():
 
 def test_when_nobody_is_there_any_more_the_run_ends_instead_of_failing_everything():
     async def main(url):
-        engine = EndpointEngine([url], "judge", "key", policy=QUICK)
+        engine = EndpointEngine([url], "judge", "key", policy=QUICK, patience_s=0)
         try:
             await asyncio.gather(*(engine.answer(call(str(n))) for n in range(40)))
         finally:
