@@ -11,7 +11,7 @@ from pydantic import Field
 from judge_pipeline.common import config as configuration
 from judge_pipeline.common.config import POSITIONAL, Command, Config
 from judge_pipeline.evaluation.evaluate_config import EvaluateConfig
-from judge_pipeline.labelling import label
+from judge_pipeline.labelling import label, merge
 
 
 class ReportConfig(Config):
@@ -43,7 +43,7 @@ EVALUATE = Command(
     run="judge_pipeline.evaluation.run:run_evaluation",
     example="judge-pipeline evaluate runs/labels --prompts judged-by-people.jsonl --output runs/agreement",
 )
-COMMANDS: list[Command] = [label.COMMAND, REPORT, EVALUATE]
+COMMANDS: list[Command] = [label.COMMAND, merge.COMMAND, REPORT, EVALUATE]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

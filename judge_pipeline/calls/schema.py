@@ -49,8 +49,8 @@ INSERT INTO attempts (key, model, template, request, reason, detail, text, finis
     output_tokens, cached_input_tokens, latency_s, endpoint, owner, finished)
 SELECT key, model, template, request, 'superseded', 'another answer took its place', text, finish_reason, input_tokens,
     output_tokens, cached_input_tokens, latency_s, endpoint, owner, finished
-FROM calls WHERE """
-"""Keeps an answer that is about to go among the attempts: it was paid for."""
+FROM {} WHERE """
+"""Keeps an answer that is about to go, from the table named, among the attempts: it was paid for."""
 
 
 def pack(value: Any) -> bytes:
@@ -91,7 +91,7 @@ def _from_format_1(db: sqlite3.Connection) -> None:
             old, model, request = db.execute(found, (row,)).fetchone()
             key = key_of(model, unpack(request))
             if not db.execute(f"UPDATE OR IGNORE {table} SET key = ? WHERE rowid = ?", (key, row)).rowcount:
-                db.execute(f"{SUPERSEDED} key = ?", (old,))
+                db.execute(f"{SUPERSEDED.format('calls')} key = ?", (old,))
                 db.execute("UPDATE attempts SET key = ? WHERE key = ?", (key, old))
                 db.execute("DELETE FROM calls WHERE rowid = ?", (row,))
     # Whose judge these calls were for, the file did not say: `BatchBook.adopt` finds out.

@@ -223,7 +223,7 @@ class CallStore:
                     not failed and db.execute("SELECT 1 FROM calls WHERE key = ?", (row["key"],)).fetchone()
                 )
                 if there and replace:
-                    db.execute(f"{SUPERSEDED} key = ?", (row["key"],))
+                    db.execute(f"{SUPERSEDED.format('calls')} key = ?", (row["key"],))
                 elif there:
                     late.add(row["key"])
                     row |= {"reason": "superseded", "detail": "another answer was there first"}
@@ -253,6 +253,29 @@ class CallStore:
         """Remember a fact."""
         with self.writing() as db:
             db.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
+
+    def absorb(self, path: Path) -> int:
+        """Take over all that another store holds; returns how many of its answers were here already.
+
+        Those stay as attempts, since they were paid for.
+        """
+        CallStore(path).close()  # one of an earlier format is converted
+        asked, kept = ", ".join(ASKED + REPLIED + ANSWER), ", ".join(ASKED + REPLIED + FAILURE)
+        with self._lock, self._errors_named():
+            self._db.execute("ATTACH DATABASE ? AS other", (str(path),))
+        try:
+            with self.writing() as db:
+                twice = db.execute(
+                    f"{SUPERSEDED.format('other.calls')} key IN (SELECT key FROM main.calls)"
+                ).rowcount
+                db.execute(f"INSERT OR IGNORE INTO calls ({asked}) SELECT {asked} FROM other.calls")
+                db.execute(f"INSERT INTO attempts ({kept}) SELECT {kept} FROM other.attempts ORDER BY id")
+                db.execute("INSERT OR IGNORE INTO notes SELECT * FROM other.notes")
+                db.execute("INSERT OR IGNORE INTO batched SELECT * FROM other.batched")
+        finally:
+            with self._lock, self._errors_named():
+                self._db.execute("DETACH DATABASE other")
+        return twice
 
     def close(self) -> None:
         """Close the file."""

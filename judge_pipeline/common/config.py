@@ -144,7 +144,7 @@ def _add_leaf(parser: argparse.ArgumentParser, leaf: Leaf) -> None:
     options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(leaf), "metavar": name}
     if leaf.extra.get("positional"):
         # Optional for argparse, because a YAML file may give it; validation asks for what is still missing.
-        parser.add_argument(leaf.dotted, nargs="?", **options)
+        parser.add_argument(leaf.dotted, nargs="*" if origin in (list, tuple) else "?", **options)
         return
     if origin is bool:
         del options["metavar"]

@@ -158,3 +158,7 @@ class Label(BaseModel):
     failures: list[Failure] = Field(default_factory=list)
     evidence: dict[str, Any] = Field(default_factory=dict)
     usage: Usage = Field(default_factory=Usage)
+    judged: str = ""
+    """Hash of the document, question and answer that were judged."""
+    judge: str = ""
+    """Fingerprint of the judge: model, settings that decide scores, prompts."""

@@ -24,6 +24,7 @@ from judge_pipeline import __version__
 from judge_pipeline.common.config import Config, leaves
 from judge_pipeline.common.errors import UserError, writing
 from judge_pipeline.common.record_files import read_yaml, write_text
+from judge_pipeline.common.run_lock import LOCK
 
 Existing = Literal["refuse", "resume", "replace"]
 EXISTING_HELP = "if the output holds a run of another configuration: refuse, resume it, or replace it"
@@ -144,7 +145,7 @@ def prepare_run(
             # A start that failed before its first result is nothing to lose, whatever it was to be.
             if existing == "replace" or _has_work(output, run_file, idle):
                 resuming = _meet_earlier_run(run_file, output, config, run, existing)
-        elif output.is_dir() and any(output.iterdir()) and existing != "resume":
+        elif output.is_dir() and existing != "resume" and {item.name for item in output.iterdir()} - {LOCK}:
             raise UserError(
                 f"{output} holds files but no run.yaml: it is not a run of ours",
                 "name an empty or new directory (or --existing resume to write into this one)",
@@ -181,15 +182,13 @@ def _meet_earlier_run(
     if existing == "replace":
         _remove(output, run_file)
         return False
-    before, now = _compared(config, earlier), _compared(config, run)
-    differing = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
-    lines = [f"{name}: {before.get(name)!r} there, {now.get(name)!r} now" for name in differing]
+    lines = differences(type(config), earlier, run, ("there", "now"))
     old, new = earlier.get("inputs") or {}, run["inputs"]
     changed = [path for path in sorted(old.keys() & new.keys()) if old[path] != new[path]]
-    lines += [f"inputs: {path} has other content now" for path in changed]
-    if not differing:  # else they have said already that other files are read now
+    if not lines:  # else they have said already that other files are read now
         lines += [f"inputs: {path} was read there, not now" for path in sorted(old.keys() - new.keys())]
         lines += [f"inputs: {path} is read now, not there" for path in sorted(new.keys() - old.keys())]
+    lines += [f"inputs: {path} has other content now" for path in changed]
     if lines and existing == "refuse":
         raise UserError(
             f"{output} already holds a run of another configuration:\n  " + "\n  ".join(lines),
@@ -205,10 +204,19 @@ def _ways_on(config: Config) -> str:
     return "--existing resume (keep what is there and go on), " if resumes else ""
 
 
-def _compared(config: Config, run: dict[str, Any]) -> dict[str, Any]:
+def differences(
+    settings: type[Config], left: dict[str, Any], right: dict[str, Any], names: tuple[str, str]
+) -> list[str]:
+    """In which settings that decide what a run produces two runs differ, a line each; `names` tells them apart."""
+    one, other = _compared(settings, left), _compared(settings, right)
+    differing = [name for name in sorted({*one, *other}) if one.get(name) != other.get(name)]
+    return [f"{name}: {one.get(name)!r} {names[0]}, {other.get(name)!r} {names[1]}" for name in differing]
+
+
+def _compared(settings: type[Config], run: dict[str, Any]) -> dict[str, Any]:
     """The command and the settings that decide what a run produces, by dotted name; mappings opened up."""
     found = {"command": run.get("command")}
-    for leaf in leaves(type(config)):
+    for leaf in leaves(settings):
         if leaf.extra.get("identity") is False:
             continue
         value: Any = run.get("config")
@@ -223,7 +231,7 @@ def _has_work(output: Path, run_file: Path, idle: Collection[str]) -> bool:
     """Whether an earlier run left anything besides its description, empty files and `idle` ones."""
     if output.is_dir():
         found = (path for path in output.rglob("*") if path.is_symlink() or not path.is_dir())
-        left = [path for path in found if path.name not in idle]
+        left = [path for path in found if path.name not in {*idle, LOCK}]
     else:  # beside a file lie what belongs to it: FILE.part, FILE.summary.json
         left = [path for path in output.parent.iterdir() if path.name.startswith(output.name)]
     return any(path != run_file and path.lstat().st_size > 0 for path in left)
@@ -231,7 +239,7 @@ def _has_work(output: Path, run_file: Path, idle: Collection[str]) -> bool:
 
 def _remove(output: Path, run_file: Path) -> None:
     if output.is_dir():
-        for item in output.iterdir():
+        for item in (path for path in output.iterdir() if path.name != LOCK):
             shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
     elif output.is_file():
         output.unlink()

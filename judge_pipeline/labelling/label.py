@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -19,10 +20,12 @@ from typing import Any
 from judge_pipeline.calls.store import LASTING_FAILURES, STORE_FILES, CallStore, holds_calls
 from judge_pipeline.calls.writer import StoreWriter
 from judge_pipeline.common.config import Command
+from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.progress import Progress
 from judge_pipeline.common.record_files import read_prompts, write_json
 from judge_pipeline.common.records import Prompt
-from judge_pipeline.common.run_dir import prepare_run
+from judge_pipeline.common.run_dir import check_place, prepare_run
+from judge_pipeline.common.run_lock import locked
 from judge_pipeline.common.weighting import resolve_weighting
 from judge_pipeline.dimensions.base import Dimension
 from judge_pipeline.dimensions.registry import build_dimensions
@@ -33,14 +36,18 @@ from judge_pipeline.engines.mail import mail_lines, open_mail
 from judge_pipeline.engines.open import open_engine
 from judge_pipeline.engines.run_calls import Budget, CallRunner
 from judge_pipeline.labelling.dry_run import forecast_text
+from judge_pipeline.labelling.fingerprint import judge_fingerprint, judged_hashes
 from judge_pipeline.labelling.forecast import Forecast
 from judge_pipeline.labelling.label_config import LabelConfig
 from judge_pipeline.labelling.label_file import LabelFile
 from judge_pipeline.labelling.overflow import check_overflow
 from judge_pipeline.labelling.planning import PromptPlanner
 from judge_pipeline.labelling.scheduler import Scheduler
+from judge_pipeline.labelling.shards import part
 from judge_pipeline.labelling.summary import Tally, summarize, summary_lines
 
+Answers = dict[str, dict[str, str]]
+"""Prompt id → answer id → hash of what is judged."""
 PARTIAL = 3
 """Exit code when some answers lack a score."""
 PENDING = 4
@@ -53,47 +60,78 @@ def run_label(config: LabelConfig) -> int:
     """Label all answers; returns the exit code. Settings are read in this file alone: others are given values."""
     config.check()
     names = [dimension.name for dimension in _dimensions(config, structured=False)]
-    weighting = resolve_weighting(config.weights, names, config.missing)
+    resolve_weighting(config.weights, names, config.missing)  # refuses what cannot be
     # Read once before anything is paid for: a bad record on the last line must not end a run of hours.
-    answers = {prompt.id: [response.id for response in prompt.responses] for prompt in _prompts(config)}
-    budget = config.budget
+    answers = {prompt.id: judged_hashes(prompt) for prompt in read_part(config)}
+    if not answers:
+        raise UserError(
+            f"--shard {config.shard}: there are not so many documents in {config.prompts}", "use fewer parts"
+        )
     if config.dry_run:
         return _dry_run(config)
-    path = config.output / "calls.sqlite"
+    check_place(config.output, config.output / "run.yaml", [config.prompts], config.existing)
+    with locked(config.output):
+        return _label(config, answers)
+
+
+def _label(config: LabelConfig, answers: Answers) -> int:
+    path, budget = config.output / "calls.sqlite", config.budget
     idle = () if holds_calls(path) else STORE_FILES
     prepare_run(config.output, config, "judge-pipeline label", config.existing, [config.prompts], idle=idle)
     started = time.monotonic()
     batch: dict[str, Any] = {}
-    file, retry = config.output / "labels.jsonl", config.retry_failed
-    with (
-        closing(CallStore(path)) as store,
-        closing(LabelFile(file, answers, Tally(names), weighting, retry_failed=retry)) as labels,
-    ):
-        if labels.complete:  # nothing to ask: no engine need be there
-            labels.keep_all()
-        else:
-            batch = asyncio.run(_ask_and_label(config, labels, store, budget))
+    with closing(CallStore(path)) as store:
+        labels = _finished_labels(config, answers, store)
+        if labels is None:
+            labels, batch = asyncio.run(_ask_and_label(config, answers, store, budget))
         summary = summarize(labels.tally, budget, store.totals(), time.monotonic() - started, batch)
-    return _finish(config, summary, labels)
+    return finish_run(config, summary, labels.tally, changed=labels.changed)
+
+
+def _open_labels(config: LabelConfig, answers: Answers, identity: str) -> LabelFile:
+    dimensions = _dimensions(config, structured=False)
+    names = [dimension.name for dimension in dimensions]
+    weighting = resolve_weighting(config.weights, names, config.missing)
+    judge = judge_fingerprint(identity, config, dimensions, without=("prompts", "shard", "judge.model"))
+    file = config.output / "labels.jsonl"
+    return LabelFile(file, answers, judge, Tally(names), weighting, retry_failed=config.retry_failed)
+
+
+def _finished_labels(config: LabelConfig, answers: Answers, store: CallStore) -> LabelFile | None:
+    """The rows, when an earlier run has made all of them: there is nothing to ask, no judge need be there."""
+    identity = store.note(_identity_note(config))
+    if identity is None:
+        return None
+    with closing(_open_labels(config, answers, identity)) as labels:
+        if not labels.complete:
+            return None
+        labels.keep_all()
+        return labels
+
+
+def _identity_note(config: LabelConfig) -> str:
+    """Where the store remembers what the judge of these settings turned out to be."""
+    judge = config.judge
+    return f"identity:{judge.engine}:{judge.backend}:{judge.model}:{json.dumps(judge.extra_body, sort_keys=True)}"
 
 
 def _dry_run(config: LabelConfig) -> int:
     print("reading documents, driving plans; no judge is asked", file=sys.stderr)
     forecast, dimensions = Forecast(_document_indexer(config)), _dimensions(config, structured=True)
-    for prompt in _prompts(config):
+    for prompt in read_part(config):
         forecast.add(prompt, dimensions)
     print(forecast_text(forecast, config.budget.prices))
     return 0
 
 
-def _finish(config: LabelConfig, summary: dict[str, Any], labels: LabelFile) -> int:
+def finish_run(config: LabelConfig, summary: dict[str, Any], tally: Tally, *, changed: bool) -> int:
     """Write summary and report (unless it shows these rows already); say what came out. Returns the exit code."""
     from judge_pipeline.report.write import write_report
 
-    output, tally = config.output, labels.tally
+    output = config.output
     write_json(output / "summary.json", summary)
     report = output / "report.html"
-    if labels.changed or not report.is_file():
+    if changed or not report.is_file():
         report = write_report(output)
     print("\n".join(summary_lines(summary)))
     print(f"labels: {output / 'labels.jsonl'}\nreport: {report}")
@@ -112,8 +150,10 @@ def _finish(config: LabelConfig, summary: dict[str, Any], labels: LabelFile) -> 
     return 0 if tally.complete else PARTIAL
 
 
-def _prompts(config: LabelConfig) -> Iterator[Prompt]:
-    return itertools.islice(read_prompts(config.prompts, need_responses=True), config.limit)
+def read_part(config: LabelConfig) -> Iterator[Prompt]:
+    """The prompts that a run labels."""
+    prompts = itertools.islice(read_prompts(config.prompts, need_responses=True), config.limit)
+    return part(prompts, config.shard) if config.shard else prompts
 
 
 def _dimensions(config: LabelConfig, *, structured: bool) -> list[Dimension]:
@@ -132,27 +172,33 @@ def _document_indexer(config: LabelConfig) -> DocumentIndexer:
 
 
 async def _ask_and_label(
-    config: LabelConfig, labels: LabelFile, store: CallStore, budget: Budget
-) -> dict[str, Any]:
-    """Ask what is not known yet, and write the rows; returns what was done with batch files."""
+    config: LabelConfig, answers: Answers, store: CallStore, budget: Budget
+) -> tuple[LabelFile, dict[str, Any]]:
+    """Ask what is not known yet, and write the rows; returns them with what was done with batch files."""
     mail = await open_mail(config.judge, store)
     engine = mail.engine or await open_engine(config.judge, store)
+    if (
+        config.judge.model is not None or not config.judge.base_url
+    ):  # else what is served may be another one next time
+        store.set_note(_identity_note(config), engine.identity)
     writer = StoreWriter(store)
     threads = ThreadPoolExecutor(THREADS, thread_name_prefix="plan")
+    labels = _open_labels(config, answers, engine.identity)
     try:
         dimensions = _dimensions(config, structured=engine.supports_schema)
         builder = _document_indexer(config)
         runner = _runner(config, engine, writer, budget)
         planner = PromptPlanner(dimensions, runner, labels.weighting, threads)
         if engine.context_window is not None:
-            todo = (prompt for prompt in _prompts(config) if prompt.id not in labels.kept)
+            todo = (prompt for prompt in read_part(config) if prompt.id not in labels.kept)
             with Progress(len(labels.prompts) - len(labels.kept), "checking lengths", "prompts") as progress:
                 check_overflow(engine, dimensions, builder, todo, config.overflow, progress)
         with Progress(labels.answers, "labelling", "answers", done=labels.answers_kept) as progress:
             scheduler = Scheduler(planner, builder, labels, window=config.window, progress=progress)
-            await scheduler.run(_prompts(config))
-        return mail.finish()
+            await scheduler.run(read_part(config))
+        return labels, mail.finish()
     finally:
+        labels.close()
         threads.shutdown(wait=True, cancel_futures=True)
         await writer.close()
         await engine.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from judge_pipeline.common.config import Config, free, setting
 from judge_pipeline.common.errors import UserError
@@ -15,6 +15,7 @@ from judge_pipeline.dimensions.options import JudgeOptions
 from judge_pipeline.documents.retrieval import Retrieval
 from judge_pipeline.engines.open import JudgeConfig
 from judge_pipeline.engines.run_calls import MOST_TOKENS, Budget, Prices
+from judge_pipeline.labelling.shards import parse_shard
 
 
 class LabelConfig(JudgeOptions, Config):
@@ -58,9 +59,20 @@ class LabelConfig(JudgeOptions, Config):
         ge=0,
     )
     retry_failed: bool = free(False, "do again what failed in an earlier run")
+    shard: str | None = setting(
+        None,
+        "label one part of the prompts, e.g. 3/8 for the third of eight; `judge-pipeline merge` joins them",
+    )
     limit: int | None = free(None, "only the first so many prompts", ge=1)
     window: int = free(64, "prompts under way at a time", ge=1)
     existing: Existing = free("refuse", EXISTING_HELP)
+
+    @field_validator("shard")
+    @classmethod
+    def _one_of(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_shard(value)
+        return value
 
     @property
     def budget(self) -> Budget:

@@ -32,19 +32,22 @@ def _groups(path: Path) -> Iterator[tuple[str, list[Label]]]:
 class LabelFile:
     """Writes rows in order; knows which prompts an earlier run has finished.
 
-    `prompts` maps the id of every prompt to those of its answers, in order; `retry_failed` keeps no row with a failure.
+    `prompts` maps the id of every prompt to its answers, in order: their ids, and a hash of what is judged. A row stays
+    while that and the fingerprint of the `judge` are the row's; `retry_failed` keeps no row with a failure.
     """
 
     def __init__(
         self,
         path: Path,
-        prompts: Mapping[str, Sequence[str]],
+        prompts: Mapping[str, Mapping[str, str]],
+        judge: str,
         tally: Tally,
         weighting: Weighting,
         *,
         retry_failed: bool = False,
     ) -> None:
-        self.path, self.prompts, self.tally, self.weighting = path, prompts, tally, weighting
+        self.path, self.prompts, self.judge = path, prompts, judge
+        self.tally, self.weighting = tally, weighting
         self._retry_failed = retry_failed
         self.kept: set[str] = set()
         self.changed = False
@@ -89,11 +92,12 @@ class LabelFile:
             group = next(groups, None)
         return goes_on and group is None
 
-    def _keeps(self, rows: Sequence[Label], responses: Sequence[str]) -> bool:
-        """All answers have a row with the wanted dimensions, and none waits to be done (again)."""
+    def _keeps(self, rows: Sequence[Label], responses: Mapping[str, str]) -> bool:
+        """All answers have a row of this judge with the wanted dimensions, and none waits to be done (again)."""
         failures = [failure for row in rows for failure in row.failures]
         return (
-            [row.response_id for row in rows] == list(responses)
+            [(row.response_id, row.judged) for row in rows] == list(responses.items())
+            and all(row.judge == self.judge for row in rows)
             and all(set(row.scores) == set(self.tally.names) for row in rows)
             and not [one for one in failures if self._retry_failed or one.reason in PASSING]
         )
@@ -136,6 +140,10 @@ class LabelFile:
             self.next_position += 1
         return written
 
+    def _stamped(self, row: Label) -> Label:
+        judged = self.prompts[row.prompt_id][row.response_id]
+        return row.model_copy(update={"judged": judged, "judge": self.judge})
+
     def _write(self, rows: list[Label] | str) -> int:
         old = isinstance(rows, str)
         self.changed = self.changed or not old or self._new is not None
@@ -143,6 +151,8 @@ class LabelFile:
             wanted = rows
             found = next(group for prompt_id, group in self._old if prompt_id == wanted)
             rows = [self._renewed(row) for row in found]
+        else:
+            rows = [self._stamped(row) for row in rows]
         self.tally.add(rows)
         if self._new is not None:
             try:

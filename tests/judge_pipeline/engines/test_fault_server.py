@@ -39,7 +39,10 @@ KINDS = (
 
 def faults(handler: Handler, body: dict, attempt: int) -> bool:
     """30% of calls meet a fault; those that may pass do so at the first or the third attempt."""
-    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).digest()
+    asked = {
+        name: value for name, value in body.items() if name != "max_tokens"
+    }  # more room cures nothing here
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).digest()
     if digest[0] >= 0.30 * 256 or body.get("max_tokens") == 32:
         return False
     kind = KINDS[digest[1] % len(KINDS)]

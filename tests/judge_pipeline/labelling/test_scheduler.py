@@ -18,6 +18,7 @@ from judge_pipeline.common.weighting import Weighting, resolve_weighting
 from judge_pipeline.dimensions.base import Outcome, Request
 from judge_pipeline.engines.base import DEFAULT_ROUTING
 from judge_pipeline.engines.run_calls import Budget, CallRunner, Prices
+from judge_pipeline.labelling.fingerprint import judged_hashes
 from judge_pipeline.labelling.label_file import LabelFile
 from judge_pipeline.labelling.planning import PromptPlanner, keys_behind_failures
 from judge_pipeline.labelling.scheduler import Scheduler
@@ -101,8 +102,8 @@ def run(tmp_path, rows, engine, *, window=8, budget=None, dimensions=None):
     names = [dimension.name for dimension in dimensions]
     weighting = Weighting(dict.fromkeys(names, 1.0))
     tally = Tally(names)
-    answers = {row.id: [response.id for response in row.responses] for row in rows}
-    labels = LabelFile(tmp_path / "labels.jsonl", answers, tally, weighting)
+    answers = {row.id: judged_hashes(row) for row in rows}
+    labels = LabelFile(tmp_path / "labels.jsonl", answers, "judge", tally, weighting)
     open_prompts = []
 
     async def main():
