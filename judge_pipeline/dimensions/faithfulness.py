@@ -46,6 +46,8 @@ class Claim:
     answers: tuple[int, ...]
     spans: tuple[Span, ...]
     votes: list[Verdict | Problem] = field(default_factory=list)
+    expected: bool = False
+    """Whether votes count by their expected value instead of the printed verdict."""
 
     @property
     def places(self) -> set[tuple[int, int]]:
@@ -55,7 +57,19 @@ class Claim:
     @cached_property
     def result(self) -> steps.VoteMean | Problem:
         """The votes averaged (0–1), or why there is no verdict."""
-        return steps.average([support_points(vote) for vote in self.votes])
+        return steps.average([self.points(vote) for vote in self.votes])
+
+    def points(self, vote: Verdict | Problem) -> float | Problem:
+        """What a vote counts, 0–1."""
+        if isinstance(vote, Problem):
+            return vote
+        printed = VERDICT_POINTS[vote.support]
+        return vote.expectation.points if self.expected and vote.expectation else printed
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """The votes that came."""
+        return [vote for vote in self.votes if isinstance(vote, Verdict)]
 
     def evidence(self) -> dict[str, Any]:
         """The statement's row in the label's evidence."""
@@ -64,23 +78,21 @@ class Claim:
         row: dict[str, Any] = {
             "id": self.id,
             "text": self.text,
-            "verdict": None if isinstance(result, Problem) else _nearest(result.points),
-            "analysis": next((vote.analysis for vote in self.votes if isinstance(vote, Verdict)), ""),
+            "verdict": None if failed else _nearest([VERDICT_POINTS[vote.support] for vote in self.verdicts]),
+            "analysis": next((vote.analysis for vote in self.verdicts), ""),
             "failure": failed,
             "spans": [asdict(span) for span in self.spans],
         }
         if len(self.votes) > 1 and not failed:
             row["votes"] = [None if isinstance(vote, Problem) else vote.support for vote in self.votes]
+        if self.expected and not isinstance(result, Problem):
+            row["support"] = round(result.points, 4)
         return row
 
 
-def support_points(vote: Verdict | Problem) -> float | Problem:
-    """What a vote counts, 0–1."""
-    return vote if isinstance(vote, Problem) else VERDICT_POINTS[vote.support]
-
-
-def _nearest(points: float) -> Support:
-    """The verdict closest to the mean of several votes."""
+def _nearest(votes: Sequence[float]) -> Support:
+    """The verdict closest to the mean of several printed ones."""
+    points = statistics.fmean(votes)
     if points >= 0.75:
         return "full"
     return "none" if points < 0.25 else "partial"
@@ -97,6 +109,7 @@ class Verifier:
         votes, size = self._options.votes, self._options.statements_per_call
         for claim in claims:
             claim.votes = [Problem("missing_verdict")] * votes
+            claim.expected = self._options.score == "expected"
         if size > 1:
             jobs = [(batch, vote) for batch in group(claims, size) for vote in range(votes)]
             read = yield from steps.parse_replies([self._together(*job) for job in jobs], again=False)
@@ -138,7 +151,7 @@ class Verifier:
             load_template(f"{self._name}.{template}", self._language),
             {"passages": passages(self._document.text, spans), **fields},
             shape,
-            steps.vote_sampling(self._options, vote, rating=False),
+            steps.vote_sampling(self._options, vote),
             tuple(answers),
             self._options,
         )
@@ -205,6 +218,8 @@ class Faithfulness:
             if isinstance(one.result, Problem):
                 detail = f"statement {one.id}: {one.result.detail}"
                 return Outcome(None, one.result.reason, detail, evidence)
+        if self._options.score == "expected":
+            evidence |= steps.fallback([vote for one in mine for vote in one.verdicts], "verdict")
         votes = _score_votes(mine, self._options.votes)
         evidence |= {"votes": votes, "spread": statistics.stdev(votes) if len(votes) > 1 else None}
         points = [one.result.points for one in mine if isinstance(one.result, steps.VoteMean)]
@@ -231,6 +246,6 @@ def _claims(lists: dict[int, Items | Problem], document: Document) -> dict[str, 
 
 def _score_votes(claims: Sequence[Claim], votes: int) -> list[float]:
     """The answer's score (0–10) as each vote alone would have it; statements without that vote are left out."""
-    worths = [[support_points(one.votes[number]) for one in claims] for number in range(votes)]
+    worths = [[one.points(one.votes[number]) for one in claims] for number in range(votes)]
     points = [[value for value in worth if not isinstance(value, Problem)] for worth in worths]
     return [10 * sum(known) / len(known) for known in points if known]

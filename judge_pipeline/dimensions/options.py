@@ -24,7 +24,7 @@ class JudgeOptions(BaseModel):
         False, "ask helpfulness and logicality in one call, each analysed on its own"
     )
     score: Literal["printed", "expected"] = setting(
-        "printed", "the printed rating, or its expected value over the score tokens' probabilities"
+        "printed", "printed ratings and verdicts, or their expected values over the tokens' probabilities"
     )
     votes: int = setting(1, "samples per rating and per verdict, averaged", ge=1, le=64)
     structured: bool = setting(
@@ -34,7 +34,8 @@ class JudgeOptions(BaseModel):
         "auto", "language of the prompts; auto goes by the document's script"
     )
     no_statements: str = setting(
-        "full", "faithfulness of an answer that states no facts: full, zero, null, or points 0-10"
+        "null",
+        "faithfulness of an answer that states no facts, e.g. declines: null (no score), full, zero, or points 0-10",
     )
     no_key_points: str = setting(
         "ask",

@@ -21,6 +21,7 @@ from judge_pipeline.replies.lists import Items, ListShape, example_items
 from judge_pipeline.replies.marks import Problem
 from judge_pipeline.replies.ratings import Rating
 from judge_pipeline.replies.shape import Shape
+from judge_pipeline.replies.verdicts import Verdict
 
 RETRIED = frozenset({"unparsable", "out_of_range", "empty_reply"})
 SECOND_TEMPERATURE = 0.7
@@ -84,7 +85,7 @@ def list_request(
     return request(template, fields, shape, sampling, answers, options)
 
 
-def vote_sampling(options: JudgeOptions, vote: int, *, rating: bool) -> Sampling:
+def vote_sampling(options: JudgeOptions, vote: int) -> Sampling:
     """One vote on a rating or a verdict."""
     return Sampling(
         temperature=options.vote_temperature,
@@ -92,7 +93,7 @@ def vote_sampling(options: JudgeOptions, vote: int, *, rating: bool) -> Sampling
         max_tokens=options.max_tokens,
         seed=None if options.seed is None else options.seed + vote,
         sample=vote,
-        logprobs=options.logprobs if rating and options.score == "expected" else 0,
+        logprobs=options.logprobs if options.score == "expected" else 0,
     )
 
 
@@ -138,7 +139,7 @@ def ratings(
 ) -> Steps[dict[int, Outcome]]:
     """Outcomes of answers that get a rating: each asked `votes` times, averaged, with its evidence."""
     votes = options.votes
-    samplings = [vote_sampling(options, vote, rating=True) for vote in range(votes)]
+    samplings = [vote_sampling(options, vote) for vote in range(votes)]
     read = yield from parse_replies([ask(i, how) for i in answers for how in samplings], votes=votes)
     return {i: rated_outcome(read[n * votes : (n + 1) * votes], options) for n, i in enumerate(answers)}
 
@@ -154,12 +155,17 @@ def rated_outcome(votes: Sequence[Rating | Problem], options: JudgeOptions) -> O
         evidence["failed_votes"] = vote.failed
     if options.score == "expected":
         evidence["printed"] = [one.points for one in rated]
-        if without := sum(one.expectation is None for one in rated):
-            told = f"{without} of {len(rated)} printed: no usable log-probabilities at the rating"
-            evidence["fallback"] = told
+        evidence |= fallback(rated, "rating")
     if rated[0].missed is not None:
         evidence["missed"] = list(rated[0].missed)
     return Outcome(vote.points, evidence=evidence)
+
+
+def fallback(votes: Sequence[Rating | Verdict], what: str) -> dict[str, str]:
+    """The note on expected scores that fell back to the printed ones; empty where none did."""
+    without = sum(one.expectation is None for one in votes)
+    told = f"{without} of {len(votes)} printed: no usable log-probabilities at the {what}"
+    return {"fallback": told} if without else {}
 
 
 def _points(rating: Rating, options: JudgeOptions) -> float:

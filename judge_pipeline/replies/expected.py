@@ -1,11 +1,12 @@
-"""A finer rating: the expected value over the tokens the judge might have printed.
+"""A finer rating or verdict: the expected value over the tokens the judge might have printed.
 
-A judge that prints "8" four times in five and "6" otherwise means 7.6; the printed integer hides that, and ties.
+A judge that prints "8" four times in five and "6" otherwise means 7.6; the printed integer hides that, and ties. So does
+a printed "Fully supported" that was nearly a "Partially".
 
 Valid candidates are the integers 0–10 at the rating's first token, renormalised. Where a tokenizer writes 10 as
 "1" and "0", the step after a printed "1" tells the two apart; a "1" among the alternatives of another digit is
 left out, since nobody asked the model what would have followed it. A printed fraction (8.5) stays on its own
-branch.
+branch. Of a verdict the candidates are the words it might begin with at its first token.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections import defaultdict
+from collections.abc import Mapping
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -22,13 +24,13 @@ from judge_pipeline.calls.call import TokenLogprob
 from judge_pipeline.replies.marks import fold
 
 MIN_MASS = 0.5
-"""With less probability on valid ratings than this the expectation says little: the printed one stands."""
+"""With less probability on valid candidates than this the expectation says little: the printed one stands."""
 
 _INTEGER = regex.compile(r"\d+")
 
 
 class Expectation(NamedTuple):
-    """Expected points, and the probability the valid candidates had before renormalising."""
+    """Expected points (0–10, of a verdict 0–1), and the probability the candidates had before renormalising."""
 
     points: float
     mass: float
@@ -50,6 +52,37 @@ def expected_rating(
     fraction = points - printed
     total = sum((value + fraction * (value == printed)) * chance for value, chance in chances.items())
     return Expectation(min(10.0, total / mass), min(1.0, mass))
+
+
+def expected_verdict(
+    text: str,
+    printed: float,
+    place: tuple[int, int],
+    worth: Mapping[str, float],
+    logprobs: list[TokenLogprob] | None,
+) -> Expectation | None:
+    """The expected points of a reply whose verdict, worth `printed`, stands at `place`; None as for a rating.
+
+    `worth` maps the words of each verdict to its points. What the judge did print is that verdict in whatever words.
+    """
+    position = _first_token(text, place, logprobs) if logprobs else None
+    if logprobs is None or position is None:
+        return None
+    token, prefix = logprobs[position[0]], position[1]
+    mass = total = 0.0
+    for alternative, chance in _alternatives(token).items():
+        begun = _begun(alternative, prefix, worth) if alternative != token.token else {printed}
+        if len(begun) == 1:
+            mass += chance
+            total += chance * begun.pop()
+    return Expectation(total / mass, min(1.0, mass)) if mass >= MIN_MASS else None
+
+
+def _begun(alternative: str, prefix: str, worth: Mapping[str, float]) -> set[float]:
+    """Points of the verdicts that an alternative begins behind the same prefix."""
+    rest = (_behind(alternative, prefix) or "").casefold()
+    pairs = ((words.casefold(), points) for words, points in worth.items())
+    return {points for words, points in pairs if rest and (words.startswith(rest) or rest.startswith(words))}
 
 
 # Characters before and after the number that are looked up among the tokens, the widest first.
@@ -105,14 +138,19 @@ def _alternatives(token: TokenLogprob) -> dict[str, float]:
 
 
 def _leading_integer(alternative: str, prefix: str) -> str | None:
-    """The integer an alternative begins with behind the same prefix (white space may differ)."""
+    """The integer an alternative begins with behind the same prefix."""
+    match = _INTEGER.match(_behind(alternative, prefix) or "")
+    return match.group() if match else None
+
+
+def _behind(alternative: str, prefix: str) -> str | None:
+    """What an alternative holds, folded, behind the same prefix (white space may differ); None behind another."""
     folded, before = fold(alternative), fold(prefix)
     if before.strip():
         if not folded.startswith(before):
             return None
         folded = folded[len(before) :]
-    match = _INTEGER.match(folded.lstrip())
-    return match.group() if match else None
+    return folded.lstrip()
 
 
 def _one_or_ten(logprobs: list[TokenLogprob], after: int, printed: str) -> dict[int, float]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import regex
 
 from judge_pipeline.calls.call import Reply
 from judge_pipeline.documents.words import Language
+from judge_pipeline.replies.expected import Expectation, expected_verdict
 from judge_pipeline.replies.marks import (
     Mark,
     Problem,
@@ -43,6 +44,20 @@ class Verdict:
 
     analysis: str
     support: Support
+    start: int = field(default=-1, compare=False)
+    """Where its words begin in the reply; -1 where nobody looked."""
+    expectation: Expectation | None = None
+    """The finer verdict (0–1), where the reply came with log-probabilities to tell it."""
+
+    def refined(self, reply: Reply, language: Language) -> Verdict:
+        """The same with its expected value."""
+        if self.start < 0:
+            return self
+        worth = {words: VERDICT_POINTS[name] for name, words in VERDICT_WORDS[language].items()}
+        place = self.start, self.start + 1
+        printed = VERDICT_POINTS[self.support]
+        found = expected_verdict(reply.text, printed, place, worth, reply.logprobs)
+        return replace(self, expectation=found)
 
 
 @dataclass(frozen=True)
@@ -62,15 +77,21 @@ class VerdictShape(Shape[Verdict]):
 
     def from_text(self, text: str, reply: Reply) -> Verdict | Problem:
         """Everything before the verdict's line is the analysis."""
-        return read_verdict(text)
+        verdict = read_verdict(text)
+        return verdict if isinstance(verdict, Problem) else verdict.refined(reply, self.language)
 
     def from_json(self, data: dict[str, Any], reply: Reply) -> Verdict | Problem:
         """The verdict in words, as the text protocol understands them."""
+        places = [match.end() for match in _JSON_VERDICT.finditer(reply.text)]
+        return self.from_part(data, reply, places[-1] if places else -1)
+
+    def from_part(self, data: dict[str, Any], reply: Reply, start: int) -> Verdict | Problem:
+        """The verdict of one JSON object, whose words begin at `start` of the reply."""
         value = data.get("verdict")
         support = support_of(value.strip("[]")) if isinstance(value, str) else None
         if support is None:
             return wrong_schema(data, "verdict")
-        return Verdict(str(data.get("analysis", "")).strip(), support)
+        return Verdict(str(data.get("analysis", "")).strip(), support, start).refined(reply, self.language)
 
 
 @dataclass(frozen=True)
@@ -99,15 +120,26 @@ class VerdictsShape(Shape[dict[int, "Verdict | Problem"]]):
     def from_text(self, text: str, reply: Reply) -> dict[int, Verdict | Problem] | Problem:
         """Verdicts by number, from lines that begin with it."""
         found = read_verdicts(text, range(1, self.count + 1))
-        return found or no_result(fold(text), "no line 'S1: … [[verdict]]'")
+        return {
+            number: one if isinstance(one, Problem) else one.refined(reply, self.language)
+            for number, one in found.items()
+        } or no_result(fold(text), "no line 'S1: … [[verdict]]'")
 
     def from_json(self, data: dict[str, Any], reply: Reply) -> dict[int, Verdict | Problem] | Problem:
         """Verdicts by number, from the objects under their keys."""
         parts = {number: data.get(f"S{number}") for number in range(1, self.count + 1)}
-        found = {n: self._one.from_json(part, reply) for n, part in parts.items() if isinstance(part, dict)}
+        places = [match.end() for match in _JSON_VERDICT.finditer(reply.text)]
+        if len(places) != self.count or list(data) != [f"S{number}" for number in parts]:
+            places = [-1] * self.count  # which verdict stands where, nobody can say
+        found = {
+            number: self._one.from_part(part, reply, start)
+            for (number, part), start in zip(parts.items(), places, strict=True)
+            if isinstance(part, dict)
+        }
         return found or wrong_schema(data, "S1")
 
 
+_JSON_VERDICT = regex.compile(r'(?<!\\)"verdict"\s*:\s*"\[*')
 _VERDICT_LABEL = label_pattern(
     r"verdict|conclusion|judge?ment|support(?: level)?|rating|结论|判断|判定|裁定|评级|支持程度|评价"
 )
@@ -147,7 +179,7 @@ def support_of(raw: str) -> Support | None:
 
 def read_verdict(text: str) -> Verdict | Problem:
     """The verdict a reply states about one statement; what stands before its line is the analysis."""
-    words, _ = after_thinking(text)
+    words, offset = after_thinking(text)
     folded = fold(words)
 
     def understand(mark: Mark) -> Support | Problem | None:
@@ -156,19 +188,18 @@ def read_verdict(text: str) -> Verdict | Problem:
             return Problem("unparsable", f"no verdict is called [[{mark.inner}]]")
         return support
 
-    chosen: tuple[Support, Mark | int] | Problem | None = choose(
-        find_marks(folded, _VERDICT_LABEL), understand
-    )
-    chosen = chosen or _plain_verdict(folded)
-    if isinstance(chosen, Problem):
-        return chosen
-    support, place = chosen
-    line = place if isinstance(place, int) else folded.rfind("\n", 0, place.start) + 1
-    return Verdict((words[:line] or text).strip(), support)
+    chosen: tuple[Support, Mark] | Problem | None = choose(find_marks(folded, _VERDICT_LABEL), understand)
+    located: tuple[Support, Mark | int] | Problem = chosen or _plain_verdict(folded)
+    if isinstance(located, Problem):
+        return located
+    support, place = located
+    start = place if isinstance(place, int) else place.start
+    line = folded.rfind("\n", 0, start) + 1
+    return Verdict((words[:line] or text).strip(), support, offset + start)
 
 
 def _plain_verdict(folded: str) -> tuple[Support, int] | Problem:
-    """A verdict without brackets: a line that is nothing else, labelled or not; and where it begins."""
+    """A verdict without brackets: a line that is nothing else, labelled or not; and where its words begin."""
     found: list[tuple[Support, int]] = []
     position = 0
     for line in folded.splitlines(keepends=True):
@@ -176,9 +207,10 @@ def _plain_verdict(folded: str) -> tuple[Support, int] | Problem:
         label = regex.match(
             r"(?:final )?(?:verdict|conclusion|结论|判断|判定)[*_`]*\s*[:=]\s*", stripped, regex.IGNORECASE
         )
-        support = support_of(stripped[label.end() :] if label else stripped)
+        begin = label.end() if label else 0
+        support = support_of(stripped[begin:])
         if support is not None:
-            found.append((support, position))
+            found.append((support, position + line.index(stripped) + begin))
         position += len(line)
     if not found:
         return no_result(folded, "no verdict [[…]]")
@@ -198,7 +230,7 @@ def read_verdicts(text: str, ids: Iterable[int]) -> dict[int, Verdict | Problem]
 
     Ids nobody asked about are ignored; an id with two different verdicts is a problem.
     """
-    words, _ = after_thinking(text)
+    words, offset = after_thinking(text)
     heads = list(_KEYED.finditer(fold(words)))
     wanted = set(ids)
     found: dict[int, Verdict | Problem] = {}
@@ -207,10 +239,11 @@ def read_verdicts(text: str, ids: Iterable[int]) -> dict[int, Verdict | Problem]
         number = int(head[1])
         if number not in wanted:
             continue
-        section = words[head.end() : end].strip()
+        section = words[head.end() : end].rstrip()
         new = read_verdict(section)
         if isinstance(new, Verdict):
-            new = Verdict(_LAST_MARK.sub("", section).strip(), new.support)
+            start = offset + head.end() + new.start
+            new = Verdict(_LAST_MARK.sub("", section).strip(), new.support, start)
         old = found.setdefault(number, new)
         same = isinstance(old, Verdict) and isinstance(new, Verdict) and old.support == new.support
         if old is not new and not same:

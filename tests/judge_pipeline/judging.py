@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import regex
 
-from judge_pipeline.calls.call import Call, Reply
+from judge_pipeline.calls.call import Call, Reply, TokenLogprob
 from judge_pipeline.common.records import Prompt
 from judge_pipeline.dimensions.base import Dimension, Document, Outcome
 from judge_pipeline.documents.chunking import Span
@@ -153,3 +154,13 @@ class RuleJudge:
                 {"analysis": "Fine.", **({"missed": [1]} if covers else {}), "rating": self.rating}
             )
         return "Fine.\n" + ("Missed: K1\n" if covers else "") + f"Rating: [[{self.rating}]]"
+
+
+def tokens(*parts: str | tuple[str, dict[str, float]]) -> list[TokenLogprob]:
+    """Tokens from texts, or (text, {alternative: probability}) where the judge hesitated."""
+    made = []
+    for part in parts:
+        text, chances = (part, {part: 1.0}) if isinstance(part, str) else part
+        top = {alternative: math.log(chance) for alternative, chance in chances.items()}
+        made.append(TokenLogprob(token=text, logprob=top[text], top=top))
+    return made

@@ -42,15 +42,17 @@ def test_8_of_10_is_8():
     assert read_rating("Rating: [[8/10]]").points == 8
 
 
-def test_a_refusal_is_labelled_by_rule():
+def test_a_refusal_is_labelled_by_rule_and_earns_no_faithfulness_by_default():
     one = prompt("I'm sorry, but the document does not let me answer.")
 
     def judge(call):
         return "NONE" if call.template == "faithfulness.extract" else RuleJudge()(call)
 
-    done = run(["paper"], one, judge)
-    assert [o.score for o in done.outcomes] == [7, 7, 10, 7]
-    assert done.outcomes[2].evidence["rule"] == "no_statements:full"
+    for options, score, rule in (({}, None, "null"), ({"no_statements": "full"}, 10, "full")):
+        done = run(["paper"], one, judge, **options)
+        assert [o.score for o in done.outcomes] == [7, 7, score, 7]
+        assert done.outcomes[2].evidence["rule"] == f"no_statements:{rule}"
+    assert "no score" in JudgeOptions.model_fields["no_statements"].description
 
 
 @pytest.mark.parametrize("structured", [False, True])

@@ -1,12 +1,12 @@
 import json
-import math
 import random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from judging import tokens
 
-from judge_pipeline.calls.call import Reply, TokenLogprob
+from judge_pipeline.calls.call import Reply
 from judge_pipeline.replies.expected import expected_rating
 from judge_pipeline.replies.lists import Items, ListShape
 from judge_pipeline.replies.marks import Problem, find_marks, fold, label_pattern
@@ -457,16 +457,6 @@ def _bounded(node):
 
 
 # ---- expected scores ---------------------------------------------------------------------------------------
-
-
-def tokens(*parts):
-    """Tokens from texts, or (text, {alternative: probability}) where the judge hesitated."""
-    made = []
-    for part in parts:
-        text, chances = (part, {part: 1.0}) if isinstance(part, str) else part
-        top = {alternative: math.log(chance) for alternative, chance in chances.items()}
-        made.append(TokenLogprob(token=text, logprob=top[text], top=top))
-    return made
 
 
 def expected(text, logprobs):
