@@ -32,8 +32,23 @@ _SAMPLE_ANSWER = {"role": "assistant", "content": "An answer."}
 
 
 def to_messages(prompt: Prompt) -> ChatMessages:
-    """The conversation so far: one user turn with the document before the question."""
-    return [{"role": "user", "content": f"{prompt.context}\n\n{prompt.query}"}]
+    """The conversation so far: one user turn with the document before the question.
+
+    A prompt with `messages` of its own gets the document before its first user turn, unless a turn holds it already.
+    """
+    if not prompt.messages:
+        return [{"role": "user", "content": f"{prompt.context}\n\n{prompt.query}"}]
+    messages = [turn.model_dump(exclude_unset=True) for turn in prompt.messages]
+    if not any(prompt.context in (item["content"] or "") for item in messages):
+        first = next(item for item in messages if item["role"] == "user")
+        first["content"] = f"{prompt.context}\n\n{first['content']}"
+    return messages
+
+
+def template_arguments(prompt: Prompt) -> dict[str, Any]:
+    """What the chat template gets besides the messages: the prompt's tools and its `chat_template_kwargs`."""
+    tools = {} if prompt.tools is None else {"tools": prompt.tools}
+    return {**tools, **(prompt.chat_template_kwargs or {})}
 
 
 def template_id(template: str | None) -> str | None:

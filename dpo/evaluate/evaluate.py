@@ -40,7 +40,7 @@ def score_with(model_dir: Path, matches: Sequence[Match]) -> None:
         for match in matches:
             texts = [answer.text for side in match.answers for answer in side]
             try:
-                points = model.score(match.prompt.context, match.prompt.query, texts)
+                points = model.score(match.prompt.context, match.prompt.question, texts)
             except UserError as error:
                 raise UserError(f"prompt '{match.prompt.id}': {error.message}", error.hint) from error
             rows = iter(zip(points.clip(0, 10).tolist(), model.reward(points).tolist(), strict=True))

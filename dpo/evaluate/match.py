@@ -62,11 +62,11 @@ def match_files(first: Path, second: Path) -> tuple[list[Match], dict[str, int]]
         if other is None:
             left_out["only in the first file"] += 1
             continue
-        if (prompt.query, prompt.context) != (other.query, other.context):
+        if (prompt.question, prompt.context) != (other.question, other.context):
             raise DataError(
                 f"prompt '{prompt.id}' has another question or document than in {first}",
                 path=second,
-                field="query" if prompt.query != other.query else "context",
+                field="query" if prompt.question != other.question else "context",
                 hint="both models must have answered the same prompts",
             )
         ours, theirs = ([item for item in x.responses if item.text.strip()] for x in (prompt, other))

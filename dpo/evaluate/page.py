@@ -95,8 +95,8 @@ def _side_by_side(match: Match, a: str, b: str) -> Markup:
     rewards = [match.mean_reward(side) for side in (0, 1)]
     shown = " against ".join("–" if reward is None else f"{reward:.2f}" for reward in rewards)
     context = details("Document", code_block(match.prompt.context))
-    body = join(prose(match.prompt.query), context, columns(*sides))
-    return details(f"{WORDS[match.vote]} · {shown} · {match.prompt.id}: {match.prompt.query[:90]}", body)
+    body = join(prose(match.prompt.question), context, columns(*sides))
+    return details(f"{WORDS[match.vote]} · {shown} · {match.prompt.id}: {match.prompt.question[:90]}", body)
 
 
 def _answer(answer: Response) -> Markup:

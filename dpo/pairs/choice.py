@@ -12,6 +12,7 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import combinations
+from typing import Any
 
 from dpo.pairs.pairs_config import PairsConfig
 from dpo.pairs.score_short import SHORT_REWARD
@@ -54,6 +55,17 @@ def task_of(prompt: Prompt) -> str | None:
     """The prompt's `task` field."""
     task = (prompt.model_extra or {}).get("task")
     return None if task is None else str(task)
+
+
+def written(response: Response) -> dict[str, Any]:
+    """What `dpo sample` keeps of an answer besides its text (`generated`, `reasoning`, `template`, …)."""
+    return response.model_extra or {}
+
+
+def template_kwargs(response: Response) -> dict[str, Any] | None:
+    """The arguments of the chat template that an answer was sampled with; None for an answer from elsewhere."""
+    found: dict[str, Any] | None = written(response).get("chat_template_kwargs")
+    return (found or {}) if "template" in written(response) else None
 
 
 def reward_of(response: Response, task: str | None, rules: Rules) -> float | None:
@@ -111,9 +123,17 @@ def choose(prompt: Prompt, rules: Rules, counts: Counter[str]) -> list[Choice]:
             counts["pairs: tied"] += 1
         elif better - worse < config.min_margin:
             counts[f"pairs: margin below {config.min_margin:g}"] += 1
+        elif _asked_otherwise(chosen, rejected):
+            counts["pairs: sampled with other template arguments"] += 1
         else:
             pairs.append(Choice(chosen, rejected, better, worse))
     return pairs
+
+
+def _asked_otherwise(first: Response, second: Response) -> bool:
+    """Whether the two were sampled with other arguments of the chat template: no prompt is that of both."""
+    known = [kwargs for kwargs in map(template_kwargs, (first, second)) if kwargs is not None]
+    return len(known) == 2 and known[0] != known[1]
 
 
 def _contrast(

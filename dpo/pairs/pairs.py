@@ -7,9 +7,6 @@ margins, the lengths of chosen against rejected, and how often each dimension de
 
 from __future__ import annotations
 
-import hashlib
-import json
-import random
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -18,15 +15,14 @@ from typing import Any
 
 import yaml
 
-from dpo.chat import to_messages
 from dpo.judged import as_judged
-from dpo.pairs.choice import EXCLUDING_FLAGS, Choice, Rules, choose, task_of
-from dpo.pairs.pairs_config import Arm, PairsConfig, RewardsOf
-from dpo.pairs.records import Pair, read_pairs
+from dpo.pairs.choice import EXCLUDING_FLAGS, Rules, choose, task_of
+from dpo.pairs.pairs_config import PairsConfig, RewardsOf
 from dpo.pairs.report import pair_report, print_report
+from dpo.pairs.rows import even, mixed_in, to_row
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.record_files import labels_by_answer, read_prompts, write_json, write_records
-from judge_pipeline.common.records import DIMENSIONS, Prompt, Scores
+from judge_pipeline.common.records import Prompt
 from judge_pipeline.common.run_dir import check_place, prepare_run
 from judge_pipeline.common.weighting import full_weights
 
@@ -74,70 +70,6 @@ def with_labels(prompts: Iterator[Prompt], path: Path | None) -> Iterator[tuple[
             yield prompt, "file"
 
 
-def to_row(prompt: Prompt, choice: Choice, arm: Arm, rewards_of: RewardsOf) -> dict[str, Any]:
-    """A row of the output; every row has the same keys, so that Arrow finds one schema."""
-    names = list(dict.fromkeys([*DIMENSIONS, *(choice.chosen.scores or {}), *(choice.rejected.scores or {})]))
-
-    def scores(found: Scores | None) -> Scores:
-        return {name: (found or {}).get(name) for name in names}
-
-    return {
-        "prompt": to_messages(prompt),
-        "chosen": [{"role": "assistant", "content": choice.chosen.text}],
-        "rejected": [{"role": "assistant", "content": choice.rejected.text}],
-        "chosen_reward": choice.chosen_reward,
-        "rejected_reward": choice.rejected_reward,
-        "margin": choice.margin,
-        "prompt_id": prompt.id,
-        "document_id": prompt.document_id,
-        "chosen_id": choice.chosen.id,
-        "rejected_id": choice.rejected.id,
-        "chosen_scores": scores(choice.chosen.scores),
-        "rejected_scores": scores(choice.rejected.scores),
-        "task": task_of(prompt),
-        "template": (choice.rejected.model_extra or {}).get("template"),
-        "arm": arm,
-        "rewards_of": None if choice.margin is None else rewards_of,
-    }
-
-
-def mixed_in(rows: list[dict[str, Any]], config: PairsConfig) -> list[dict[str, Any]]:
-    """The rows with the wanted share of short-context pairs, shuffled.
-
-    Raises:
-        UserError: the file has too few of them.
-    """
-    if config.mix is None:
-        return rows
-    others = list(read_pairs(config.mix))
-    wanted = round(config.mix_proportion / (1 - config.mix_proportion) * len(rows))
-    if wanted > len(others):
-        most = len(others) / (len(others) + len(rows))
-        raise UserError(
-            f"--mix-proportion {config.mix_proportion:g} needs {wanted} pairs, {config.mix} has {len(others)}",
-            f"--mix-proportion {int(most * 1000) / 1000:g} is the most it gives",
-        )
-    chance = random.Random(config.seed)
-    no_scores = dict.fromkeys(rows[0]["chosen_scores"])
-    blank = {**dict.fromkeys(rows[0]), "chosen_scores": no_scores, "rejected_scores": no_scores}
-    everything = rows + [{**blank, **_known(pair), "arm": "mix"} for pair in chance.sample(others, wanted)]
-    chance.shuffle(everything)
-    return everything
-
-
-def _known(pair: Pair) -> dict[str, Any]:
-    """What a mixed pair brings of our own columns; documents of its own are told apart from ours."""
-    hidden = {"prompt", "chosen", "rejected", "chosen_scores", "rejected_scores", "tools"}
-    row = pair.model_dump(include=set(Pair.model_fields) - hidden, exclude_unset=True)
-    row |= {name: pair.turns(name) for name in ("prompt", "chosen", "rejected")}
-    if pair.tools:
-        row["tools"] = json.dumps(
-            pair.tools, ensure_ascii=False
-        )  # as TRL takes them; Arrow has one schema for all rows
-    digest = hashlib.sha256(pair.prompt_text.encode()).hexdigest()[:16]
-    return {**row, "document_id": pair.document_id or f"mix:{digest}"}
-
-
 def input_files(config: PairsConfig) -> list[Path]:
     """The files that are read; their content decides whether an earlier output is this run's."""
     labels = config.labels
@@ -174,7 +106,7 @@ def run(config: PairsConfig) -> int:
     report["pairs_mixed_in"] = sum(row["arm"] == "mix" for row in rows)
     # Not before there are pairs: a run that ends in an error replaces nothing.
     prepare_run(config.output, config, "dpo pairs", config.existing, inputs, run_file=run_file)
-    write_records(config.output, rows)
+    write_records(config.output, even(rows))
     report_path = Path(f"{config.output}.report.json")
     write_json(report_path, report)
     print_report(report, config.output, report_path, sys.stdout)

@@ -38,7 +38,9 @@ def run(config: ScoreShortConfig) -> int:
     quiet_libraries()
     run_file = Path(f"{config.output}.run.yaml")
     prompts = list(read_prompts(config.prompts, need_responses=True))
-    answers = [(prompt.query, item) for prompt in prompts for item in prompt.responses if item.text.strip()]
+    answers = [
+        (prompt.question, item) for prompt in prompts for item in prompt.responses if item.text.strip()
+    ]
     try:
         model = ShortContextRM(config.reward_model, config.batch_size)
     except (OSError, ValueError) as error:

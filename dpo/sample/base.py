@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 from dpo.chat import ChatMessages
+from dpo.sample.reasoning import split_reasoning
+from judge_pipeline.common.records import Prompt
 
 Finish = Literal["stop", "length", "refused"]
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answers are drawn. Temperature 0 is greedy (then all answers of a prompt are the same)."""
+    """How answers are drawn, in every engine; what a model's generation_config says of it is ignored in every engine.
+
+    Temperature 0 is greedy (then all answers of a prompt are the same).
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
     max_new_tokens: int = 1024
+    top_k: int = 0
+    """Most likely tokens to draw from; 0 is all."""
+    min_p: float = 0.0
+    """Least probability of a token, as a share of the likeliest one's."""
+    repetition_penalty: float = 1.0
+    """What the logits of tokens in the prompt or the answer are divided by (multiplied where negative)."""
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer; they are no part of it."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +42,8 @@ class Request:
     messages: ChatMessages
     count: int
     seed: int
+    template: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the chat template: `tools`, `enable_thinking`, …"""
 
 
 @dataclass(frozen=True)
@@ -36,9 +51,20 @@ class Draw:
     """One answer as the model gave it; `tokens` are generated ones, the end token included."""
 
     text: str
+    """The final answer."""
     finish: Finish
     seed: int
     tokens: int
+    reasoning: str | None = None
+    """The thinking before it, of a reasoning model."""
+    generated: str | None = None
+    """All of it as the model wrote it, where that is not `text`; None too where an endpoint took it apart."""
+
+
+def to_draw(written: str, opened: bool | None, finish: Finish, seed: int, tokens: int) -> Draw:
+    """An answer from what the model wrote; see `split_reasoning` for `opened`."""
+    thought, final = split_reasoning(written, opened)
+    return Draw(final, finish, seed, tokens, thought, None if thought is None else written)
 
 
 @dataclass(frozen=True)
@@ -59,7 +85,7 @@ class Sampler(Protocol):
     at_a_time: int
     """How many requests `answer` likes to get in one go."""
 
-    def count_tokens(self, messages: ChatMessages) -> int | None:
+    def count_tokens(self, messages: ChatMessages, **template: Any) -> int | None:
         """Tokens of the prompt as the model sees it, or None where unknown."""
         ...
 
@@ -72,6 +98,17 @@ class Sampler(Protocol):
     def close(self) -> None:
         """Free the engine."""
         ...
+
+
+SEEDS = 1 << 20
+"""More answers than a prompt ever gets; its seeds lie within so many of the first."""
+
+
+def next_seed(run_seed: int, prompt: Prompt) -> int:
+    """Seed of the next answer: behind those of the answers that the prompt has from runs of the same seed."""
+    first = prompt_seed(run_seed, prompt.id)
+    used = ((response.model_extra or {}).get("seed") for response in prompt.responses)
+    return max((seed + 1 for seed in used if type(seed) is int and 0 <= seed - first < SEEDS), default=first)
 
 
 def prompt_seed(run_seed: int, prompt_id: str) -> int:

@@ -8,7 +8,9 @@ The paper draws 10 answers at temperature 1.0; so do the defaults.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -16,15 +18,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dpo.chat import PROMPT_FORMAT, template_id, to_messages
-from dpo.sample.base import Decoding, Draw, Failed, Request, Sampler, prompt_seed
+from transformers import GenerationConfig
+
+from dpo.chat import PROMPT_FORMAT, template_arguments, template_id, to_messages
+from dpo.sample.answers import with_answers
+from dpo.sample.base import Decoding, Draw, Failed, Request, Sampler, next_seed
 from dpo.sample.sample_config import SampleConfig
 from judge_pipeline.common.bundled_models import resolve_model
 from judge_pipeline.common.errors import UserError
+from judge_pipeline.common.local_models import adapter_base
 from judge_pipeline.common.progress import Progress
 from judge_pipeline.common.quiet import quiet_libraries
 from judge_pipeline.common.record_files import JsonlAppender, read_prompts, write_records
-from judge_pipeline.common.records import Prompt, Response
+from judge_pipeline.common.records import Prompt
 from judge_pipeline.common.run_dir import prepare_run, read_run_yaml, write_run_yaml
 from judge_pipeline.common.window import over_window
 from judge_pipeline.engines.vllm_in_process import require_vllm, vllm_installed
@@ -64,11 +70,6 @@ def open_sampler(config: SampleConfig) -> Sampler:
 
         return EndpointSampler(config.model, config.base_url, config.api_key_variable, config.concurrency)
     if engine == "vllm":
-        if (Path(resolve_model(config.model)) / "adapter_config.json").is_file():
-            raise UserError(
-                f"'{config.model}' is an adapter, and vLLM loads whole models",
-                "train it with `dpo train --merge`, or sample with --engine transformers",
-            )
         require_vllm("--engine vllm")
         from dpo.sample.vllm_sampler import VllmSampler
 
@@ -76,6 +77,31 @@ def open_sampler(config: SampleConfig) -> Sampler:
     from dpo.sample.transformers_sampler import TransformersSampler
 
     return TransformersSampler(config.model, config.device, config.dtype)
+
+
+def template_of(prompt: Prompt, config: SampleConfig) -> dict[str, Any]:
+    """Further arguments of the chat template for a prompt: its own, and over them those of the settings."""
+    return {**template_arguments(prompt), **config.chat_template_kwargs}
+
+
+def ignored_defaults(config: SampleConfig, sampler: Sampler) -> dict[str, float]:
+    """What the model's generation_config asks for otherwise than the settings, which decide in every engine; says so."""
+    if sampler.template is None:
+        return {}  # an endpoint's model is not here; it is sent every setting, so that its own defaults do not count
+    path = resolve_model(config.model)
+    try:
+        wished = GenerationConfig.from_pretrained(adapter_base(path) or path).to_diff_dict()
+    except OSError:
+        return {}  # the model has none
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    other = {name: wished[name] for name in names if wished.get(name) not in (None, getattr(config, name))}
+    if other:
+        words = ", ".join(f"{name} {value:g}" for name, value in other.items())
+        print(
+            f"the model's generation_config asks for {words}: ignored in every engine, the settings decide",
+            file=sys.stderr,
+        )
+    return other
 
 
 def too_long(config: SampleConfig, sampler: Sampler) -> set[str]:
@@ -89,7 +115,7 @@ def too_long(config: SampleConfig, sampler: Sampler) -> set[str]:
     lengths: list[tuple[str, int]] = []
     for prompt in read_prompts(config.prompts):
         try:
-            tokens = sampler.count_tokens(to_messages(prompt)) or 0
+            tokens = sampler.count_tokens(to_messages(prompt), **template_of(prompt, config)) or 0
         except UserError as error:
             raise UserError(f"prompt '{prompt.id}': {error.message}", error.hint) from error
         lengths.append((prompt.id, tokens + config.max_new_tokens))
@@ -109,44 +135,14 @@ def warn_of_control_text(config: SampleConfig, sampler: Sampler) -> None:
     """Say which prompts spell markers of chat templates where a server, not we, turns text into tokens."""
     if sampler.template is not None:
         return
-    texts = ((prompt.id, to_messages(prompt)[0]["content"]) for prompt in read_prompts(config.prompts))
+    prompts = read_prompts(config.prompts)
+    texts = ((prompt.id, json.dumps(to_messages(prompt), ensure_ascii=False)) for prompt in prompts)
     if names := [name for name, text in texts if escape_control_tokens(text) != text]:
         print(
             f"warning: {len(names)} prompts spell what may be a control token (first '{names[0]}'), and the endpoint "
             "may take it for one; --engine vllm and transformers read it as text",
             file=sys.stderr,
         )
-
-
-def mark(draws: list[Draw], known_texts: set[str]) -> list[list[str]]:
-    """Flags of each answer: `empty`, `truncated`, `refused`, `duplicate` (of an earlier answer to the prompt)."""
-    flags = []
-    seen = set(known_texts)
-    for draw in draws:
-        text = draw.text.strip()
-        marks = ["empty"] if not text else ["duplicate"] if text in seen else []
-        marks += {"length": ["truncated"], "refused": ["refused"], "stop": []}[draw.finish]
-        seen.add(text)
-        flags.append(marks)
-    return flags
-
-
-def with_answers(prompt: Prompt, draws: list[Draw], source: str, template: str | None = None) -> Prompt:
-    """The prompt with the drawn answers behind those it has; ids never collide.
-
-    `template` is the fingerprint of the chat template they were drawn with, which `dpo train` compares.
-    """
-    kept = list(prompt.responses)
-    taken = {response.id for response in kept}
-    free = (name for number in range(len(kept) + len(draws) + 1) if (name := f"sample-{number}") not in taken)
-    all_flags = mark(draws, {response.text.strip() for response in kept})
-    for draw, flags in zip(draws, all_flags, strict=True):
-        row: dict[str, Any] = {"id": next(free), "text": draw.text, "source": source, "flags": flags}
-        row |= {"seed": draw.seed, "finish_reason": draw.finish, "template": template}
-        if draw.tokens >= 0:
-            row["tokens"] = draw.tokens
-        kept.append(Response.model_validate(row))
-    return prompt.model_copy(update={"responses": kept})
 
 
 def _answered(output: Path) -> Iterator[Prompt]:
@@ -164,7 +160,10 @@ def _groups(config: SampleConfig, skip: set[str], size: int) -> Iterator[list[Pr
 def _sample_all(
     config: SampleConfig, sampler: Sampler, done: set[str], total: int, skipped: set[str], tally: Tally
 ) -> None:
-    how = Decoding(config.temperature, config.top_p, config.max_new_tokens)
+    names = (item.name for item in dataclasses.fields(Decoding))
+    how = Decoding(
+        **{name: getattr(config, name) for name in names if name != "stop"}, stop=tuple(config.stop)
+    )
     template = template_id(sampler.template)
     with (
         JsonlAppender(config.output) as output,
@@ -173,14 +172,20 @@ def _sample_all(
         for group in _groups(config, done | skipped, sampler.at_a_time):
             prompts = {prompt.id: prompt for prompt in group}
             requests = [
-                Request(prompt.id, to_messages(prompt), config.n, prompt_seed(config.seed, prompt.id))
+                Request(
+                    prompt.id,
+                    to_messages(prompt),
+                    config.n,
+                    next_seed(config.seed, prompt),
+                    template_of(prompt, config),
+                )
                 for prompt in group
             ]
             for request, draws in sampler.answer(requests, how):
                 if isinstance(draws, Failed):
                     tally.failed.append((request.prompt_id, draws.reason))
                 else:
-                    answered = with_answers(prompts[request.prompt_id], draws, config.model, template)
+                    answered = with_answers(prompts[request.prompt_id], draws, config, template)
                     output.append(answered)
                     tally.count(answered, draws)
                 progress.update(1, answers=tally.answers, tokens=tally.tokens, failed=len(tally.failed))
@@ -212,8 +217,13 @@ def run(config: SampleConfig) -> int:
     if len(done) < total:
         sampler = open_sampler(config)
         try:
-            about = {"engine": sampler.name, "window": sampler.window, "prompt_format": PROMPT_FORMAT}
+            about: dict[str, Any] = {
+                "engine": sampler.name,
+                "window": sampler.window,
+                "prompt_format": PROMPT_FORMAT,
+            }
             about |= {"chat_template": sampler.template or "the endpoint's own"}
+            about |= {"ignored_generation_config": ignored_defaults(config, sampler)}
             write_run_yaml(run_file, {**read_run_yaml(run_file), "sampler": about})
             skipped = too_long(config, sampler)
             warn_of_control_text(config, sampler)

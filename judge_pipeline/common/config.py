@@ -14,8 +14,10 @@ the spelling of YAML on the command line, and a positional that a YAML file give
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import importlib
+import json
 import sys
 import types
 import typing
@@ -120,6 +122,17 @@ def check_url(value: str) -> str:
             f"'{value}' is no address: it begins with http:// or https://, and usually ends in /v1"
         )
     return value
+
+
+def json_values(value: Any) -> Any:
+    """A mapping whose values may be JSON, as the command line gives them: `top_k=5` means the number; for a validator."""
+    if not isinstance(value, dict):
+        return value
+    decoded = dict(value)
+    for key, item in decoded.items():
+        with contextlib.suppress(ValueError):  # else it is text
+            decoded[key] = json.loads(item) if isinstance(item, str) else item
+    return decoded
 
 
 def _origin(annotation: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from judge_pipeline.common.bundled_models import resolve_model
 from judge_pipeline.common.errors import UserError
+from judge_pipeline.common.record_files import read_json
 
 NAME_A_MODEL = "name a folder with a causal language model, a hub model, or 'smollm2'"
 
@@ -33,8 +35,20 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+def adapter_base(path: str) -> str | None:
+    """The model that the adapter in `path` was trained from; None for a model of its own."""
+    config = read_json(Path(path) / ADAPTER_CONFIG)
+    return str(config["base_model_name_or_path"]) if config else None
+
+
 def load_tokenizer(path: str, name: str, role: str = "model") -> Any:
     """The tokenizer in `path`. Raises UserError, with the model's `name`, when there is none or no chat template."""
+    base = adapter_base(path)
+    if base is not None and not (Path(path) / "tokenizer_config.json").is_file():
+        path = base  # adapters of other tools come without one
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:

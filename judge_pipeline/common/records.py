@@ -7,9 +7,18 @@ field. Files are read as streams, so a file larger than memory is no problem.
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 DIMENSIONS: tuple[str, ...] = ("helpfulness", "logicality", "faithfulness", "completeness")
 """The paper's four dimensions, in the order of a reward model's outputs."""
@@ -88,6 +97,10 @@ class Response(BaseModel):
         return self
 
 
+def _is_user(turn: Any) -> bool:
+    return isinstance(turn, dict) and turn.get("role") == "user"
+
+
 class Preference(BaseModel):
     """A human choice between two responses of one prompt, by their ids."""
 
@@ -97,8 +110,32 @@ class Preference(BaseModel):
     loser: Reference
 
 
+class Message(BaseModel):
+    """A turn of a conversation; what chat templates read besides (`tool_calls`, `name`, …) is kept."""
+
+    model_config = ConfigDict(extra="allow")
+
+    role: str
+    content: Annotated[str, AfterValidator(_whole_characters)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        """Parquet gives every turn the fields that any turn has; templates ask whether they are there."""
+        if not isinstance(value, dict):
+            return value
+        return {key: item for key, item in value.items() if item is not None or key == "content"}
+
+    def as_text(self, hidden: str) -> str:
+        """`User: …`, without the text `hidden`."""
+        calls = (self.model_extra or {}).get("tool_calls") or []
+        called = [f"(calls {json.dumps(call.get('function', call), ensure_ascii=False)})" for call in calls]
+        text = (self.content or "").replace(hidden, "").strip()
+        return f"{self.role.capitalize()}: " + " ".join(filter(None, [text, *called]))
+
+
 class Prompt(BaseModel):
-    """A long document, a question about it, and answers."""
+    """A long document, a question about it or a conversation, and answers."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -107,8 +144,43 @@ class Prompt(BaseModel):
     """Prompts over the same document share it; splits never cut through it. Default: a hash of the text."""
     context: Text
     query: Text
+    """The question; beside `messages` by default their last user turn."""
+    messages: list[Message] | None = None
+    """The conversation that an answer goes on with; `context` is put before it where no turn holds it."""
+    tools: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Further arguments of the chat template of the model that answers."""
     responses: Annotated[list[Response], NullIsEmpty] = Field(default_factory=list)
     preferences: Annotated[list[Preference], NullIsEmpty] = Field(default_factory=list)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _query_of_messages(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or value.get("query") is not None or not value.get("messages"):
+            return value
+        asked = [turn.get("content") for turn in value["messages"] if _is_user(turn)]
+        if not asked or not isinstance(asked[-1], str):
+            return value  # what is wrong with it is said where the messages are read
+        return {**value, "query": asked[-1].replace(str(value.get("context") or ""), "").strip() or asked[-1]}
+
+    @field_validator("messages")
+    @classmethod
+    def _to_be_answered(cls, value: list[Message] | None) -> list[Message] | None:
+        if value is not None and not any(
+            turn.role == "user" and (turn.content or "").strip() for turn in value
+        ):
+            raise ValueError("no turn is the user's, so there is nothing to answer")
+        if value and value[-1].role == "assistant":
+            raise ValueError("the last turn is the assistant's: put answers into responses")
+        return value
+
+    @property
+    def question(self) -> str:
+        """What is asked, for who judges or scores an answer: the query, or the whole conversation as text."""
+        turns = self.messages or []
+        if len(turns) < 2:
+            return self.query
+        return "\n\n".join(turn.as_text(hidden=self.context) for turn in turns)
 
     @model_validator(mode="after")
     def _consistent(self) -> Prompt:

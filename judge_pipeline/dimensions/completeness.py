@@ -53,7 +53,7 @@ class Completeness:
         options, language = self._options, steps.prompt_language(self._options, document.text)
         template = load_template(f"{self.name}.extract", language)
         texts = (document.text[chunk.start : chunk.end] for chunk in document.chunks)
-        cases = [{"document": text, "question": prompt.query} for text in texts]
+        cases = [{"document": text, "question": prompt.question} for text in texts]
         read = yield from steps.parse_replies(
             [steps.list_request(template, case, "key_points", tuple(live), options) for case in cases]
         )
@@ -75,7 +75,7 @@ class Completeness:
 
         def ask(index: int, sampling: Sampling) -> ParsedRequest[Rating]:
             answer = prompt.responses[index].text
-            fields: CaseFields = {"question": prompt.query, "key_points": listed, "answer": answer}
+            fields: CaseFields = {"question": prompt.question, "key_points": listed, "answer": answer}
             return steps.request(cover, fields, shape, sampling, (index,), options)
 
         rated = yield from steps.ratings(live, ask, options)

@@ -189,7 +189,7 @@ class Faithfulness:
         live = steps.answered(prompt)
         language = steps.prompt_language(self._options, document.text)
         template = load_template(f"{self.name}.extract", language)
-        cases = [{"question": prompt.query, "answer": prompt.responses[index].text} for index in live]
+        cases = [{"question": prompt.question, "answer": prompt.responses[index].text} for index in live]
         read = yield from steps.parse_replies(
             [
                 steps.list_request(template, case, "statements", (index,), self._options)

@@ -37,7 +37,7 @@ class RatingDimension:
         bounds = template.language, *options.bounds
 
         def ask(index: int, sampling: Sampling) -> ParsedRequest[Rating]:
-            fields = {"question": prompt.query, "answer": prompt.responses[index].text}
+            fields = {"question": prompt.question, "answer": prompt.responses[index].text}
             if not self._joint:
                 return request(template, fields, RatingShape(*bounds), sampling, (index,), options)
             joint = request(template, fields, JointShape(*bounds, JOINT), sampling, (index,), options)

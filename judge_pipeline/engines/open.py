@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import field_validator
+from pydantic import BeforeValidator, field_validator
 
 from judge_pipeline.calls.store import CallStore
-from judge_pipeline.common.config import Config, check_url, free, setting
+from judge_pipeline.common.config import Config, check_url, free, json_values, setting
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.engines.base import Engine
 from judge_pipeline.engines.chat_protocol import Dialect
@@ -42,7 +40,7 @@ class JudgeConfig(Config):
     structured: Literal["auto", "on", "off"] = setting(
         "auto", "JSON held to a schema, or the text protocol; auto: JSON wherever the engine can hold to it"
     )
-    extra_body: dict[str, Any] = setting(
+    extra_body: Annotated[dict[str, Any], BeforeValidator(json_values)] = setting(
         {}, "more fields for each request, as JSON values, e.g. reasoning_effort=low"
     )
     max_concurrency: int = free(
@@ -92,16 +90,6 @@ class JudgeConfig(Config):
     @classmethod
     def _addresses(cls, value: list[str]) -> list[str]:
         return [check_url(url) for url in value]
-
-    @field_validator("extra_body", mode="before")
-    @classmethod
-    def _decode(cls, value: Any) -> Any:
-        """`top_k=5` on the command line means the number."""
-        decoded = dict(value) if isinstance(value, dict) else {}
-        for key, item in decoded.items():
-            with contextlib.suppress(ValueError):  # else it is text
-                decoded[key] = json.loads(item) if isinstance(item, str) else item
-        return decoded if isinstance(value, dict) else value
 
 
 async def open_engine(config: JudgeConfig, store: CallStore | None = None) -> Engine:

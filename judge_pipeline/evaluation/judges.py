@@ -45,7 +45,7 @@ class HolisticShape(RatingShape):
 
 def _call(name: str, prompt: Prompt, answers: dict[str, str], shape: Shape[Any], structured: bool) -> Call:
     template = load_template(f"baseline.{name}", detect_language(prompt.context))
-    fields = {"document": prompt.context, "question": prompt.query, **answers}
+    fields = {"document": prompt.context, "question": prompt.question, **answers}
     return build_call(template, fields, shape, Sampling(max_tokens=512), structured=structured)
 
 

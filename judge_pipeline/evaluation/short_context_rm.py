@@ -72,5 +72,5 @@ class ShortContextRM:
 
     def score_table(self, table: AnswerTable) -> Floats:
         """One score an answer of a table (R,)."""
-        queries = [prompt.query for prompt in table.prompts for _ in prompt.responses]
+        queries = [prompt.question for prompt in table.prompts for _ in prompt.responses]
         return self.score(queries, table.texts())

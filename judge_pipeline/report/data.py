@@ -147,7 +147,7 @@ def pages(prompts: Iterable[Prompt], labels: Labels) -> Iterator[Page]:
             yield page
             page = Page(first=page.first + len(page.rows))
         page.characters += size
-        query, context = (prompt.query, prompt.context) if prompt else (None, None)
+        query, context = (prompt.question, prompt.context) if prompt else (None, None)
         page.prompts.append([name, _snippet(query)])
         page.documents.append({"query": query, "context": context})
         _add_answers(page, answers, found, labels.dimensions, utf16_offset(context or ""))

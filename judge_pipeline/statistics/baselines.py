@@ -89,7 +89,7 @@ def embedding_similarity(table: AnswerTable, embed: Embed) -> dict[str, Floats]:
             if parts:
                 texts = [response.text or " " for response in prompt.responses]
                 # One call a prompt: many small ones cost far more than their tokens.
-                vectors = embed([prompt.query, *texts, *(part for own in parts for part in own)])
+                vectors = embed([prompt.question, *texts, *(part for own in parts for part in own)])
                 question[rows] = vectors[1 : 1 + len(texts)] @ vectors[0]
                 closest = (vectors[1 + len(texts) :] @ vectors_S.T).max(axis=1)
                 owner = np.repeat(np.arange(len(parts)), [len(own) for own in parts])

@@ -75,7 +75,7 @@ class Material:
     @cached_property
     def by_relevance(self) -> list[str]:
         """The document's quotable sentences, those least like the question and all its answers first."""
-        texts = [self.prompt.query, *(item.text for item in self.prompt.responses)]
+        texts = [self.prompt.question, *(item.text for item in self.prompt.responses)]
         quotes = self.source.quotes
         if not quotes:
             return []

@@ -140,7 +140,7 @@ def _beside(
             "id": f"{prompt.id}~{mark}",
             "document_id": prompt.document_id,
             "context": context,
-            "query": prompt.query,
+            "query": prompt.question,
             "responses": responses,
             "augmented": augmented,
         }

@@ -78,7 +78,7 @@ def augment(prompts: Sequence[Prompt], plan: Plan) -> Iterator[Prompt]:
         others = [
             item.text
             for other in by_document[prompt.document_id]
-            if other.query != prompt.query and other.context == prompt.context
+            if other.question != prompt.question and other.context == prompt.context
             for item in other.responses
             if item.text.strip()
         ]

@@ -230,7 +230,7 @@ def add_contrasts(
 
 def _joined(prompt: Prompt, labelled: Example | None, dimensions: int, path: Path) -> Example:
     """The example of a prompt's answers: those of the labelled example first, as they are."""
-    if labelled is not None and (labelled.context, labelled.query) != (prompt.context, prompt.query):
+    if labelled is not None and (labelled.context, labelled.query) != (prompt.context, prompt.question):
         raise DataError(
             f"prompt '{prompt.id}' has another document or question than the labelled prompt of this id",
             path=path,
@@ -257,7 +257,7 @@ def _joined(prompt: Prompt, labelled: Example | None, dimensions: int, path: Pat
             prompt.id,
             prompt.document_id,
             prompt.context,
-            prompt.query,
+            prompt.question,
             ids,
             texts,
             nothing,

@@ -262,7 +262,7 @@ def _example(
         prompt_id=prompt.id,
         document_id=prompt.document_id,
         context=prompt.context,
-        query=prompt.query,
+        query=prompt.question,
         response_ids=tuple(ids),
         responses=tuple(texts[name] for name in ids),
         targets_N_D=targets,

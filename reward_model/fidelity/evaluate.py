@@ -68,7 +68,7 @@ def _score(config: EvaluateConfig, reference: Reference) -> Scored:
             config.model, shared_prefix=config.shared_prefix, readout=config.readout
         )
         keep_within_window(reference, model, config.overflow)
-        table = reference.table(lambda prompt: len(model.render(prompt.context, prompt.query)), "tokens")
+        table = reference.table(lambda prompt: len(model.render(prompt.context, prompt.question)), "tokens")
         predicted = model_columns(model, table, config.token_budget)
         on = config.controls == "on"
         return Scored(

@@ -52,7 +52,7 @@ def likelihood_baselines(
             prompt = table.prompts[number]
             texts = [item.text for item in prompt.responses]
             for side, context in enumerate((prompt.context, "")):
-                encoded = renderer.encode(context, prompt.query, texts)
+                encoded = renderer.encode(context, prompt.question, texts)
                 fits = np.array(encoded.fitting(manifest.max_length), dtype=bool)
                 kept = encoded.keep(fits)
                 if kept is not None:

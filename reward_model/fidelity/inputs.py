@@ -204,7 +204,7 @@ def model_columns(
         for number, rows in table.slices():
             prompt = table.prompts[number]
             context = prompt.context if contexts is None else contexts[number]
-            encoded = model.encode(context, prompt.query, [item.text for item in prompt.responses])
+            encoded = model.encode(context, prompt.question, [item.text for item in prompt.responses])
             fits = np.ones(rows.stop - rows.start, dtype=bool)
             if contexts is not None:
                 fits = np.array(encoded.fitting(model.max_length))
@@ -229,7 +229,7 @@ def keep_within_window(reference: Reference, model: RewardModel, overflow: Overf
         (
             prompt.id,
             model.encode(
-                prompt.context, prompt.query, [item.text for item in prompt.responses]
+                prompt.context, prompt.question, [item.text for item in prompt.responses]
             ).shape.longest,
         )
         for prompt in prompts

@@ -132,7 +132,7 @@ def measure(
     held = Reference(list(reference.prompts), reference.groups, reference.labels, reference.files)
     held.keep(held_out)
     keep_within_window(held, model, config.overflow)
-    answers = held.table(lambda prompt: len(model.render(prompt.context, prompt.query)), "tokens")
+    answers = held.table(lambda prompt: len(model.render(prompt.context, prompt.question)), "tokens")
     predicted = model_columns(model, answers, config.token_budget or TOKEN_BUDGET)
     return evaluate_scores(
         answers,

@@ -253,7 +253,7 @@ def _look(segments: list[tuple[TextSpan, Span]], share_G: Tensor) -> Look:
 def explained_text(prompt: Prompt) -> PromptText:
     """What of a prompt is scored, before its scores are filled in."""
     return PromptText(
-        prompt.context, prompt.query, [item.text for item in prompt.responses if scorable(item)]
+        prompt.context, prompt.question, [item.text for item in prompt.responses if scorable(item)]
     )
 
 

@@ -100,11 +100,11 @@ def _refuse_overflow(config: ScoreConfig, manifest: Manifest) -> None:
     def length(prompt: Prompt) -> int:
         texts = [item.text for item in prompt.responses if not is_empty(item)]
         # A token is at least one byte long, so short texts need not be tokenised to be known to fit.
-        sizes = [len(text.encode()) for text in (prompt.context, prompt.query)]
+        sizes = [len(text.encode()) for text in (prompt.context, prompt.question)]
         sizes.append(max((len(text.encode()) for text in texts), default=0))
         if not texts or sum(sizes) + FORMAT_TOKENS < manifest.max_length:
             return 0
-        return renderer.encode(prompt.context, prompt.query, texts).shape.longest
+        return renderer.encode(prompt.context, prompt.question, texts).shape.longest
 
     over_window(
         ((prompt.id, length(prompt)) for prompt in read_prompts(config.prompts)),
@@ -182,7 +182,7 @@ def _encode(prompt: Prompt, engine: Engine, window: int) -> EncodedPrompt | None
     there = [item for item in prompt.responses if not is_empty(item)]
     if not there:
         return None
-    encoded = engine.encode(prompt.context, prompt.query, [item.text for item in there])
+    encoded = engine.encode(prompt.context, prompt.question, [item.text for item in there])
     fits = encoded.fitting(window)
     for response, fit in zip(there, fits, strict=True):
         if not fit:

@@ -95,7 +95,14 @@ def read_unlabelled(
         if there:
             items.append(
                 Example(
-                    prompt.id, prompt.document_id, prompt.context, prompt.query, ids, texts, nothing, nothing
+                    prompt.id,
+                    prompt.document_id,
+                    prompt.context,
+                    prompt.question,
+                    ids,
+                    texts,
+                    nothing,
+                    nothing,
                 )
             )
     groups = document_groups([*held_out, *items])

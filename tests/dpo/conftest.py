@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,8 +26,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def endpoint():
+@contextmanager
+def serving() -> Iterator[Any]:
     handler = type("Handler", (Endpoint,), {"calls": [], "keys": [], "at_once": []})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -33,3 +36,15 @@ def endpoint():
     yield handler
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture
+def endpoint():
+    with serving() as handler:
+        yield handler
+
+
+@pytest.fixture
+def another_endpoint():
+    with serving() as handler:
+        yield handler

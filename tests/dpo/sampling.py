@@ -7,7 +7,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from dpo_helpers import prompt_rows, write_jsonl
 
@@ -37,6 +37,8 @@ class Endpoint(BaseHTTPRequestHandler):
     under_way = 0
     lock = threading.Lock()
     slow_s = 0.0
+    more: ClassVar[dict[str, Any]] = {}
+    """Fields of every answer's message."""
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -61,6 +63,9 @@ class Endpoint(BaseHTTPRequestHandler):
             return self.reply(400, {"error": {"message": text}})
         if mode == "busy" and len(type(self).calls) % 2:
             return self.reply(429, {"error": {"message": "slow down"}}, {"Retry-After": "0"})
+        if mode == "strict" and (other := sorted({"top_k", "min_p", "repetition_penalty"} & body.keys())):
+            text = f"Unrecognized request arguments supplied: {', '.join(other)}"
+            return self.reply(400, {"error": {"message": text}})
         if mode == "long":
             return self.reply(400, {"error": {"message": "maximum context length is 10 tokens"}})
         given = 1 if mode == "few" else count
@@ -68,7 +73,7 @@ class Endpoint(BaseHTTPRequestHandler):
             {
                 "index": i,
                 "finish_reason": "length" if i else "stop",
-                "message": {"role": "assistant", "content": f"answer {body['seed'] + i}"},
+                "message": {"role": "assistant", "content": f"answer {body['seed'] + i}", **kind.more},
             }
             for i in range(given)
         ]

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from dpo_helpers import make_model, prompt_rows, read_jsonl
+from dpo_helpers import make_model, prompt_rows, read_jsonl, write_jsonl
 from sampling import run_sample
 from transformers import AutoModelForCausalLM
 
 from dpo.chat import to_messages
-from dpo.sample import sample
+from dpo.cli import main
+from dpo.sample import answers, sample
 from dpo.sample.base import Decoding, Draw, Request, prompt_seed
 from dpo.sample.transformers_sampler import TransformersSampler
 from judge_pipeline.common.errors import UserError
@@ -106,7 +109,7 @@ def test_top_p_keeps_the_nucleus_and_draws_follow_the_distribution():
 def test_flags():
     draws = [Draw("one", "stop", 0, 1), Draw(" one ", "stop", 1, 1), Draw("  ", "stop", 2, 1)]
     draws += [Draw("two", "length", 3, 9), Draw("known", "refused", 4, 1)]
-    assert sample.mark(draws, {"known"}) == [
+    assert answers.mark(draws, {"known"}) == [
         [], ["duplicate"], ["empty"], ["truncated"], ["duplicate", "refused"],
     ]  # fmt: skip
 
@@ -220,15 +223,45 @@ def test_control_tokens_sent_to_an_endpoint_are_named(tmp_path: Path, endpoint, 
     assert read_jsonl(tmp_path / "out.jsonl")[1]["context"] == rows[1]["context"]
 
 
-def test_endpoint_that_is_down(tmp_path: Path, monkeypatch, capsys):
-    from dpo.sample import endpoint_sampler
-
-    monkeypatch.setattr(
-        sample, "open_sampler",
-        lambda config: endpoint_sampler.EndpointSampler("m", "http://127.0.0.1:9/v1", retries=0),
-    )  # fmt: skip
-    assert run_sample(tmp_path, "m", "--base-url", "http://127.0.0.1:9/v1") == 2
+def test_a_dead_endpoint_says_so_at_once(tmp_path: Path, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    started = time.monotonic()
+    assert run_sample(tmp_path, "m", "--base-url", url) == 2
     assert "does not answer" in capsys.readouterr().err
+    assert time.monotonic() - started < 8  # with the client's retries it takes 19 s and more
+
+
+def test_several_endpoints_share_the_prompts_and_a_dead_one_is_left(
+    tmp_path: Path, endpoint, another_endpoint, capsys
+):
+    dead = "http://127.0.0.1:9/v1"
+    write_jsonl(tmp_path / "prompts.jsonl", prompt_rows(8))
+    assert run_sample(tmp_path, "m", "--base-url", endpoint.url, dead, another_endpoint.url) == 0
+    assert f"the endpoint {dead} does not answer" in capsys.readouterr().err
+    assert [row["id"] for row in read_jsonl(tmp_path / "out.jsonl")] == [f"p{i}" for i in range(8)]
+    asked = [len(handler.calls) for handler in (endpoint, another_endpoint)]
+    assert sum(asked) == 8
+    assert min(asked) > 0
+    before = [call["seed"] for call in endpoint.calls]
+    endpoint.calls.clear()
+    run_sample(tmp_path, "m", "--base-url", endpoint.url, another_endpoint.url, "--existing", "replace")
+    assert sorted(call["seed"] for call in endpoint.calls) == sorted(
+        before
+    )  # a prompt stays with its endpoint
+
+
+def test_a_second_run_with_the_same_seed_draws_other_answers(tmp_path: Path, tiny_model: Path):
+    flags = ("--engine", "transformers", "--device", "cpu", "--dtype", "float32", "--n", "2")
+    assert run_sample(tmp_path, tiny_model, *flags) == 0
+    again = tmp_path / "again.jsonl"
+    command = ["sample", str(tmp_path / "out.jsonl"), "--model", str(tiny_model), "--output", str(again)]
+    assert main([*command, "--max-new-tokens", "8", *flags]) == 0
+    for row in read_jsonl(again):
+        first = prompt_seed(0, row["id"])
+        assert [answer["seed"] for answer in row["responses"]] == [first, first + 1, first + 2, first + 3]
+        assert len({answer["text"] for answer in row["responses"]}) == 4
+        assert not any("duplicate" in answer["flags"] for answer in row["responses"])
 
 
 def test_missing_vllm_names_the_line_that_installs_it(tmp_path: Path, capsys):
@@ -238,13 +271,6 @@ def test_missing_vllm_names_the_line_that_installs_it(tmp_path: Path, capsys):
         pytest.skip("vLLM is installed here")
     assert run_sample(tmp_path, "smollm2", "--engine", "vllm") == 2
     assert "pip install vllm" in capsys.readouterr().err
-
-
-def test_vllm_is_not_given_an_adapter(tmp_path: Path, capsys):
-    (tmp_path / "adapter").mkdir()
-    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
-    assert run_sample(tmp_path, tmp_path / "adapter", "--engine", "vllm") == 2
-    assert "dpo train --merge" in capsys.readouterr().err
 
 
 def test_output_must_be_appendable(tmp_path: Path):
