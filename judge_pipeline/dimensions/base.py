@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from judge_pipeline.calls.call import Call, FailureReason, Reply
 from judge_pipeline.common.records import Prompt
@@ -70,8 +70,15 @@ class Outcome:
     evidence: dict[str, Any] = field(default_factory=dict)
 
 
+Needs = Literal["text", "pieces", "search"]
+
+
 class Dimension(Protocol):
-    """One dimension of the reward."""
+    """One dimension of the reward.
+
+    A class may say as `needs` what its plans want of a document, so that it is ready by then: its `text` alone, its
+    chunks from the first step on (`pieces`, which is also taken for granted), or a `search` after the first replies.
+    """
 
     name: str
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from judge_pipeline.common.records import Prompt
 from judge_pipeline.dimensions import steps
-from judge_pipeline.dimensions.base import Document, Outcome, Parsed, ParsedRequest, Plan, Steps
+from judge_pipeline.dimensions.base import Document, Needs, Outcome, Parsed, ParsedRequest, Plan, Steps
 from judge_pipeline.dimensions.options import JudgeOptions
 from judge_pipeline.documents.chunking import Span
 from judge_pipeline.documents.passages import passages
@@ -179,6 +179,8 @@ def group(claims: Sequence[Claim], size: int) -> list[list[Claim]]:
 
 class Faithfulness:
     """Share of an answer's statements that the document supports. Templates `NAME.extract`, `.verify`, `.verify_many`."""
+
+    needs: Needs = "search"
 
     def __init__(self, options: JudgeOptions, name: str = "faithfulness") -> None:
         self.name = name

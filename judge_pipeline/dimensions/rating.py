@@ -10,7 +10,7 @@ from pathlib import Path
 
 from judge_pipeline.calls.call import Reply, Sampling
 from judge_pipeline.common.records import Prompt
-from judge_pipeline.dimensions.base import Document, ParsedRequest, Plan
+from judge_pipeline.dimensions.base import Document, Needs, ParsedRequest, Plan
 from judge_pipeline.dimensions.options import JudgeOptions
 from judge_pipeline.dimensions.steps import answered, in_place, prompt_language, ratings, request
 from judge_pipeline.prompts.templates import PROMPTS, load_template
@@ -22,6 +22,8 @@ JOINT = ("helpfulness", "logicality")
 
 class RatingDimension:
     """Rates each answer by itself with the template `NAME.rate`; those of `JOINT` in one call when `joint`."""
+
+    needs: Needs = "text"
 
     def __init__(
         self, name: str, options: JudgeOptions, *, joint: bool = False, prompts: Path = PROMPTS

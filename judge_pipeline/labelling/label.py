@@ -13,7 +13,6 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
@@ -45,6 +44,7 @@ from judge_pipeline.labelling.planning import PromptPlanner
 from judge_pipeline.labelling.scheduler import Scheduler
 from judge_pipeline.labelling.shards import part
 from judge_pipeline.labelling.summary import Tally, summarize, summary_lines
+from judge_pipeline.labelling.workers import Workers
 
 Answers = dict[str, dict[str, str]]
 """Prompt id → answer id → hash of what is judged."""
@@ -52,8 +52,6 @@ PARTIAL = 3
 """Exit code when some answers lack a score."""
 PENDING = 4
 """Exit code when calls are in batch files whose answers are awaited."""
-THREADS = 2
-"""Threads for embedding and rendering; torch brings its own inside each."""
 
 
 def run_label(config: LabelConfig) -> int:
@@ -168,6 +166,7 @@ def _document_indexer(config: LabelConfig) -> DocumentIndexer:
         segment_tokens=config.segment_tokens,
         chunk_tokens=config.chunk_tokens,
         top_k=config.top_k,
+        keep_bytes=config.document_megabytes * 1e6,
     )
 
 
@@ -182,13 +181,14 @@ async def _ask_and_label(
     ):  # else what is served may be another one next time
         store.set_note(_identity_note(config), engine.identity)
     writer = StoreWriter(store)
-    threads = ThreadPoolExecutor(THREADS, thread_name_prefix="plan")
     labels = _open_labels(config, answers, engine.identity)
+    workers = Workers()
     try:
         dimensions = _dimensions(config, structured=engine.supports_schema)
         builder = _document_indexer(config)
         runner = _runner(config, engine, writer, budget)
-        planner = PromptPlanner(dimensions, runner, labels.weighting, threads)
+        # In a run that only writes batch files no reply comes, so nothing will be looked up.
+        planner = PromptPlanner(dimensions, runner, labels.weighting, workers, read_ahead=mail.engine is None)
         if engine.context_window is not None:
             todo = (prompt for prompt in read_part(config) if prompt.id not in labels.kept)
             with Progress(len(labels.prompts) - len(labels.kept), "checking lengths", "prompts") as progress:
@@ -199,7 +199,7 @@ async def _ask_and_label(
         return labels, mail.finish()
     finally:
         labels.close()
-        threads.shutdown(wait=True, cancel_futures=True)
+        workers.close()
         await writer.close()
         await engine.close()
 

@@ -65,6 +65,9 @@ class LabelConfig(JudgeOptions, Config):
     )
     limit: int | None = free(None, "only the first so many prompts", ge=1)
     window: int = free(64, "prompts under way at a time", ge=1)
+    document_megabytes: float = free(
+        1024.0, "most megabytes of cut and embedded documents kept for later prompts over them", gt=0
+    )
     existing: Existing = free("refuse", EXISTING_HELP)
 
     @field_validator("shard")

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Future
+from typing import Protocol
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from judge_pipeline.common.weighting import Weighting, weighted_reward
 from judge_pipeline.dimensions.base import Dimension, Document, Outcome, Plan, Request
 from judge_pipeline.engines.base import Routing
 from judge_pipeline.engines.run_calls import CallRunner, together
+from judge_pipeline.labelling.workers import Workers
 
 RETRIED_WITH_PLAN = frozenset({"unparsable", "out_of_range", "missing_verdict", "empty_reply"})
 """Failures of replies that arrived: `--retry-failed` asks those calls anew."""
@@ -48,20 +50,31 @@ class PromptPlanner:
     """Labels prompts one at a time; many may be under way together."""
 
     def __init__(
-        self, dimensions: Sequence[Dimension], runner: CallRunner, weighting: Weighting, threads: Executor
+        self,
+        dimensions: Sequence[Dimension],
+        runner: CallRunner,
+        weighting: Weighting,
+        workers: Workers,
+        *,
+        read_ahead: bool = True,
     ) -> None:
         self.dimensions = dimensions
         self.runner = runner
         self.weighting = weighting
-        self._threads = threads
+        self._workers = workers
+        self._read_ahead = read_ahead
+        """Documents are embedded while their first calls are out, for answers are expected in this run."""
         self._documents: dict[str, int] = {}
         """Where each document first came up."""
 
-    async def label(self, prompt: Prompt, document: Document, position: int) -> list[Label]:
+    async def label(self, prompt: Prompt, document: PreparedDocument, position: int) -> list[Label]:
         """One row an answer, in order. `position` is the prompt's place in the input, for the order of calls."""
         ledger: Ledger = {}
+        reading = Reading(document, self._workers)
+        if self._read_ahead and any(_needs(dimension) == "search" for dimension in self.dimensions):
+            reading.embed()
         outcomes = await asyncio.gather(
-            *(self._outcomes(dimension, prompt, document, position, ledger) for dimension in self.dimensions)
+            *(self._outcomes(dimension, prompt, reading, position, ledger) for dimension in self.dimensions)
         )
         names = [dimension.name for dimension in self.dimensions]
         usages = split_cost(ledger, len(prompt.responses))
@@ -71,13 +84,12 @@ class PromptPlanner:
         ]
 
     async def _outcomes(
-        self, dimension: Dimension, prompt: Prompt, document: Document, position: int, ledger: Ledger
+        self, dimension: Dimension, prompt: Prompt, reading: Reading, position: int, ledger: Ledger
     ) -> list[Outcome]:
-        outcomes, rounds = await self._drive(dimension.plan(prompt, document), prompt, position, ledger, ())
+        outcomes, rounds = await self._drive(dimension, prompt, reading, position, ledger, ())
         again = keys_behind_failures(outcomes, rounds) if self.runner.retry_failed else ()
         if again:
-            plan = dimension.plan(prompt, document)
-            outcomes, _ = await self._drive(plan, prompt, position, ledger, again)
+            outcomes, _ = await self._drive(dimension, prompt, reading, position, ledger, again)
         return outcomes
 
     def _routing(self, request: Request, prompt: Prompt, position: int) -> Routing:
@@ -87,14 +99,19 @@ class PromptPlanner:
         return Routing(order, prompt.id)
 
     async def _drive(
-        self, plan: Plan, prompt: Prompt, position: int, ledger: Ledger, again: Collection[str]
+        self,
+        dimension: Dimension,
+        prompt: Prompt,
+        reading: Reading,
+        position: int,
+        ledger: Ledger,
+        again: Collection[str],
     ) -> tuple[list[Outcome], list[Round]]:
-        loop = asyncio.get_running_loop()
+        plan = dimension.plan(prompt, reading.document)
         replies: list[Reply] | None = None
         rounds: list[Round] = []
         while True:
-            # A plan may embed a document: in a thread, so that other prompts' calls go on.
-            step = await loop.run_in_executor(self._threads, _advance, plan, replies)
+            step = await reading.advance(dimension, plan, replies)
             if isinstance(step, StopIteration):
                 return step.value, rounds
             keys = [request.call.key(self.runner.engine.identity) for request in step]
@@ -110,6 +127,50 @@ class PromptPlanner:
                     ledger[key] = stored.usage, served | set(request.answers)
             rounds.append([(key, request.answers) for key, request in zip(keys, step, strict=True)])
             replies = [stored.reply for stored in found]
+
+
+class PreparedDocument(Document, Protocol):
+    """A document that can be got ready before a plan asks for it."""
+
+    def pieces(self) -> object:
+        """Cut it."""
+        ...
+
+    def index(self) -> object:
+        """Embed its segments, or whatever a search needs."""
+        ...
+
+
+class Reading:
+    """A prompt's document, got ready in the threads for that before a step of a plan wants it."""
+
+    def __init__(self, document: PreparedDocument, workers: Workers) -> None:
+        self.document = document
+        self._workers = workers
+        self._embedded: Future[object] | None = None
+
+    def embed(self) -> Future[object]:
+        """Have the document embedded, if nobody has yet."""
+        if self._embedded is None:
+            self._embedded = self._workers.begin("embed", self.document.index)
+        return self._embedded
+
+    async def advance(
+        self, dimension: Dimension, plan: Plan, replies: list[Reply] | None
+    ) -> list[Request] | StopIteration:
+        """The plan's next step."""
+        needs = _needs(dimension)
+        if replies is None and needs == "pieces":
+            await self._workers.run("cut", self.document.pieces)
+        # Plans search by what replies say; where all have failed there is nothing to look up.
+        searches = needs == "search" and any(reply.failure is None for reply in replies or ())
+        if searches:
+            await asyncio.wrap_future(self.embed())
+        return await self._workers.run("search" if searches else "step", _advance, plan, replies)
+
+
+def _needs(dimension: Dimension) -> str:
+    return getattr(dimension, "needs", "pieces")
 
 
 def _advance(plan: Plan, replies: list[Reply] | None) -> list[Request] | StopIteration:

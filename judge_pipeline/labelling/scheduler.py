@@ -1,6 +1,8 @@
 """Labels all prompts of a file: a window of them at a time, rows written in order, nothing lost on the way out.
 
-A prompt leaves the window when its rows are written, so memory is bounded whatever the file's length.
+A prompt leaves the window when its last call is answered. Rows that are done before those of an earlier prompt wait
+for them, so that one slow call holds up nobody else; only so many bytes of them, so that memory is bounded whatever
+the file's length.
 """
 
 from __future__ import annotations
@@ -12,12 +14,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from judge_pipeline.common.progress import Progress
+from judge_pipeline.common.record_files import to_json
 from judge_pipeline.common.records import Label, Prompt
 from judge_pipeline.documents.indexed import DocumentIndexer
 from judge_pipeline.labelling.label_file import LabelFile
 from judge_pipeline.labelling.planning import PromptPlanner, unlabelled
 
 TICK_S = 2.0
+WAITING_BYTES = 256 * 2**20
+"""Rows that may wait for those of an earlier prompt."""
 
 
 class Scheduler:
@@ -30,15 +35,18 @@ class Scheduler:
         labels: LabelFile,
         *,
         window: int = 64,
+        waiting_bytes: int = WAITING_BYTES,
         progress: Progress | None = None,
     ) -> None:
         self.planner, self.builder, self.labels = planner, builder, labels
-        self.window = window
+        self.window, self.waiting_bytes = window, waiting_bytes
         self.progress = progress
         self.interrupted = False
         self._room = asyncio.Condition()
         self._open: set[int] = set()
-        """Positions of prompts begun and not yet written."""
+        """Positions of prompts under way."""
+        self._waiting: dict[int, int] = {}
+        """Bytes of rows that wait to be written, by position."""
 
     async def run(self, prompts: Iterator[Prompt]) -> None:
         """Label every prompt. Raises KeyboardInterrupt after a clean stop, and whatever an engine raises."""
@@ -67,22 +75,27 @@ class Scheduler:
         if prompt.id in self.labels.kept:
             self._hand_in(position, prompt.id)
             return
+        async with self._room:
+            while self._full() and not self.interrupted and not _failed(tasks):
+                await self._room.wait()
         if (stopped := self.planner.runner.budget.stopped) is not None:
             rows = unlabelled(prompt, self.labels.tally.names, "stopped", stopped, self.planner.weighting)
             self._hand_in(position, rows)
-            return
-        async with self._room:
-            while len(self._open) >= self.window and not self.interrupted and not _failed(tasks):
-                await self._room.wait()
-        if not self.interrupted:
+        elif not self.interrupted:
             self._open.add(position)
             tasks.add(asyncio.create_task(self._label(position, prompt)))
+
+    def _full(self) -> bool:
+        """Whether so much is under way, or done and waiting, that no further prompt may begin."""
+        waiting = self._open and sum(self._waiting.values()) >= self.waiting_bytes
+        return len(self._open) >= self.window or bool(waiting)
 
     async def _label(self, position: int, prompt: Prompt) -> None:
         try:
             document = self.builder.build(prompt.context)
             self._hand_in(position, await self.planner.label(prompt, document, position))
         finally:
+            self._open.discard(position)
             async with self._room:  # wakes the reader of prompts, to go on or to see a failure
                 self._room.notify_all()
 
@@ -90,10 +103,14 @@ class Scheduler:
         """Write a prompt's rows, or keep those of an earlier run; see `LabelFile.put`."""
         if self.interrupted:
             return  # rows that lack what was not asked any more are no result: the next run makes them
+        if position > self.labels.next_position and not isinstance(rows, str):
+            self._waiting[position] = sum(len(to_json(row)) for row in rows)
         answers = self.labels.put(position, rows)
         if self.progress is not None and answers:
             self.progress.update(answers, **self._figures())
-        self._open = {position for position in self._open if position >= self.labels.next_position}
+        written = [place for place in self._waiting if place < self.labels.next_position]
+        for place in written:
+            del self._waiting[place]
 
     def _figures(self) -> dict[str, object]:
         """What the progress line shows besides the counts."""

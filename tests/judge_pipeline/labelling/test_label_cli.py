@@ -16,6 +16,7 @@ from judge_servers import JudgeServer, completion, write_prompts
 
 from judge_pipeline.cli import main
 from judge_pipeline.common.record_files import read_labels
+from judge_pipeline.documents.indexed import DocumentIndexer
 
 
 @pytest.fixture
@@ -308,6 +309,22 @@ def test_stand_ins_for_key_points_differ_from_chunk_to_chunk(server, tmp_path, c
     assert chunks > 4
     assert len(listed) == len(set(listed)) == 5 * chunks
     assert all("has colour" in point for point in listed)
+
+
+def test_documents_are_kept_by_the_megabytes_asked_for(server, tmp_path, monkeypatch):
+    """Prompts over two documents in turn: with room for one alone, each is cut again every time it comes back."""
+    path = tmp_path / "prompts.jsonl"
+    write_prompts(path, prompts=2, answers=1, sentences=200)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [{**row, "id": f"{row['id']}-{turn}"} for turn in range(3) for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cuts = []
+    cut = DocumentIndexer.cut
+    monkeypatch.setattr(DocumentIndexer, "cut", lambda self, text: cuts.append(text) or cut(self, text))
+    assert label(server, path, tmp_path / "much", "--window", "1") == 0
+    assert len(cuts) == 2
+    assert label(server, path, tmp_path / "little", "--window", "1", "--document-megabytes", "0.03") == 0
+    assert len(cuts) == 2 + 6
 
 
 def test_ctrl_c_keeps_what_was_in_flight(tmp_path):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
 
@@ -23,6 +24,7 @@ from judge_pipeline.labelling.label_file import LabelFile
 from judge_pipeline.labelling.planning import PromptPlanner, keys_behind_failures
 from judge_pipeline.labelling.scheduler import Scheduler
 from judge_pipeline.labelling.summary import Tally, summarize, summary_lines
+from judge_pipeline.labelling.workers import Workers
 
 
 def call(text, template="t"):
@@ -92,11 +94,18 @@ def prompts(count, answers=2, documents=1):
 
 
 class NoEvidence:
+    """Documents that need no reading."""
+
     def build(self, text):
-        return None
+        return self
+
+    def pieces(self):
+        pass
+
+    index = pieces
 
 
-def run(tmp_path, rows, engine, *, window=8, budget=None, dimensions=None):
+def run(tmp_path, rows, engine, *, window=8, budget=None, dimensions=None, documents=None, **settings):
     dimensions = dimensions or (Shared(), Alone())
     store = CallStore(tmp_path / "calls.sqlite")
     names = [dimension.name for dimension in dimensions]
@@ -109,9 +118,9 @@ def run(tmp_path, rows, engine, *, window=8, budget=None, dimensions=None):
     async def main():
         writer = StoreWriter(store)
         runner = CallRunner(engine, writer, budget)
-        with ThreadPoolExecutor(2) as threads:
-            planner = PromptPlanner(dimensions, runner, weighting, threads)
-            scheduler = Scheduler(planner, NoEvidence(), labels, window=window)
+        with closing(Workers()) as workers:
+            planner = PromptPlanner(dimensions, runner, weighting, workers)
+            scheduler = Scheduler(planner, documents or NoEvidence(), labels, window=window, **settings)
 
             def stream():
                 for row in rows:
@@ -206,6 +215,73 @@ def test_rows_are_in_input_order_however_late_the_first_is_and_the_window_is_kep
         row.id for row in rows for _ in row.responses
     ]
     assert most_open <= 5
+
+
+class SlowFirst(FakeEngine):
+    """The first prompt's first own call is answered when all others were, or nothing else is asked any more."""
+
+    def __init__(self, others, quiet_s):
+        super().__init__()
+        self.others, self.quiet_s, self.meanwhile = others, quiet_s, 0
+
+    async def answer(self, call, routing=DEFAULT_ROUTING):
+        reply = await super().answer(call, routing)
+        if call.messages[0].content == "p0 0":
+            while self.meanwhile < len(self.asked) < self.others:
+                self.meanwhile = len(self.asked)
+                await asyncio.sleep(self.quiet_s)
+            self.meanwhile = len(self.asked)
+        return reply
+
+
+def test_one_slow_call_does_not_stall_the_window(tmp_path):
+    """A call of eight takes long: the others' prompts leave the window, and new ones go on meanwhile."""
+    rows, engine = prompts(40, documents=40), SlowFirst(40 * 4, quiet_s=2)
+    run(tmp_path, rows, engine, window=8)
+    assert engine.meanwhile == 40 * 4
+    assert [label.prompt_id for label in read_labels(tmp_path)] == [
+        row.id for row in rows for _ in row.responses
+    ]
+
+
+def test_rows_that_wait_for_an_earlier_prompt_are_bounded_by_bytes(tmp_path):
+    """What could not wait in memory is not begun before there is room for it."""
+    engine = SlowFirst(40 * 4, quiet_s=0.5)
+    run(tmp_path, prompts(40, documents=40), engine, window=4, waiting_bytes=3000)
+    assert 4 < engine.meanwhile < 30 * 4
+    assert len(list(read_labels(tmp_path))) == 80
+
+
+def test_documents_that_are_embedded_hold_up_nobody_elses_calls(tmp_path):
+    """The embedding model is one document's at a time; everything that need not wait for it goes on."""
+    embedding, embedded = threading.Lock(), threading.Event()
+
+    class Searching(Shared):
+        name = "searching"
+        needs = "search"
+
+    class Slow(NoEvidence):
+        def build(self, text):
+            return Slow()
+
+        def index(self):
+            with embedding:
+                assert embedded.wait(20), "calls waited for the embedding model"
+
+    asked = 8 * 4  # of both rounds; the searching dimension's calls are Shared's, made once
+    seen = set()
+
+    def delay(text):
+        seen.add(text)
+        if len(seen) == asked:
+            embedded.set()
+        return 0.0
+
+    engine = FakeEngine(delay=delay)
+    dimensions = (Searching(), Shared(), Alone())
+    run(tmp_path, prompts(8, documents=8), engine, documents=Slow(), dimensions=dimensions)
+    assert embedded.is_set()
+    assert len(list(read_labels(tmp_path))) == 16
 
 
 def test_a_defect_ends_the_run_and_keeps_what_was_answered(tmp_path):
