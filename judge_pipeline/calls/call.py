@@ -31,6 +31,9 @@ FailureReason = Literal[
     "superseded",  # of an attempt: an answer that another one took the place of
 ]
 
+UNASKED = frozenset({"stopped", "pending"})
+"""Failures of calls that nobody was asked yet: the next run does them."""
+
 
 class Message(BaseModel, frozen=True):
     """One chat message."""

@@ -57,17 +57,18 @@ class Completeness:
         read = yield from steps.parse_replies(
             [steps.list_request(template, case, "key_points", tuple(live), options) for case in cases]
         )
-        for number, one in enumerate(read, start=1):
-            if isinstance(one, Problem):
-                detail = f"key points of chunk {number} of {len(read)}: {one.detail}"
-                return steps.in_place(prompt, dict.fromkeys(live, Outcome(None, one.reason, detail)))
-        items = [one for one in read if isinstance(one, Items)]
+        lost = steps.losses(read, options)
+        if lost.fatal is not None:
+            number, problem = lost.fatal
+            detail = f"key points of chunk {number + 1} of {len(read)}: {problem.detail}"
+            return steps.in_place(prompt, dict.fromkeys(live, Outcome(None, problem.reason, detail)))
+        items = [Items(()) if isinstance(one, Problem) else one for one in read]
         points = _distinct(items, document)
-        notes = _notes(items)
+        notes = {**_notes(items), **lost.note(chunks=list(lost.problems))}
         if not points and options.no_key_points != "ask":
             evidence = {"analysis": "", "key_points": [], "votes": [], "rule": None, **notes}
-            problem = "the document holds no key point on the question"
-            ruled = steps.rule_outcome("no_key_points", options.no_key_points, problem, evidence)
+            nothing = "the document holds no key point on the question"
+            ruled = steps.rule_outcome("no_key_points", options.no_key_points, nothing, evidence)
             return steps.in_place(prompt, dict.fromkeys(live, ruled))
         cover = load_template(f"{self.name}.cover", language)
         shape = RatingShape(language, *options.bounds, len(points))

@@ -216,10 +216,11 @@ class Faithfulness:
         if not mine:
             rule = self._options.no_statements
             return steps.rule_outcome("no_statements", rule, "the answer states no facts", evidence)
-        for one in mine:
-            if isinstance(one.result, Problem):
-                detail = f"statement {one.id}: {one.result.detail}"
-                return Outcome(None, one.result.reason, detail, evidence)
+        lost = steps.losses([one.result for one in mine], self._options)
+        if lost.fatal is not None:
+            number, problem = lost.fatal
+            return Outcome(None, problem.reason, f"statement {mine[number].id}: {problem.detail}", evidence)
+        evidence |= lost.note(statements=[mine[at].id for at in lost.problems])
         if self._options.score == "expected":
             evidence |= steps.fallback([vote for one in mine for vote in one.verdicts], "verdict")
         votes = _score_votes(mine, self._options.votes)

@@ -41,6 +41,13 @@ class JudgeOptions(BaseModel):
         "ask",
         "completeness when the document holds nothing on the question: ask the judge, full, zero, null, or points 0-10",
     )
+    tolerate_failed: float = setting(
+        0.0,
+        "share of a document's chunks, or of an answer's statements, that may fail without costing the score "
+        "(recorded where it happens)",
+        ge=0,
+        le=0.2,
+    )
     temperature: float | None = setting(
         None, "of ratings and verdicts; default 0, or 1 with several votes", ge=0, le=2
     )

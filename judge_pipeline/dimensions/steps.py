@@ -7,11 +7,12 @@ since the engine has retried what a retry can cure.
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from judge_pipeline.calls.call import Call, Sampling
+from judge_pipeline.calls.call import UNASKED, Call, Sampling
 from judge_pipeline.common.records import Prompt
 from judge_pipeline.dimensions.base import Outcome, Parsed, ParsedRequest, Steps
 from judge_pipeline.dimensions.options import RULES, JudgeOptions
@@ -111,6 +112,35 @@ def in_place(prompt: Prompt, outcomes: dict[int, Outcome]) -> list[Outcome]:
     """One outcome an answer, in order, with a failure for each empty answer."""
     empty = Outcome(None, "empty_answer", "the answer holds no text")
     return [outcomes.get(index, empty) for index in range(len(prompt.responses))]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What of several things came to nothing: their numbers, from 0, and why."""
+
+    problems: dict[int, Problem]
+    of: int
+    tolerated: float
+    """Share that may fail (`JudgeOptions.tolerate_failed`)."""
+
+    @property
+    def fatal(self) -> tuple[int, Problem] | None:
+        """The loss that costs the score: of a call that is still to be made, or the first of too many."""
+        unasked = [pair for pair in self.problems.items() if pair[1].reason in UNASKED]
+        too_many = len(self.problems) > self.tolerated * self.of + 1e-9
+        return next(iter([*unasked, *self.problems.items()]), None) if unasked or too_many else None
+
+    def note(self, **lost: list[int]) -> dict[str, Any]:
+        """Evidence of what was tolerated, with the numbers of what was lost; empty where nothing was."""
+        reasons = dict(Counter(problem.reason for problem in self.problems.values()))
+        told = {"failed": len(self.problems), "of": self.of, "reasons": reasons, **lost}
+        return {"tolerated": told} if self.problems else {}
+
+
+def losses(results: Sequence[object], options: JudgeOptions) -> Losses:
+    """The problems among `results`."""
+    problems = {number: one for number, one in enumerate(results) if isinstance(one, Problem)}
+    return Losses(problems, len(results), options.tolerate_failed)
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import IO
 
+from judge_pipeline.calls.call import UNASKED
 from judge_pipeline.common.errors import disk_error
 from judge_pipeline.common.record_files import JsonlAppender, read_labels, to_json
 from judge_pipeline.common.records import Label
 from judge_pipeline.common.weighting import Weighting, weighted_reward
-from judge_pipeline.labelling.planning import UNASKED
 from judge_pipeline.labelling.summary import Tally
 
 PASSING = UNASKED | {"http", "timeout"}

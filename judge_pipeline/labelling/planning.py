@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from judge_pipeline.calls.call import CallUsage, FailureReason, Reply
+from judge_pipeline.calls.call import UNASKED, CallUsage, FailureReason, Reply
 from judge_pipeline.common.records import Failure, Label, Prompt, Usage
 from judge_pipeline.common.weighting import Weighting, weighted_reward
 from judge_pipeline.dimensions.base import Dimension, Document, Outcome, Plan, Request
@@ -24,10 +24,6 @@ from judge_pipeline.labelling.workers import Workers
 
 RETRIED_WITH_PLAN = frozenset({"unparsable", "out_of_range", "missing_verdict", "empty_reply"})
 """Failures of replies that arrived: `--retry-failed` asks those calls anew."""
-
-
-UNASKED = frozenset({"stopped", "pending"})
-"""Failures of calls that nobody was asked yet: the next run does them."""
 
 Round = list[tuple[str, tuple[int, ...]]]
 """One exchange of a plan: the calls' keys and the answers each serves, in order."""

@@ -18,7 +18,7 @@ from judge_pipeline.calls.store import StoreTotals
 from judge_pipeline.common.records import Label
 from judge_pipeline.engines.run_calls import Budget, Prices
 
-NOTED = ("fallback", "failed_votes", "statement_cap", "key_point_cap", "copied_from_example")
+NOTED = ("fallback", "failed_votes", "statement_cap", "key_point_cap", "copied_from_example", "tolerated")
 """Keys of a dimension's evidence that say something went otherwise than asked; so does a `rule`, by its value."""
 
 

@@ -103,6 +103,51 @@ def test_one_chunk_that_fails_fails_completeness_and_says_which(reply):
     assert done.count("completeness.cover") == 0
 
 
+class OneChunkFails(ChapterJudge):
+    """Chapter 2 of the four fails, for the reason given."""
+
+    def __init__(self, reason):
+        super().__init__()
+        self.reason = reason
+
+    def __call__(self, call):
+        if call.template.endswith("extract") and "Chapter 2" in inside(call, "document"):
+            return Reply(failure=self.reason)
+        return super().__call__(call)
+
+
+def test_a_stated_share_of_chunks_may_fail_and_is_recorded():
+    context = "".join(f"Chapter {n} tells of the year {1880 + n}. ".ljust(399, ".") + " " for n in range(10))
+    one = prompt("1880, 1881.").model_copy(update={"context": context})
+    for share, score in ((0.0, None), (0.09, None), (0.1, 2)):
+        plans = build_dimensions(["completeness"], JudgeOptions(tolerate_failed=share))
+        outcome = drive(plans, one, PlainDocument(context), OneChunkFails("truncated")).outcomes[0]
+        assert outcome.score == score, share
+    assert len(outcome.evidence["key_points"]) == 9
+    assert [point["chunk"] for point in outcome.evidence["key_points"]] == [0, 1, *range(3, 10)]
+    lost = {"failed": 1, "of": 10, "reasons": {"truncated": 1}, "chunks": [2]}
+    assert outcome.evidence["tolerated"] == lost
+    assert JudgeOptions().tolerate_failed == 0
+
+
+@pytest.mark.parametrize("reason", ["stopped", "pending"])
+def test_a_chunk_nobody_was_asked_about_yet_is_never_tolerated(reason):
+    context = CONTEXT * 10
+    one = prompt("1880, 1881.").model_copy(update={"context": context})
+    plans = build_dimensions(["completeness"], JudgeOptions(tolerate_failed=0.2))
+    calls = iter(range(99))
+
+    def judge(call):
+        return (
+            Reply(failure={0: "truncated", 1: reason}[at])
+            if (at := next(calls)) < 2
+            else ChapterJudge()(call)
+        )
+
+    outcome = drive(plans, one, PlainDocument(context), judge).outcomes[0]
+    assert (outcome.score, outcome.reason) == (None, reason)
+
+
 @pytest.mark.parametrize(
     ("rule", "score", "reason"),
     [("full", 10, None), ("zero", 0, None), ("null", None, "no_statements"), (4, 4, None)],

@@ -191,6 +191,30 @@ def test_one_lost_verdict_fails_the_answer_that_needs_it_alone():
     assert [(o.score, o.reason) for o in done.outcomes] == [(None, "timeout"), (10, None)]
 
 
+@pytest.mark.parametrize("size", [1, 6])
+def test_a_stated_share_of_statements_may_fail_and_is_recorded(size):
+    class Losing(TruthJudge):
+        def __call__(self, call):
+            if call.template.endswith(".verify") and "B" in inside(call, "statement"):
+                return Reply(failure="refused")
+            return super().__call__(call)
+
+    one = prompt("A yes. B no. C yes. D yes. E half.", "A yes. B no.")
+    done, _ = run(one, Losing(skip=["B"]), statements_per_call=size)
+    assert [o.reason for o in done.outcomes] == ["refused", "refused"]
+    done, _ = run(one, Losing(skip=["B"]), statements_per_call=size, tolerate_failed=0.2)
+    kept, lost = done.outcomes
+    assert kept.score == pytest.approx(10 * 3.5 / 4)
+    assert kept.evidence["tolerated"] == {
+        "failed": 1,
+        "of": 5,
+        "reasons": {"refused": 1},
+        "statements": [2],
+    }
+    assert [row["failure"] for row in kept.evidence["statements"]] == [None, "refused", None, None, None]
+    assert (lost.score, lost.reason) == (None, "refused")  # one of two is no small share
+
+
 @pytest.mark.parametrize(
     ("rule", "score", "reason"),
     [("full", 10, None), ("zero", 0, None), ("null", None, "no_statements"), (5, 5, None), (0, 0, None)],

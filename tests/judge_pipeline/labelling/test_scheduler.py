@@ -195,13 +195,15 @@ def test_what_went_otherwise_than_asked_is_counted(tmp_path):
         def plan(self, prompt, evidence):
             yield [Request(call(prompt.id), (0, 1))]
             return [
-                Outcome(5.0, evidence={"fallback": "no log-probabilities", "rule": None}),
+                Outcome(5.0, evidence={"fallback": "no log-probabilities", "rule": None, "tolerated": {}}),
                 Outcome(10.0, evidence={"rule": "no_statements:full", "copied_from_example": 2}),
             ]
 
     runner, tally, _ = run(tmp_path, prompts(3), FakeEngine(), dimensions=(Noted(),))
     summary = summarize(tally, runner.budget, StoreTotals(3, 0), 1.0)
-    assert summary["notes"] == {"noted": {"fallback": 3, "no_statements:full": 3, "copied_from_example": 3}}
+    assert summary["notes"] == {
+        "noted": {"fallback": 3, "tolerated": 3, "no_statements:full": 3, "copied_from_example": 3}
+    }
     told = "\n".join(summary_lines(summary))
     assert "3 fallback" in told
     assert "3 no_statements:full" in told
