@@ -6,6 +6,7 @@ cache of reference log-probabilities lies beside them and a resumed run finds it
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -80,15 +81,19 @@ def refuse_leak(train: Sequence[NumberedPair], held_out: Sequence[NumberedPair],
 
 
 def on_disk(pairs: Sequence[NumberedPair], folder: Path, renderer: PairRenderer, path: Path) -> Dataset:
-    """The pairs' tokens as a dataset that lives in `folder`; a second call reads what the first wrote.
+    """The pairs' tokens as a dataset that lives in `folder`; a second call with the same pairs reads what the
+    first wrote.
 
     Columns: `line` in the file, and `prompt_ids`, `chosen_ids`, `rejected_ids`, which TRL takes as they are.
 
     Raises:
         DataError: a pair cannot be rendered, or there is nothing in an answer to learn from.
     """
+    digest = hashlib.sha256(str(renderer.template).encode())
+    for item in pairs:
+        digest.update(f"{item.line} {item.pair.model_dump_json()}\n".encode())
     done = folder / "complete"
-    if not done.exists():
+    if not done.is_file() or done.read_text() != digest.hexdigest():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         spelled, sampled, first = 0, 0, ""
@@ -109,7 +114,7 @@ def on_disk(pairs: Sequence[NumberedPair], folder: Path, renderer: PairRenderer,
                 f"{path}: {sampled} of {len(pairs)} pairs are trained as they were sampled; the chat template would "
                 "write them otherwise"
             )
-        done.touch()
+        done.write_text(digest.hexdigest())
     return Dataset.from_file(str(folder / PAIR_TOKENS))
 
 

@@ -38,6 +38,7 @@ from reward_model.training.run import is_finished, leave_together, open_run, pre
 COMMAND = "dpo train"
 SUMMARY = "summary.json"
 DATA = "data"
+FINISHED_HINT = "`dpo merge` makes a plain model of a finished adapter; --existing replace trains anew, another --output keeps both"
 KNOBS = (
     "--per-device-train-batch-size 1, with more --gradient-accumulation-steps",
     "--gradient-checkpointing",
@@ -142,7 +143,7 @@ def run(config: TrainConfig) -> int:
     check_trl()
     prepare_process(config)
     files = [path for path in (config.pairs, config.eval_pairs) if path]
-    if is_finished(config, COMMAND, files, SUMMARY):
+    if is_finished(config, COMMAND, files, SUMMARY, FINISHED_HINT):
         if PartialState().is_main_process:
             print(f"{config.output}: this run is complete; --existing replace starts it anew")
         leave_together()

@@ -182,13 +182,7 @@ def _meet_earlier_run(
     if existing == "replace":
         _remove(output, run_file)
         return False
-    lines = differences(type(config), earlier, run, ("there", "now"))
-    old, new = earlier.get("inputs") or {}, run["inputs"]
-    changed = [path for path in sorted(old.keys() & new.keys()) if old[path] != new[path]]
-    if not lines:  # else they have said already that other files are read now
-        lines += [f"inputs: {path} was read there, not now" for path in sorted(old.keys() - new.keys())]
-        lines += [f"inputs: {path} is read now, not there" for path in sorted(new.keys() - old.keys())]
-    lines += [f"inputs: {path} has other content now" for path in changed]
+    lines = _otherwise(config, earlier, run)
     if lines and existing == "refuse":
         raise UserError(
             f"{output} already holds a run of another configuration:\n  " + "\n  ".join(lines),
@@ -196,6 +190,21 @@ def _meet_earlier_run(
         )
     run["started"] = earlier.get("started", run["started"])
     return True
+
+
+def other_configuration(output: Path, config: Config, command: str, inputs: Sequence[Path]) -> list[str]:
+    """What a run of these settings and inputs has otherwise than the one in `output`, a line each."""
+    return _otherwise(config, read_run_yaml(output), describe_run(config, command, inputs))
+
+
+def _otherwise(config: Config, earlier: dict[str, Any], run: dict[str, Any]) -> list[str]:
+    lines = differences(type(config), earlier, run, ("there", "now"))
+    old, new = earlier.get("inputs") or {}, run["inputs"]
+    changed = [path for path in sorted(old.keys() & new.keys()) if old[path] != new[path]]
+    if not lines:  # else they have said already that other files are read now
+        lines += [f"inputs: {path} was read there, not now" for path in sorted(old.keys() - new.keys())]
+        lines += [f"inputs: {path} is read now, not there" for path in sorted(new.keys() - old.keys())]
+    return lines + [f"inputs: {path} has other content now" for path in changed]
 
 
 def _ways_on(config: Config) -> str:

@@ -19,7 +19,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.optional_packages import INSTALL_LINES
 from judge_pipeline.common.quiet import quiet_libraries
-from judge_pipeline.common.run_dir import prepare_run
+from judge_pipeline.common.run_dir import file_digest, other_configuration, prepare_run, read_run_yaml
 from reward_model.training.callbacks import MetricsFile, ProgressLine, StopOnInterrupt, tensorboard
 from reward_model.training.guards import say
 from reward_model.training.settings import TrainingSettings
@@ -74,22 +74,56 @@ def open_run(config: TrainingSettings, command: str, inputs: Sequence[Path]) -> 
     """Write run.yaml, or meet the run that is there, on the first process; whether that one is resumed.
 
     Raises:
-        UserError: the directory holds another run and `existing` is "refuse".
+        UserError: the directory holds another run and `existing` is "refuse", or checkpoints of other inputs.
     """
     state, resuming = PartialState(), False
     if state.is_main_process:
+        if config.existing == "resume":
+            _refuse_other_content(config, inputs)
         resuming = prepare_run(config.output, config, command, config.existing, inputs)
     state.wait_for_everyone()
     return resuming
 
 
-def is_finished(config: TrainingSettings, command: str, inputs: Sequence[Path], last_file: str) -> bool:
-    """Whether the run is complete: its last file is there, and stays where the run may be met at all."""
+def _refuse_other_content(config: TrainingSettings, inputs: Sequence[Path]) -> None:
+    """A checkpoint of other inputs is not gone on from: no run.yaml could say what such a model was trained on."""
+    checkpoint = last_checkpoint(config.checkpoints)
+    if checkpoint is None or not (config.output / "run.yaml").is_file():
+        return
+    known = set((read_run_yaml(config.output).get("inputs") or {}).values())
+    other = [str(path) for path in inputs if file_digest(path) not in known]
+    if other:
+        raise UserError(
+            f"{config.output}: {checkpoint.name} was trained on other content than {', '.join(other)} has now",
+            "put the file back as it was, start anew with --existing replace, or name another --output",
+        )
+
+
+def is_finished(
+    config: TrainingSettings,
+    command: str,
+    inputs: Sequence[Path],
+    last_file: str,
+    hint: str = "train anew with --existing replace, or name another --output",
+) -> bool:
+    """Whether the run is complete: its last file is there, and it is not to be replaced. It stays as it is.
+
+    Raises:
+        UserError: it is complete, and of other settings or inputs; `hint` says what to do.
+    """
     if not (config.output / last_file).is_file():
         return False
-    PartialState().wait_for_everyone()  # all have looked before one may delete it
-    open_run(config, command, inputs)
-    return (config.output / last_file).is_file()
+    state = PartialState()
+    state.wait_for_everyone()  # all have looked before one may delete it
+    if config.existing == "replace":
+        open_run(config, command, inputs)
+        return False
+    if state.is_main_process and (lines := other_configuration(config.output, config, command, inputs)):
+        raise UserError(
+            f"{config.output} is finished, and was of another configuration:\n  " + "\n  ".join(lines), hint
+        )
+    state.wait_for_everyone()
+    return True
 
 
 def last_checkpoint(folder: Path) -> Path | None:

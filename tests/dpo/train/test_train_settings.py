@@ -152,7 +152,7 @@ def test_a_run_that_is_there_is_resumed_or_replaced_as_told(tmp_path, tiny_model
     (output / "mine.txt").write_text("kept")
     first = (output / "summary.json").read_text()
     assert train(pairs, tiny_model, output, *ALL, "--max-steps", "3") == 2
-    assert train(pairs, tiny_model, output, *ALL, "--max-steps", "3", "--existing", "resume") == 0
+    assert train(pairs, tiny_model, output, *flags, "--existing", "resume") == 0
     assert (output / "summary.json").read_text() == first
     assert train(pairs, tiny_model, output, *ALL, "--max-steps", "3", "--existing", "replace") == 0
     assert json.loads((output / "summary.json").read_text())["steps"] == 3
