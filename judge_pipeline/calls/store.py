@@ -249,6 +249,11 @@ class CallStore:
         row = self.first("SELECT value FROM notes WHERE name = ?", name)
         return row[0] if row else None
 
+    def notes(self, beginning: str) -> dict[str, str]:
+        """Remembered facts whose names begin so, by the rest of their names."""
+        found = self.rows("SELECT name, value FROM notes ORDER BY name")
+        return {name.removeprefix(beginning): value for name, value in found if name.startswith(beginning)}
+
     def set_note(self, name: str, value: str) -> None:
         """Remember a fact."""
         with self.writing() as db:

@@ -88,6 +88,14 @@ class Dialect:
         """As JSON, for a note or a summary."""
         return json.dumps({**asdict(self), "dropped": sorted(self.dropped)})
 
+    def __str__(self) -> str:
+        said = [f"{old} is called {new}" for old, new in self.renamed.items()]
+        said += [f"{name} is left out" for name in sorted(self.dropped)]
+        said += {"strict": [], "loose": ["schemas are sent without strict"], "off": ["no schemas"]}[
+            self.schema
+        ]
+        return ", ".join(said) or "as they are"
+
     def applied(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """The request body as this server takes it."""
         kept = (name for name in body if name not in self.dropped)

@@ -13,7 +13,7 @@ import asyncio
 import hashlib
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -84,13 +84,16 @@ class EndpointEngine:
         patience_s: float = 900.0,
         extra_body: Mapping[str, Any] | None = None,
         dialect: Dialect | None = None,
+        learnt: Callable[[str, Dialect], None] = lambda url, dialect: None,
     ) -> None:
+        """`learnt` is told the fields that an endpoint takes whenever its refusals have shown others."""
         self.model = model
         self.extra_body = dict(extra_body or {})
         self.identity = identity_of(model, self.extra_body)
         dialect = dialect or Dialect()
         self.supports_schema = dialect.schema != "off"
         self.context_window: int | None = None
+        self._learnt = learnt
         self.timeout_s = timeout_s
         self.policy = policy or RetryPolicy()
         self._rng = random.Random(0)  # only spreads retries in time
@@ -181,7 +184,7 @@ class EndpointEngine:
         What a refusal teaches about the server is kept once a request put that way was answered.
         """
         started = time.perf_counter()
-        dialect = lane.dialect
+        dialect = asked_as = lane.dialect
         while True:
             body = dialect.applied(request_body(call, self.model, dialect.schema))
             try:
@@ -206,8 +209,9 @@ class EndpointEngine:
                 return FailedAttempt("timeout", f"no answer within {self.timeout_s:g} s")
             except openai.APIConnectionError as error:
                 return FailedAttempt("http", f"connection failed: {error.__cause__ or error!r}")
-            if dialect is not lane.dialect:
+            if dialect not in (lane.dialect, asked_as):  # else another call has learnt something meanwhile
                 lane.dialect = dialect
+                self._learnt(lane.url, dialect)
             reply = reply.model_copy(update={"latency_s": time.perf_counter() - started})
             empty = reply.failure == "empty_reply"
             return FailedAttempt("empty_reply", reply.detail, reply=reply) if empty else reply

@@ -13,7 +13,7 @@ from judge_pipeline.calls.store import CallStore
 from judge_pipeline.engines.batch_answers import take_in
 from judge_pipeline.engines.batch_file import BatchFileEngine, FileLimits
 from judge_pipeline.engines.chat_protocol import Dialect, identity_of
-from judge_pipeline.engines.open import JudgeConfig, learn_dialect
+from judge_pipeline.engines.open import FIELDS, JudgeConfig, learn_dialect
 
 
 @dataclass
@@ -70,25 +70,14 @@ async def open_mail(judge: JudgeConfig, store: CallStore) -> Mail:
 
 async def _dialect(judge: JudgeConfig, store: CallStore, identity: str) -> Dialect:
     """The fields the judge takes: as one live call told this run or an earlier one, else as the settings say."""
-    name = f"fields:{identity}"
+    name = f"{FIELDS}{identity}"
     if judge.base_url:
         learnt = await learn_dialect(judge)
         store.set_note(name, learnt.written)
-        print(
-            f"fields found out with one call to {judge.base_url[0]}: {_differences(learnt)}", file=sys.stderr
-        )
+        print(f"fields found out with one call to {judge.base_url[0]}: {learnt}", file=sys.stderr)
         return learnt
     noted = store.note(name)
     return judge.dialect(Dialect.read(noted) if noted else None)
-
-
-def _differences(dialect: Dialect) -> str:
-    said = [f"{old} is called {new}" for old, new in dialect.renamed.items()]
-    said += [f"{name} is left out" for name in sorted(dialect.dropped)]
-    said += {"strict": [], "loose": ["schemas are sent without strict"], "off": ["no schemas"]}[
-        dialect.schema
-    ]
-    return ", ".join(said) or "as they are"
 
 
 def mail_lines(figures: Mapping[str, Any], model: str | None) -> list[str]:

@@ -17,6 +17,8 @@ from judge_pipeline.engines.vllm_in_process import require_vllm, vllm_installed
 if TYPE_CHECKING:  # slow to import, and not every run asks an endpoint
     from judge_pipeline.engines.endpoint import EndpointEngine
 
+FIELDS = "fields:"
+"""Notes of a store that begin so tell which fields a judge takes, as `Dialect.written`."""
 Renamed = Literal["temperature", "max_tokens", "top_p", "seed", "logprobs", "top_logprobs"]
 Dropped = Renamed | Literal["strict"]
 """Fields of a request that some judges call otherwise or refuse; `strict` is that word of a schema."""
@@ -115,6 +117,16 @@ async def learn_dialect(config: JudgeConfig) -> Dialect:
         await engine.close()
 
 
+def known_fields(store: CallStore) -> dict[str, Dialect]:
+    """What a store remembers of the fields that judges take."""
+    return {judge: Dialect.read(noted) for judge, noted in store.notes(FIELDS).items()}
+
+
+def fields_note(engine: EndpointEngine, url: str) -> str:
+    """The note under which a store remembers how one endpoint wants its requests put."""
+    return f"{FIELDS}{engine.identity} at {url}"
+
+
 async def _endpoint(config: JudgeConfig, store: CallStore | None) -> EndpointEngine:
     from judge_pipeline.engines.endpoint import EndpointEngine
     from judge_pipeline.engines.endpoint_checks import check_endpoint, probe_schema, single_model
@@ -132,7 +144,13 @@ async def _endpoint(config: JudgeConfig, store: CallStore | None) -> EndpointEng
         patience_s=60 * config.patience,
         extra_body=config.extra_body,
         dialect=config.dialect(),
+        learnt=lambda url, dialect: (
+            store.set_note(fields_note(engine, url), dialect.written) if store else None
+        ),
     )
+    for lane in engine.endpoints:
+        if store and (noted := store.note(fields_note(engine, lane.url))):
+            lane.dialect = config.dialect(Dialect.read(noted))
     try:
         await check_endpoint(engine)
         if config.structured == "auto":

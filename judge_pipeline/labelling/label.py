@@ -32,7 +32,7 @@ from judge_pipeline.documents.indexed import DocumentIndexer
 from judge_pipeline.engines.base import Engine
 from judge_pipeline.engines.batch_file import BATCH_FAILURES, BatchFileEngine
 from judge_pipeline.engines.mail import mail_lines, open_mail
-from judge_pipeline.engines.open import open_engine
+from judge_pipeline.engines.open import known_fields, open_engine
 from judge_pipeline.engines.run_calls import Budget, CallRunner
 from judge_pipeline.labelling.dry_run import forecast_text
 from judge_pipeline.labelling.fingerprint import judge_fingerprint, judged_hashes
@@ -82,7 +82,8 @@ def _label(config: LabelConfig, answers: Answers) -> int:
         labels = _finished_labels(config, answers, store)
         if labels is None:
             labels, batch = asyncio.run(_ask_and_label(config, answers, store, budget))
-        summary = summarize(labels.tally, budget, store.totals(), time.monotonic() - started, batch)
+        seconds, fields = time.monotonic() - started, known_fields(store)
+        summary = summarize(labels.tally, budget, store.totals(), seconds, batch, fields)
     return finish_run(config, summary, labels.tally, changed=labels.changed)
 
 

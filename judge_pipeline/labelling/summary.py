@@ -9,13 +9,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from judge_pipeline.calls.call import CallUsage
 from judge_pipeline.calls.store import StoreTotals
 from judge_pipeline.common.records import Label
+from judge_pipeline.engines.chat_protocol import Dialect
 from judge_pipeline.engines.run_calls import Budget, Prices
 
 NOTED = ("fallback", "failed_votes", "statement_cap", "key_point_cap", "copied_from_example", "tolerated")
@@ -109,9 +110,14 @@ class Tally:
 
 
 def summarize(
-    tally: Tally, budget: Budget, totals: StoreTotals, seconds: float, batch: dict[str, Any] | None = None
+    tally: Tally,
+    budget: Budget,
+    totals: StoreTotals,
+    seconds: float,
+    batch: dict[str, Any] | None = None,
+    fields: Mapping[str, Dialect] | None = None,
 ) -> dict[str, Any]:
-    """The content of `summary.json`; `batch` is what was done with batch files."""
+    """The content of `summary.json`; `batch` is what was done with batch files, `fields` which ones judges take."""
     spent, prices = budget.spent, budget.prices
     return {
         "prompts": tally.prompts,
@@ -121,6 +127,7 @@ def summarize(
         "notes": {name: dict(found) for name, found in sorted(tally.notes.items())},
         "calls": {"made": spent.made, "from_store": spent.from_store, "shared": spent.shared},
         "batch": batch or {},
+        "fields": {judge: str(dialect) for judge, dialect in (fields or {}).items()},
         "tokens": _tokens(spent.usage),
         "cost": _cost(prices, spent.usage),
         "seconds": round(seconds, 1),
@@ -175,6 +182,7 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
         for name, counts in counted.items():
             listed = ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
             lines.append(f"{label.format(name)}: {listed}")
+    lines += [f"fields for {judge}: {told}" for judge, told in summary["fields"].items()]
     if summary["stopped"]:
         lines.append(
             f"stopped: {summary['stopped']}; the same command goes on from here once that is no longer so"
