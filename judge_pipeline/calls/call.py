@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from judge_pipeline.calls.thinking import after_thinking
+
 FailureReason = Literal[
     "http",  # the endpoint answered with an error that retries did not cure
     "timeout",
@@ -134,8 +136,9 @@ def typed(reply: Reply) -> Reply:
     if reply.finish_reason == "length":
         detail = f"cut at its token limit after {reply.usage.output_tokens} tokens"
         return reply.model_copy(update={"failure": "truncated", "detail": detail})
-    if not reply.text.strip():
-        return reply.model_copy(update={"failure": "empty_reply", "detail": "the judge said nothing"})
+    if not after_thinking(reply.text)[0].strip():
+        detail = "the judge thought and said nothing" if reply.text.strip() else "the judge said nothing"
+        return reply.model_copy(update={"failure": "empty_reply", "detail": detail})
     return reply
 
 

@@ -10,6 +10,7 @@ a reply can be the failure, and every attempt's outcome moves the limit. What th
 from __future__ import annotations
 
 import asyncio
+import copy
 import hashlib
 import random
 import time
@@ -106,6 +107,7 @@ class EndpointEngine:
             )
             for url in base_urls
         ]
+        self._patience_s = patience_s
         self.lanes = Lanes(self.endpoints, self._post, self.policy, patience_s)
 
     def without_schema(self) -> None:
@@ -113,6 +115,13 @@ class EndpointEngine:
         self.supports_schema = False
         for endpoint in self.endpoints:
             endpoint.dialect = replace(endpoint.dialect, schema="off")
+
+    def only(self, lane: Lane) -> EndpointEngine:
+        """The same engine, asking one endpoint alone."""
+        one = copy.copy(self)
+        one.endpoints = [lane]
+        one.lanes = Lanes(one.endpoints, one._post, self.policy, self._patience_s)
+        return one
 
     def _home(self, routing: Routing) -> int:
         digest = hashlib.sha256(routing.affinity.encode()).digest()

@@ -9,23 +9,41 @@ from typing import Any
 import openai
 
 from judge_pipeline.calls.call import Call, Message, Sampling
+from judge_pipeline.calls.thinking import after_thinking
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.engines.chat_protocol import inside
 from judge_pipeline.engines.endpoint import KEY_HINT, EndpointEngine
 from judge_pipeline.engines.endpoint_errors import NotThere, error_said, lasting_error, unanswered
 
+FORCED = "quagga-7"
+"""What only the schema says: whoever answers with it was held to the schema."""
 PROBE = Call(
     template="probe",
-    messages=(Message(role="user", content="Reply with a JSON object whose field `ok` is true."),),
-    sampling=Sampling(max_tokens=32),
+    messages=(Message(role="user", content="Which colour has a clear sky at noon? Answer in one word."),),
+    sampling=Sampling(max_tokens=2048),
     json_schema={
         "type": "object",
-        "properties": {"ok": {"type": "boolean"}},
-        "required": ["ok"],
+        "properties": {
+            "analysis": {"type": "string", "maxLength": 200},
+            "names": {
+                "type": "array",
+                "items": {"type": "string", "minLength": 1, "maxLength": 40},
+                "maxItems": 2,
+            },
+            "numbers": {
+                "type": "array",
+                "items": {"type": "integer", "minimum": 1, "maximum": 9},
+                "maxItems": 2,
+            },
+            "rating": {"type": "integer", "enum": list(range(11))},
+            "word": {"type": "string", "enum": [FORCED]},
+        },
+        "required": ["analysis", "names", "numbers", "rating", "word"],
         "additionalProperties": False,
     },
 )
-"""One tiny call that shows whether an endpoint holds answers to a JSON schema."""
+"""A question whose answer has its shape from the schema alone, with every keyword that the judge's own schemas use."""
+MORE_ROOM = 4
 
 
 async def check_endpoint(engine: EndpointEngine, *, attempts: int = 3) -> None:
@@ -101,10 +119,25 @@ def _window(url: str, model: str, models: dict[str, Any]) -> int | None:
 
 
 async def probe_schema(engine: EndpointEngine) -> bool:
-    """Whether the endpoint holds an answer to a JSON schema, found out with one tiny call."""
+    """Whether every endpoint that is there holds an answer to a JSON schema, found out with one small call each.
+
+    Raises UserError where that cannot be found out: a guess would decide what every further call asks.
+    """
+    there = [lane for lane in engine.endpoints if lane.open]
+    return all([await _holds_to_schema(engine.only(lane)) for lane in there])
+
+
+async def _holds_to_schema(engine: EndpointEngine) -> bool:
     reply = await engine.answer(PROBE)
+    if reply.failure == "truncated":  # a judge that thinks at length
+        reply = await engine.answer(PROBE.with_room(MORE_ROOM * PROBE.sampling.max_tokens))
+    if reply.failure in ("http", "timeout", "truncated"):
+        raise UserError(
+            f"{engine.endpoints[0].url} did not show whether it holds answers to a JSON schema: {reply.detail}",
+            "--judge.structured off asks for plain text; --judge.structured on takes for granted that it does",
+        )
     try:
-        ok = inside(json.loads(reply.text), "ok")
+        data = json.loads(after_thinking(reply.text)[0])
     except ValueError:
         return False
-    return reply.structured and reply.failure is None and isinstance(ok, bool)
+    return reply.structured and isinstance(data, dict) and data.get("word") == FORCED

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from judge_pipeline.calls.call import Reply
+from judge_pipeline.calls.thinking import after_thinking
 from judge_pipeline.replies.marks import (
     Problem,
-    after_thinking,
     choose,
     find_marks,
     fold,

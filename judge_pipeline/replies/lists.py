@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 import regex
 
 from judge_pipeline.calls.call import Reply
+from judge_pipeline.calls.thinking import after_thinking
 from judge_pipeline.documents.words import Language
-from judge_pipeline.replies.marks import Problem, after_thinking, fold
+from judge_pipeline.replies.marks import Problem, fold
 from judge_pipeline.replies.shape import Fields, Shape, no_result, object_schema, wrong_schema
 
 NOTHING: dict[Language, str] = {"en": "NONE", "zh": "无"}

@@ -71,13 +71,6 @@ def label_pattern(words: str) -> regex.Pattern[str]:
     )
 
 
-def after_thinking(text: str) -> tuple[str, int]:
-    """The reply behind a reasoning model's `<think>` block, and where it begins."""
-    end = text.rfind("</think>")
-    start = end + len("</think>") if end >= 0 else 0
-    return text[start:], start
-
-
 def find_marks(text: str, label: regex.Pattern[str]) -> list[Mark]:
     """All marks of a folded text, in order."""
     quoted = [] if _is_one_fence(text) else [match.span() for match in _QUOTED.finditer(text)]

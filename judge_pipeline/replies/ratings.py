@@ -15,9 +15,10 @@ from typing import Any
 import regex
 
 from judge_pipeline.calls.call import Reply
+from judge_pipeline.calls.thinking import after_thinking
 from judge_pipeline.documents.words import Language
 from judge_pipeline.replies.expected import Expectation, expected_rating
-from judge_pipeline.replies.marks import Problem, after_thinking, choose, find_marks, fold, label_pattern
+from judge_pipeline.replies.marks import Problem, choose, find_marks, fold, label_pattern
 from judge_pipeline.replies.shape import Fields, Shape, no_result, object_schema, wrong_schema
 
 RATING_LABEL: dict[Language, str] = {"en": "Rating", "zh": "评分"}

@@ -16,8 +16,9 @@ from typing import Any, Generic, TypeVar
 import regex
 
 from judge_pipeline.calls.call import Reply
+from judge_pipeline.calls.thinking import after_thinking
 from judge_pipeline.documents.words import Language
-from judge_pipeline.replies.marks import Problem, after_thinking, fold
+from judge_pipeline.replies.marks import Problem, fold
 
 Fields = Mapping[str, str]
 """What an example in a prompt file says the judge replied, by field name."""
@@ -55,12 +56,12 @@ class Shape(ABC, Generic[Read]):
             return Problem(reply.failure, reply.detail)
         if reply.finish_reason == "content_filter":
             return Problem("refused", "the engine's content filter stopped the reply")
-        if not after_thinking(reply.text)[0].strip():
-            cut = reply.finish_reason == "length"  # all of it went into a reasoning block, or white space
-            return Problem("truncated" if cut else "empty_reply", "the reply holds no text")
         if (data := whole_object(reply.text)) is not None:
             # A closed object is a whole answer even if the engine went on with white space to its limit.
             return self.from_json(data, reply)
+        if not after_thinking(reply.text)[0].strip():
+            cut = reply.finish_reason == "length"  # all of it went into a reasoning block, or white space
+            return Problem("truncated" if cut else "empty_reply", "the reply holds no text")
         if reply.finish_reason == "length":
             return Problem("truncated", f"the reply ran into its limit: …{reply.text[-80:]!r}")
         return self.from_text(reply.text, reply)
@@ -72,7 +73,11 @@ class Shape(ABC, Generic[Read]):
 
 def whole_object(text: str) -> dict[str, Any] | None:
     """The JSON object a reply consists of (a code fence around it is allowed), or None."""
-    words = after_thinking(text)[0].strip()
+    data = _object(text.strip())  # as it stands first: a string in it may quote the end of somebody's thinking
+    return _object(after_thinking(text)[0].strip()) if data is None else data
+
+
+def _object(words: str) -> dict[str, Any] | None:
     fence = regex.fullmatch(r"```(?:json)?\s*(.*?)\s*```", words, regex.DOTALL)
     words = fence[1] if fence else words
     if not (words.startswith("{") and words.endswith("}")):

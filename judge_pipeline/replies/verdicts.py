@@ -14,12 +14,12 @@ from typing import Any, Literal
 import regex
 
 from judge_pipeline.calls.call import Reply
+from judge_pipeline.calls.thinking import after_thinking
 from judge_pipeline.documents.words import Language
 from judge_pipeline.replies.expected import Expectation, expected_verdict
 from judge_pipeline.replies.marks import (
     Mark,
     Problem,
-    after_thinking,
     choose,
     find_marks,
     fold,
