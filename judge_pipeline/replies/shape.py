@@ -73,7 +73,9 @@ class Shape(ABC, Generic[Read]):
 
 def whole_object(text: str) -> dict[str, Any] | None:
     """The JSON object a reply consists of (a code fence around it is allowed), or None."""
-    data = _object(text.strip())  # as it stands first: a string in it may quote the end of somebody's thinking
+    data = _object(
+        text.strip()
+    )  # as it stands first: a string in it may quote the end of somebody's thinking
     return _object(after_thinking(text)[0].strip()) if data is None else data
 
 

@@ -67,7 +67,7 @@ class FixedLatency:
     async def reply(self, body: bytes) -> dict[str, Any]:
         """An answer after the fixed time."""
         asked = json.loads(body)
-        probe = asked["max_tokens"] == 32
+        probe = asked["response_format"]["json_schema"]["name"] == "probe"
         if not probe:
             self.first = self.first or time.monotonic()
             self.calls += 1

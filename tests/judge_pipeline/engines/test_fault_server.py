@@ -15,7 +15,7 @@ import time
 from collections import Counter
 
 import pytest
-from judge_servers import Handler, JudgeServer, completion, sane_text, write_prompts
+from judge_servers import Handler, JudgeServer, completion, is_check, sane_text, write_prompts
 
 from judge_pipeline.common.record_files import read_labels
 
@@ -43,7 +43,7 @@ def faults(handler: Handler, body: dict, attempt: int) -> bool:
         name: value for name, value in body.items() if name != "max_tokens"
     }  # more room cures nothing here
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).digest()
-    if digest[0] >= 0.30 * 256 or body.get("max_tokens") == 32:
+    if digest[0] >= 0.30 * 256 or is_check(body):
         return False
     kind = KINDS[digest[1] % len(KINDS)]
     server = handler.server
