@@ -12,9 +12,9 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from typing import Any, TypeVar
 
 from judge_pipeline.calls.store import LASTING_FAILURES, STORE_FILES, CallStore, holds_calls
 from judge_pipeline.calls.writer import StoreWriter
@@ -31,10 +31,12 @@ from judge_pipeline.dimensions.registry import build_dimensions
 from judge_pipeline.documents.indexed import DocumentIndexer
 from judge_pipeline.engines.base import Engine
 from judge_pipeline.engines.batch_file import BATCH_FAILURES, BatchFileEngine
+from judge_pipeline.engines.call_counts import Amounts
 from judge_pipeline.engines.mail import mail_lines, open_mail
 from judge_pipeline.engines.open import known_fields, open_engine
 from judge_pipeline.engines.run_calls import Budget, CallRunner
-from judge_pipeline.labelling.dry_run import forecast_text
+from judge_pipeline.labelling.calibration import MeasuringRunner, Sampled, label_sample, spread_out
+from judge_pipeline.labelling.dry_run import calibrated_text, forecast_text
 from judge_pipeline.labelling.fingerprint import judge_fingerprint, judged_hashes
 from judge_pipeline.labelling.forecast import Forecast
 from judge_pipeline.labelling.label_config import LabelConfig
@@ -46,6 +48,7 @@ from judge_pipeline.labelling.shards import part
 from judge_pipeline.labelling.summary import Tally, summarize, summary_lines
 from judge_pipeline.labelling.workers import Workers
 
+Runner = TypeVar("Runner", bound=CallRunner)
 Answers = dict[str, dict[str, str]]
 """Prompt id → answer id → hash of what is judged."""
 PARTIAL = 3
@@ -67,18 +70,26 @@ def run_label(config: LabelConfig) -> int:
         )
     if config.dry_run:
         return _dry_run(config)
-    check_place(config.output, config.output / "run.yaml", [config.prompts], config.existing)
-    with locked(config.output):
+    with _locked(config):
         return _label(config, answers)
 
 
+@contextmanager
+def _locked(config: LabelConfig) -> Iterator[None]:
+    """The run directory, made ready, this process's alone."""
+    check_place(config.output, config.output / "run.yaml", [config.prompts], config.existing)
+    with locked(config.output):
+        idle = () if holds_calls(config.output / "calls.sqlite") else STORE_FILES
+        prepare_run(
+            config.output, config, "judge-pipeline label", config.existing, [config.prompts], idle=idle
+        )
+        yield
+
+
 def _label(config: LabelConfig, answers: Answers) -> int:
-    path, budget = config.output / "calls.sqlite", config.budget
-    idle = () if holds_calls(path) else STORE_FILES
-    prepare_run(config.output, config, "judge-pipeline label", config.existing, [config.prompts], idle=idle)
-    started = time.monotonic()
+    started, budget = time.monotonic(), config.budget
     batch: dict[str, Any] = {}
-    with closing(CallStore(path)) as store:
+    with closing(CallStore(config.output / "calls.sqlite")) as store:
         labels = _finished_labels(config, answers, store)
         if labels is None:
             labels, batch = asyncio.run(_ask_and_label(config, answers, store, budget))
@@ -115,12 +126,39 @@ def _identity_note(config: LabelConfig) -> str:
 
 
 def _dry_run(config: LabelConfig) -> int:
-    print("reading documents, driving plans; no judge is asked", file=sys.stderr)
-    forecast, dimensions = Forecast(_document_indexer(config)), _dimensions(config, structured=True)
+    """Print what the run will ask; with `calibrate`, after labelling a sample into the run's store."""
+    told = "reading documents, driving plans" + ("" if config.calibrate else "; no judge is asked")
+    print(told, file=sys.stderr)
+    indexer, prices = _document_indexer(config), config.budget.prices
+    forecast, dimensions = Forecast(indexer), _dimensions(config, structured=True)
     for prompt in read_part(config):
         forecast.add(prompt, dimensions)
-    print(forecast_text(forecast, config.budget.prices))
+    if config.calibrate is None:
+        print(forecast_text(forecast, prices))
+        return 0
+    chosen = set(spread_out(forecast.sizes, config.calibrate))
+    prompts = [prompt for prompt in read_part(config) if prompt.id in chosen]
+    with _locked(config), closing(CallStore(config.output / "calls.sqlite")) as store:
+        made = asyncio.run(_label_sample(config, prompts, indexer, store))
+    alone = Forecast(indexer)
+    foreseen = [alone.add(prompt, dimensions) for prompt in prompts]
+    sizes = [len(prompt.responses) for prompt in prompts]
+    sample = [Sampled(*one) for one in zip(made, foreseen, sizes, strict=True)]
+    print(calibrated_text(forecast, sample, prices))
     return 0
+
+
+async def _label_sample(
+    config: LabelConfig, prompts: Sequence[Prompt], indexer: DocumentIndexer, store: CallStore
+) -> list[Amounts]:
+    engine, writer = await open_engine(config.judge, store), StoreWriter(store)
+    try:
+        dimensions = _dimensions(config, structured=engine.supports_schema)
+        runner = _runner(config, engine, writer, config.budget, MeasuringRunner)
+        return await label_sample(prompts, dimensions, indexer, runner)
+    finally:
+        await writer.close()
+        await engine.close()
 
 
 def finish_run(config: LabelConfig, summary: dict[str, Any], tally: Tally, *, changed: bool) -> int:
@@ -187,7 +225,7 @@ async def _ask_and_label(
     try:
         dimensions = _dimensions(config, structured=engine.supports_schema)
         builder = _document_indexer(config)
-        runner = _runner(config, engine, writer, budget)
+        runner = _runner(config, engine, writer, budget, CallRunner)
         # In a run that only writes batch files no reply comes, so nothing will be looked up.
         planner = PromptPlanner(dimensions, runner, labels.weighting, workers, read_ahead=mail.engine is None)
         if engine.context_window is not None:
@@ -205,9 +243,11 @@ async def _ask_and_label(
         await engine.close()
 
 
-def _runner(config: LabelConfig, engine: Engine, writer: StoreWriter, budget: Budget) -> CallRunner:
+def _runner(
+    config: LabelConfig, engine: Engine, writer: StoreWriter, budget: Budget, kind: type[Runner]
+) -> Runner:
     mailed = isinstance(engine, BatchFileEngine)
-    return CallRunner(
+    return kind(
         engine,
         writer,
         budget,

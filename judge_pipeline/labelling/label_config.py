@@ -7,19 +7,19 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from judge_pipeline.common.config import Config, free, setting
+from judge_pipeline.common.config import free, setting
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.run_dir import EXISTING_HELP, Existing
 from judge_pipeline.common.weighting import Missing
 from judge_pipeline.dimensions.options import JudgeOptions
 from judge_pipeline.documents.retrieval import Retrieval
+from judge_pipeline.engines.limits import Limits
 from judge_pipeline.engines.open import JudgeConfig
-from judge_pipeline.engines.run_calls import MOST_TOKENS, Budget, Prices
 from judge_pipeline.labelling.shards import parse_shard
 
 
-class LabelConfig(JudgeOptions, Config):
-    """Settings of `judge-pipeline label`; those of `JudgeOptions` are part of it."""
+class LabelConfig(JudgeOptions, Limits):
+    """Settings of `judge-pipeline label`; those of `JudgeOptions` and `Limits` are part of it."""
 
     prompts: Path = Field(
         description="prompts with responses: .jsonl, .jsonl.gz or .parquet",
@@ -45,20 +45,11 @@ class LabelConfig(JudgeOptions, Config):
     overflow: Literal["error", "skip"] = free(
         "error", "calls that do not fit the judge's window: refuse to start, or leave those dimensions out"
     )
-    dry_run: bool = free(False, "show prompts, calls, tokens and money expected; ask nothing")
-    price_input: float | None = free(None, "money per million input tokens", ge=0)
-    price_output: float | None = free(None, "money per million output tokens", ge=0)
-    price_cached_input: float | None = free(
-        None, "money per million cached input tokens; default: as input", ge=0
+    calibrate: int | None = free(
+        None,
+        "with --dry-run: label so many prompts, spread over small and large ones, and forecast from what they took",
+        ge=1,
     )
-    max_calls: int | None = free(None, "stop after so many calls in this run", ge=0)
-    max_cost: float | None = free(None, "stop when this run has cost so much (needs prices)", gt=0)
-    max_tokens_ceiling: int = free(
-        MOST_TOKENS,
-        "room up to which a reply that was cut is asked for again, with twice as much each time",
-        ge=0,
-    )
-    retry_failed: bool = free(False, "do again what failed in an earlier run")
     shard: str | None = setting(
         None,
         "label one part of the prompts, e.g. 3/8 for the third of eight; `judge-pipeline merge` joins them",
@@ -77,12 +68,6 @@ class LabelConfig(JudgeOptions, Config):
             parse_shard(value)
         return value
 
-    @property
-    def budget(self) -> Budget:
-        """When the run stops asking, with the prices as given."""
-        prices = Prices(self.price_input, self.price_output, self.price_cached_input)
-        return Budget(self.max_calls, self.max_cost, prices)
-
     def judge_options(self, *, structured: bool) -> JudgeOptions:
         """The dimensions' settings, once it is known whether the engine holds answers to a schema."""
         values = self.model_dump(include=set(JudgeOptions.model_fields) - {"structured"})
@@ -90,8 +75,11 @@ class LabelConfig(JudgeOptions, Config):
 
     def check(self) -> None:
         """Refuse settings that contradict each other. Raises UserError."""
-        if self.max_cost is not None and self.price_input is None and self.price_output is None:
-            raise UserError("--max-cost needs prices", "give --price-input and --price-output")
+        self.check_limits()
+        if self.calibrate is not None and not self.dry_run:
+            raise UserError("--calibrate forecasts what a run will cost", "give --dry-run as well")
+        if self.calibrate is not None and self.judge.batch_out is not None:
+            raise UserError("--calibrate asks a judge at once", "name an endpoint or a local judge for it")
         if self.judge.engine == "endpoint" and not self.judge.base_url:
             raise UserError("--judge.engine endpoint needs --judge.base-url")
         if (self.judge.batch_out or self.judge.batch_in) and not self.judge.model:

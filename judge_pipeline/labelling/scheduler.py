@@ -10,19 +10,41 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from judge_pipeline.common.progress import Progress
 from judge_pipeline.common.record_files import to_json
 from judge_pipeline.common.records import Label, Prompt
 from judge_pipeline.documents.indexed import DocumentIndexer
-from judge_pipeline.labelling.label_file import LabelFile
 from judge_pipeline.labelling.planning import PromptPlanner, unlabelled
+from judge_pipeline.labelling.summary import Tally
 
 TICK_S = 2.0
 WAITING_BYTES = 256 * 2**20
 """Rows that may wait for those of an earlier prompt."""
+
+
+class Rows(Protocol):
+    """Where rows go, by the position of their prompt; `LabelFile` is one."""
+
+    tally: Tally
+    next_position: int
+    """Rows before this position are written."""
+
+    @property
+    def kept(self) -> Collection[str]:
+        """Ids of prompts whose rows of an earlier run stay."""
+        ...
+
+    def put(self, position: int, rows: list[Label] | str) -> int:
+        """Hand in a prompt's rows, or its id to keep those of an earlier run; returns how many new ones were written."""
+        ...
+
+    def finish(self) -> None:
+        """All rows are in."""
+        ...
 
 
 class Scheduler:
@@ -32,7 +54,7 @@ class Scheduler:
         self,
         planner: PromptPlanner,
         builder: DocumentIndexer,
-        labels: LabelFile,
+        labels: Rows,
         *,
         window: int = 64,
         waiting_bytes: int = WAITING_BYTES,
