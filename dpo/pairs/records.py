@@ -92,6 +92,9 @@ class Pair(BaseModel):
     chosen_generated: str | None = None
     rejected_generated: str | None = None
     """An answer as the model wrote it, where that is not its `content`: with the reasoning before it."""
+    chosen_truncated: bool | None = None
+    rejected_truncated: bool | None = None
+    """Whether an answer was cut off at the most tokens it might have: no end token stands behind it."""
     arm: str | None = None
     rewards_of: str | None = None
     """Whose rewards were compared: `labels` (a label run's) or `file` (those of the scored file)."""

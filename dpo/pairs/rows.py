@@ -34,6 +34,8 @@ def to_row(prompt: Prompt, choice: Choice, arm: Arm, rewards_of: RewardsOf) -> d
         "document_id": prompt.document_id,
         "chosen_id": choice.chosen.id,
         "rejected_id": choice.rejected.id,
+        "chosen_truncated": "truncated" in choice.chosen.flags,
+        "rejected_truncated": "truncated" in choice.rejected.flags,
         "chosen_scores": scores(choice.chosen.scores),
         "rejected_scores": scores(choice.rejected.scores),
         "task": task_of(prompt),

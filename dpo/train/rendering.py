@@ -1,12 +1,13 @@
 """A preference pair → the ids of its prompt and of its two answers.
 
 Turns are rendered as TRL renders them: with the chat template, the row's `tools` and `chat_template_kwargs`, each answer
-from where its tokens leave the prompt's. Plain text gets no template, and the end token behind each answer. Two
+from where its tokens leave the prompt's. Plain text gets no template, and the end token behind each answer. Three
 things are otherwise, because the model is to be trained on what it reads and writes:
 
 - a control token that a document or an answer spells is read as text (see `dpo.chat`);
 - an answer that was sampled here stands behind the prompt as it was sampled, where the template would write it
-  otherwise. Templates of reasoning models leave the thinking out, or put an empty one in.
+  otherwise. Templates of reasoning models leave the thinking out, or put an empty one in;
+- an answer that was cut off has no end behind it: the model did not stop there, and is not to learn to.
 """
 
 from __future__ import annotations
@@ -71,7 +72,8 @@ class PairRenderer:
                 "prompt", "is plain text, and the tokenizer has no end token to put behind answers"
             )
         prompt, *answers = (str(getattr(pair, name)) for name in ("prompt", *SIDES))
-        ended = [text if text.endswith(end) else text + end for text in answers]
+        cut = [bool(getattr(pair, f"{side}_truncated")) for side in SIDES]
+        ended = [x if x.endswith(end) or no_end else x + end for x, no_end in zip(answers, cut, strict=True)]
         ids, *whole = (
             list(self.tokenizer(text)["input_ids"]) for text in (prompt, *(prompt + x for x in ended))
         )
@@ -85,10 +87,25 @@ class PairRenderer:
         sampled = self._sampled(pair, template)
         if sampled is not None:
             end = self._end(asked, template)
-            chosen, rejected = (self.encoder.answer_ids(text, end) for text in sampled)
-            return PairIds(prompt, chosen, rejected, spells, as_sampled=True)
-        found = _split(prompt, [self.encoder.ids([*asked, *answer], **template) for answer in answers])
-        return PairIds(found.prompt, found.chosen, found.rejected, spells)
+            best, worst = (self.encoder.answer_ids(text, end) for text in sampled)
+            found = PairIds(prompt, best, worst)
+        else:
+            found = _split(prompt, [self.encoder.ids([*asked, *answer], **template) for answer in answers])
+        chosen, rejected = (self._without_end(pair, side, getattr(found, side), template) for side in SIDES)
+        return PairIds(found.prompt, chosen, rejected, spells, as_sampled=sampled is not None)
+
+    def _without_end(self, pair: Pair, side: str, ids: Ids, template: dict[str, Any]) -> Ids:
+        """An answer's ids, without what the template puts behind it where the answer was cut off."""
+        if not getattr(pair, f"{side}_truncated"):
+            return ids
+        end = self.encoder.answer_ids("", self._end(pair.turns("prompt"), template))
+        if not end or ids[-len(end) :] != end:
+            raise FieldError(
+                side,
+                "was cut off, and the end that the chat template puts behind it cannot be told from it",
+                "leave the pair out: `dpo pairs` does without --keep-flagged truncated",
+            )
+        return ids[: -len(end)]
 
     def _sampled(self, pair: Pair, template: dict[str, Any]) -> list[str] | None:
         """What the model wrote, where the template would write another thing than that; None where it is the same.

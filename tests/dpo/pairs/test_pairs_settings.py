@@ -78,3 +78,15 @@ def test_a_flag_that_is_kept_keeps_its_own_answers_only(tmp_path: Path):
         for flags in ((), ("--keep-flagged", "refused"), ("--keep-flagged", "truncated", "refused"))
     ]
     assert chosen == ["sample-5", "sample-6", "sample-7"]
+
+
+def test_pairs_say_which_answers_were_cut_off(tmp_path: Path):
+    rows = scored_rows(1)
+    rows[0]["responses"][4]["flags"] = ["truncated"]
+    _, output = make(tmp_path, rows, "--keep-flagged", "truncated")
+    pair = read_jsonl(output)[0]
+    assert (pair["chosen_id"], pair["chosen_truncated"], pair["rejected_truncated"]) == (
+        "sample-4",
+        True,
+        False,
+    )

@@ -185,3 +185,44 @@ def test_reasoning_that_would_be_lost_is_refused(tmp_path: Path, tiny_model: Pat
     assert train(pairs, tiny_model, tmp_path / "out", "--eval-fraction", "0") == 2
     said = capsys.readouterr().err
     assert "line 1, field 'chosen.0.reasoning_content': the chat template leaves out the reasoning" in said
+
+
+TRUNCATED = {
+    "turns": {"prompt": [USER], "chosen": [says("Timber and")], "rejected": [says("Salt.")]},
+    "text": {"prompt": "Ships from the", "chosen": " north and", "rejected": " south."},
+}
+
+
+@pytest.mark.parametrize("form", TRUNCATED)
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+def test_an_answer_that_was_cut_off_has_no_end(form: str, side: str):
+    """The model did not stop there, and is not taught to; the other answer keeps its end."""
+    renderer = PairRenderer(make_tokenizer())
+    row = TRUNCATED[form]
+    whole = renderer.render(Pair.model_validate(row))
+    cut = renderer.render(Pair.model_validate({**row, f"{side}_truncated": True}))
+    ids, ended = getattr(cut, side), getattr(whole, side)
+    text = row[side] if form == "text" else row[side][0]["content"]
+    assert renderer.tokenizer.decode(ids) == text
+    assert ended[: len(ids)] == ids
+    other = {"chosen": "rejected", "rejected": "chosen"}[side]
+    assert (cut.prompt, getattr(cut, other)) == (whole.prompt, getattr(whole, other))
+
+
+def test_a_cut_off_answer_as_it_was_sampled_has_no_end_either():
+    renderer = PairRenderer(make_tokenizer(THINKS))
+    row = {**TRUNCATED["turns"], "template": renderer.template, "chosen_truncated": True}
+    row |= {"chosen_generated": "<think>\nhm", "rejected_generated": "<think>\nno\n</think>\n\nSalt."}
+    found = renderer.render(Pair.model_validate(row))
+    assert found.as_sampled
+    assert renderer.tokenizer.decode(found.chosen) == "<think>\nhm"
+    assert renderer.tokenizer.decode(found.rejected).endswith("Salt.<|end|>\n")
+
+
+def test_an_end_that_cannot_be_told_from_the_answer_is_refused():
+    template = "{% for m in messages %}[{{ m.content }}]{% endfor %}{% if not add_generation_prompt %}{{ messages | length }}{% endif %}"
+    renderer = PairRenderer(
+        make_tokenizer(template.replace("messages | length", "messages[-1].content | length"))
+    )
+    with pytest.raises(FieldError, match="cut off"):
+        renderer.render(Pair.model_validate({**TRUNCATED["turns"], "chosen_truncated": True}))
