@@ -43,7 +43,8 @@ PROBE = Call(
     },
 )
 """A question whose answer has its shape from the schema alone, with every keyword that the judge's own schemas use."""
-MORE_ROOM = 4
+OTHER_ROOM = {"truncated": 8192, "context_too_long": 256}
+"""Tokens for a judge that thinks at length, and for one with a small window."""
 
 
 async def check_endpoint(engine: EndpointEngine, *, attempts: int = 3) -> None:
@@ -129,9 +130,9 @@ async def probe_schema(engine: EndpointEngine) -> bool:
 
 async def _holds_to_schema(engine: EndpointEngine) -> bool:
     reply = await engine.answer(PROBE)
-    if reply.failure == "truncated":  # a judge that thinks at length
-        reply = await engine.answer(PROBE.with_room(MORE_ROOM * PROBE.sampling.max_tokens))
-    if reply.failure in ("http", "timeout", "truncated"):
+    if reply.failure in OTHER_ROOM:
+        reply = await engine.answer(PROBE.with_room(OTHER_ROOM[reply.failure]))
+    if reply.failure in ("http", "timeout", *OTHER_ROOM):
         raise UserError(
             f"{engine.endpoints[0].url} did not show whether it holds answers to a JSON schema: {reply.detail}",
             "--judge.structured off asks for plain text; --judge.structured on takes for granted that it does",

@@ -73,6 +73,18 @@ def test_there_is_room_to_think():
         assert probe(server) is True
 
 
+def test_a_small_window_is_no_reason_to_do_without():
+    def narrow(handler, body, attempt):
+        if body["max_tokens"] <= 1000:
+            return False
+        words = "This model's maximum context length is 1500 tokens"
+        handler.send_json({"error": {"message": words}}, 400)
+        return True
+
+    with JudgeServer(narrow) as server:
+        assert probe(server) is True
+
+
 def test_a_passing_500_proves_nothing():
     def passing(handler, body, attempt):
         if attempt > 2:
