@@ -13,6 +13,7 @@ from judge_servers import JudgeServer, completion, sane_value, write_prompts
 
 from judge_pipeline.cli import main
 from judge_pipeline.engines.call_counts import Amount
+from judge_pipeline.engines.endpoint_checks import PROBE
 from judge_pipeline.labelling.calibration import Sampled, corrected, may_be_off, spread_out
 
 
@@ -30,13 +31,13 @@ class ThinkingJudge:
         value = sane_value(schema, dice.randint(0, 100))
         for name in value:
             if name in ("statements", "key_points"):
-                value[name] = [f"Item {dice.random():.6f} has a colour." for _ in range(dice.randint(2, 5))]
+                value[name] = [f"Item {dice.random():.6f} has a colour." for _ in range(dice.randint(2, 4))]
         reply = json.dumps(value)
         answer = completion(reply)
         thought = dice.randint(80, 400)
         usage = {"prompt_tokens": len(text) // 3, "completion_tokens": thought + len(reply) // 3}
         answer["usage"] = usage
-        if body["max_tokens"] > 100:  # else it is the probe
+        if body["messages"] != [message.model_dump() for message in PROBE.messages]:
             self.asked[text] += 1
             self.usage.update(usage)
         handler.send_json(answer)
@@ -50,8 +51,9 @@ def prompts(tmp_path):
     for number in range(10):
         path = tmp_path / "part.jsonl"
         write_prompts(path, prompts=1, answers=2, sentences=20 + 16 * (number * 7 % 10))
-        row = json.loads(path.read_text())
-        rows.append({**row, "id": f"p{number}", "context": f"Volume {number}. " + row["context"]})
+        rows.append(
+            json.loads(path.read_text().replace("ocument 0", f"ocument {number}")) | {"id": f"p{number}"}
+        )
     path = tmp_path / "prompts.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
