@@ -62,6 +62,12 @@ class JudgeOptions(BaseModel):
     max_key_points: int | None = setting(
         None, "keep at most this many key points of a chunk (recorded where it bites)", ge=1
     )
+    key_points_per_call: int = setting(
+        100,
+        "key points an answer is held against in one call; more are covered in groups, each rated by itself "
+        "(40 tell answers better apart and take more calls)",
+        ge=1,
+    )
     item_chars: int = setting(600, "longest statement or key point in a structured reply", ge=20)
     logprobs: int = setting(20, "top log-probabilities asked for with expected scores", ge=1, le=20)
 

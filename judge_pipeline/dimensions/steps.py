@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from judge_pipeline.calls.call import UNASKED, Call, Sampling
 from judge_pipeline.common.records import Prompt
@@ -23,6 +23,9 @@ from judge_pipeline.replies.marks import Problem
 from judge_pipeline.replies.ratings import Rating
 from judge_pipeline.replies.shape import Shape
 from judge_pipeline.replies.verdicts import Verdict
+
+Rated = TypeVar("Rated", bound=Hashable)
+"""What is rated: an answer, or an answer and a group of key points."""
 
 RETRIED = frozenset({"unparsable", "out_of_range", "empty_reply"})
 SECOND_TEMPERATURE = 0.7
@@ -165,13 +168,13 @@ def average(values: Sequence[float | Problem]) -> VoteMean | Problem:
 
 
 def ratings(
-    answers: Sequence[int], ask: Callable[[int, Sampling], ParsedRequest[Rating]], options: JudgeOptions
-) -> Steps[dict[int, Outcome]]:
-    """Outcomes of answers that get a rating: each asked `votes` times, averaged, with its evidence."""
+    rated: Sequence[Rated], ask: Callable[[Rated, Sampling], ParsedRequest[Rating]], options: JudgeOptions
+) -> Steps[dict[Rated, Outcome]]:
+    """Outcomes of answers (or parts of them) that get a rating: each asked `votes` times, averaged, with evidence."""
     votes = options.votes
     samplings = [vote_sampling(options, vote) for vote in range(votes)]
-    read = yield from parse_replies([ask(i, how) for i in answers for how in samplings], votes=votes)
-    return {i: rated_outcome(read[n * votes : (n + 1) * votes], options) for n, i in enumerate(answers)}
+    read = yield from parse_replies([ask(one, how) for one in rated for how in samplings], votes=votes)
+    return {one: rated_outcome(read[n * votes : (n + 1) * votes], options) for n, one in enumerate(rated)}
 
 
 def rated_outcome(votes: Sequence[Rating | Problem], options: JudgeOptions) -> Outcome:

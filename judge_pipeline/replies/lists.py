@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import regex
 
@@ -58,15 +58,11 @@ class ListShape(Shape[Items]):
     source: str = ""
     """The text that the list is taken from."""
 
-    BOUND: ClassVar[int] = 100
-    """A structured reply of this many items was cut by its schema."""
-
     def schema(self) -> dict[str, Any]:
-        """A bounded array of bounded strings."""
+        """An array of bounded strings; how many, the user's limit and the reply's length decide."""
         item = {"type": "string", "minLength": 1, "maxLength": self.item_chars}
-        return object_schema(
-            {self.field: {"type": "array", "items": item, "maxItems": self.limit or self.BOUND}}
-        )
+        most = {"maxItems": self.limit} if self.limit else {}
+        return object_schema({self.field: {"type": "array", "items": item, **most}})
 
     def write(self, fields: Fields, *, structured: bool) -> str:
         """From the example's field of this name, one item a line; an empty one is the word for nothing."""
@@ -109,8 +105,6 @@ class ListShape(Shape[Items]):
         copied = len(items) - len(own)
         if copied and not own:
             return Problem("unparsable", f"the list only repeats the prompt's example: {items[0][:120]!r}")
-        if self.limit is None and bounded and len(items) >= self.BOUND:
-            return Problem("truncated", f"the list ends at the schema's bound of {self.BOUND} items")
         if self.limit is None:
             return Items(tuple(own), copied=copied)
         capped = len(own) > self.limit or (bounded and len(items) == self.limit)

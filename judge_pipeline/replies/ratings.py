@@ -60,7 +60,7 @@ class RatingShape(Shape[Rating]):
         if not self.key_points:
             return self.analysed(rating=RATINGS)
         number = {"type": "integer", "minimum": 1, "maximum": self.key_points}
-        missed = {"type": "array", "items": number, "maxItems": min(self.key_points, 60)}
+        missed = {"type": "array", "items": number, "maxItems": self.key_points}
         return self.analysed(missed=missed, rating=RATINGS)
 
     def write(self, fields: Fields, *, structured: bool) -> str:

@@ -2,7 +2,7 @@
 
 Both carry the same fields in the same order (analysis before result, so that the judge thinks before it rates), and
 reading does not trust the mode: an engine that ignored the schema and answered in text is read as text, and the
-other way round. What cannot be read is a typed `Problem`. Every string and list of a schema is bounded, for small models.
+other way round. What cannot be read is a typed `Problem`. Every string of a schema is bounded, for small models.
 """
 
 from __future__ import annotations

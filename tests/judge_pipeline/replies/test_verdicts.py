@@ -351,8 +351,9 @@ def test_list_items_and_their_bounds():
     full = json.dumps({"statements": ["one", "two"]})
     assert shape.read(Reply(text=full, structured=True)) == Items(("one", "two"), capped=True)
     assert shape.read(Reply(text=full)) == Items(("one", "two"))
-    bound = json.dumps({"statements": ["x"] * ListShape.BOUND})
-    assert ListShape().read(Reply(text=bound, structured=True)).reason == "truncated"
+    for count in (60, 100, 101, 400):
+        many = json.dumps({"statements": [f"x{n}" for n in range(count)]})
+        assert len(ListShape().read(Reply(text=many, structured=True)).texts) == count
     assert ListShape().read(Reply(text="Here are the statements:\n- one\n  goes on\n\n• two")).texts == (
         "one goes on",
         "two",
@@ -394,8 +395,21 @@ def test_schemas_are_bounded_and_closed():
         VerdictShape(),
         VerdictsShape(count=6),
         ListShape(),
+        ListShape(limit=9),
     ):
         _bounded(shape.schema())
+
+
+@pytest.mark.parametrize("count", [3, 60, 61, 100, 400])
+def test_all_key_points_can_be_named_as_missed(count):
+    shape = RatingShape(key_points=count)
+    missed = list(range(1, count + 1))
+    assert shape.schema()["properties"]["missed"]["maxItems"] == count
+    for text in (
+        json.dumps({"analysis": "a", "missed": missed, "rating": 0}),
+        f"a\nMissed: {', '.join(f'K{n}' for n in missed)}\nRating: [[0]]",
+    ):
+        assert shape.read(Reply(text=text)).missed == tuple(missed)
 
 
 SMALL = {"analysis_chars": 80, "item_chars": 80}  # long bounds take long to compile
@@ -448,7 +462,8 @@ def _bounded(node):
         for child in node["properties"].values():
             _bounded(child)
     elif node.get("type") == "array":
-        assert node["maxItems"] <= 100
+        # How many statements or key points a text holds nobody knows: the reply's own length is their bound.
+        assert node.get("maxItems", 0) <= 100
         _bounded(node["items"])
     elif "enum" not in node and node["type"] == "string":
         assert node["maxLength"] <= 1500
