@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
-from dpo.pairs.pairs_config import PairsConfig
+from dpo.pairs.pairs_config import PairsConfig, RewardsOf
 from dpo.pairs.score_short import SHORT_REWARD
 from judge_pipeline.common.records import Prompt, Response, Scores
 from judge_pipeline.common.weighting import weighted_reward
@@ -24,10 +24,16 @@ EXCLUDING_FLAGS = ("empty", "truncated", "refused", "duplicate")
 
 @dataclass(frozen=True)
 class Rules:
-    """What makes a pair worth training on: the settings, and the weights that their file names."""
+    """What makes a pair worth training on: the settings, and what they name."""
 
     config: PairsConfig
     task_weights: dict[str, dict[str, float]] = field(default_factory=dict)
+    sure_margin: float = 0.0
+    """Points that rewards of the scored file must differ by for their order to be as sure as the settings ask."""
+
+    def least_margin(self, rewards_of: RewardsOf) -> float:
+        """Points that two rewards must differ by."""
+        return max(self.config.min_margin, self.sure_margin if rewards_of == "file" else 0.0)
 
     def weights(self, task: str | None) -> dict[str, float] | None:
         """Dimension weights for a prompt of this task (others weigh 1); None takes the reward as it stands."""
@@ -100,7 +106,9 @@ def usable(prompt: Prompt, rules: Rules, counts: Counter[str]) -> list[Response]
     return kept
 
 
-def choose(prompt: Prompt, rules: Rules, counts: Counter[str]) -> list[Choice]:
+def choose(
+    prompt: Prompt, rules: Rules, counts: Counter[str], rewards_of: RewardsOf = "file"
+) -> list[Choice]:
     """The pairs of one prompt; `counts` collects why answers and pairs were left out."""
     counts["prompts: read"] += 1
     config, answers = rules.config, usable(prompt, rules, counts)
@@ -114,20 +122,32 @@ def choose(prompt: Prompt, rules: Rules, counts: Counter[str]) -> list[Choice]:
         counts[f"prompts: fewer than {config.min_responses} scored answers"] += 1
         return []
     scored.sort(key=lambda item: -item[0])  # stable: of equal rewards the earlier answer stays first
-    # Of equally bad answers the first sampled one is taken, as for the best: no order is favoured.
-    worst = next(item for item in scored if item[0] == scored[-1][0])
-    candidates = combinations(scored, 2) if config.pairs == "all" else [(scored[0], worst)]
+    alike = [pair for pair in combinations(scored, 2) if _of_like_length(pair[0][1], pair[1][1], config)]
+    if not alike:
+        counts[f"prompts: no two answers within {config.max_length_ratio:g} times each other's length"] += 1
+        return []
+    if config.pairs == "best-worst":  # of equals the first that was sampled: no order is favoured
+        alike = [max(alike, key=lambda pair: (pair[0][0] - pair[1][0], pair[0][0], -pair[1][0]))]
+    least = rules.least_margin(rewards_of)
     pairs = []
-    for (better, chosen), (worse, rejected) in candidates:
+    for (better, chosen), (worse, rejected) in alike:
         if better - worse <= 1e-9:  # rewards are means: equal ones may differ in their last bit
             counts["pairs: tied"] += 1
-        elif better - worse < config.min_margin:
-            counts[f"pairs: margin below {config.min_margin:g}"] += 1
+        elif better - worse < least:
+            counts[f"pairs: margin below {least:.3g}"] += 1
         elif _asked_otherwise(chosen, rejected):
             counts["pairs: sampled with other template arguments"] += 1
         else:
             pairs.append(Choice(chosen, rejected, better, worse))
     return pairs
+
+
+def _of_like_length(first: Response, second: Response, config: PairsConfig) -> bool:
+    """Whether the longer answer has at most so many times the characters of the shorter, as the settings say."""
+    if config.max_length_ratio is None:
+        return True
+    shorter, longer = sorted(len(item.text.strip()) for item in (first, second))
+    return longer <= config.max_length_ratio * shorter
 
 
 def _asked_otherwise(first: Response, second: Response) -> bool:

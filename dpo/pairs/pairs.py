@@ -10,12 +10,14 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from dpo.judged import as_judged
+from dpo.pairs.certainty import measure
 from dpo.pairs.choice import EXCLUDING_FLAGS, Rules, choose, task_of
 from dpo.pairs.pairs_config import PairsConfig, RewardsOf
 from dpo.pairs.report import pair_report, print_report
@@ -72,10 +74,9 @@ def with_labels(prompts: Iterator[Prompt], path: Path | None) -> Iterator[tuple[
 
 def input_files(config: PairsConfig) -> list[Path]:
     """The files that are read; their content decides whether an earlier output is this run's."""
-    labels = config.labels
-    if labels is not None and labels.is_dir():
-        labels = labels / "labels.jsonl"
-    return [path for path in (config.scored, labels, config.mix, config.task_weights) if path]
+    runs = (path for path in (config.labels, config.sure_labels) if path)
+    files = [path / "labels.jsonl" if path.is_dir() else path for path in runs]
+    return [config.scored, *files, *(path for path in (config.mix, config.task_weights) if path)]
 
 
 def run(config: PairsConfig) -> int:
@@ -84,6 +85,10 @@ def run(config: PairsConfig) -> int:
     run_file = Path(f"{config.output}.run.yaml")
     check_place(config.output, run_file, inputs)
     rules = Rules(config, read_task_weights(config.task_weights))
+    certainty = None
+    if config.sureness is not None and (labels := config.sure_labels or config.labels) is not None:
+        certainty = measure(config.scored, labels, rules)
+        rules = replace(rules, sure_margin=certainty.margin(config.sureness))
     counts: Counter[str] = Counter()
     rows: list[dict[str, Any]] = []
     dimensions: set[str] = set()
@@ -91,7 +96,8 @@ def run(config: PairsConfig) -> int:
     for prompt, rewards_of in with_labels(read_prompts(config.scored, need_responses=True), config.labels):
         dimensions.update(name for response in prompt.responses for name in response.scores or {})
         tasks.add(task_of(prompt))
-        rows += [to_row(prompt, choice, config.arm, rewards_of) for choice in choose(prompt, rules, counts)]
+        choices = choose(prompt, rules, counts, rewards_of)
+        rows += [to_row(prompt, choice, config.arm, rewards_of) for choice in choices]
     check_weights_used(rules, dimensions, tasks)
     if not rows:
         reasons = "\n  ".join(f"{name}: {count}" for name, count in sorted(counts.items()))
@@ -101,6 +107,11 @@ def run(config: PairsConfig) -> int:
             f"({', '.join(EXCLUDING_FLAGS)} are left out)",
         )
     report = pair_report(rows, [rules.weights(row["task"]) for row in rows], counts)
+    if certainty is not None:
+        report["certainty"] = {**asdict(certainty), "least_margin": rules.sure_margin}
+        for row in rows:
+            sure = row["rewards_of"] == "file"
+            row["order_probability"] = certainty.probability(row["margin"]) if sure else None
     rows = mixed_in(rows, config)
     report["pairs_written"] = len(rows)
     report["pairs_mixed_in"] = sum(row["arm"] == "mix" for row in rows)

@@ -33,6 +33,21 @@ class PairsConfig(Config):
     min_margin: float = Field(
         0.0, ge=0, description="least difference of rewards, in points; ties are always dropped"
     )
+    max_length_ratio: float | None = Field(
+        None,
+        ge=1,
+        description="pairs matched in length: the longer answer has at most so many times the characters of the shorter",
+    )
+    sureness: float | None = Field(
+        None,
+        gt=0.5,
+        lt=1,
+        description="least probability that the judge orders two answers as the file's rewards do; the margin follows from "
+        "their errors where --sure-labels has the same answers. Judge's own rewards need none",
+    )
+    sure_labels: Path | None = Field(
+        None, description="label run that the errors are measured on; --labels by default"
+    )
     keep_flagged: list[FlagName] = Field(
         default_factory=list, description="flagged answers to use all the same, e.g. truncated"
     )
@@ -60,6 +75,16 @@ class PairsConfig(Config):
             raise ValueError(
                 "--arm short-context-rm has one reward: --weights and --task-weights do not apply"
             )
+        if self.arm == "contrast" and (self.max_length_ratio or self.sureness):
+            raise ValueError(
+                "--arm contrast sets a given answer against one other: no pair of it can be chosen"
+            )
+        if self.sureness is not None and self.sure_labels is None and self.labels is None:
+            raise ValueError(
+                "--sureness needs --labels or --sure-labels: what the judge says of some of the answers"
+            )
+        if self.sure_labels is not None and self.sureness is None:
+            raise ValueError("--sure-labels and --sureness go together")
         if (self.mix is None) != (self.mix_proportion == 0):
             raise ValueError("--mix and --mix-proportion go together")
         if "duplicate" in self.keep_flagged or "empty" in self.keep_flagged:

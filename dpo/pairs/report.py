@@ -140,6 +140,12 @@ def print_report(report: dict[str, Any], output: Path, report_path: Path, file: 
             f"{margins['min']:.2f} to {margins['max']:.2f} points",
             file=file,
         )
+    if certainty := report.get("certainty"):
+        print(
+            f"  sureness · rewards of the file must differ by {certainty['least_margin']:.2f} points; measured on "
+            f"{certainty['answers']} answers of {certainty['prompts']} prompts",
+            file=file,
+        )
     lengths = report["lengths"]
     print(
         f"  lengths  · chosen {lengths['chosen_mean']:.0f}, rejected {lengths['rejected_mean']:.0f} characters "
