@@ -15,11 +15,13 @@ With an adapter, `pretrained=BASE,peft=OUTPUT`.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dpo.evaluate.evaluate_config import EvaluateConfig
+from dpo.evaluate.lineage import warnings_about
 from dpo.evaluate.match import Match, match_files, take_labels, vote_by_reward
 from dpo.evaluate.page import evaluation_page, print_evaluation
 from dpo.evaluate.stats import evaluation
@@ -61,7 +63,7 @@ def ask_about(matches: Sequence[Match], judge: JudgeConfig, store: Path) -> dict
         pairs.append((match.prompt.model_copy(update=both), 0, 1))
     votes = ask_judge(judge, store, pairs).votes
     for match, vote in zip(matches, votes, strict=True):
-        match.vote = vote.vote
+        match.vote, match.first_only = vote.vote, True
     return vote_summary(votes)
 
 
@@ -86,6 +88,9 @@ def run(config: EvaluateConfig) -> int:
                 "no prompt has rewards on both sides",
                 "give --reward-model, or --labels-a and --labels-b, or --pairwise",
             )
+    found["warnings"] = warnings_about(config)
+    for warning in found["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
     found |= {"a": config.name_a, "b": config.name_b, "left_out": left_out}
     found |= evaluation(matches, config.bootstrap, config.seed)
     write_text(config.output / "report.html", evaluation_page(found, matches, config.show))

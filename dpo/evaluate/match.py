@@ -23,6 +23,8 @@ class Match:
     answers: tuple[list[Response], list[Response]]
     vote: float | None = None
     """1: A is better, 0: B is, ½: a tie; from rewards or from the judge."""
+    first_only: bool = False
+    """Whether the vote is about the first answers alone; else about all of both sides."""
     labels: tuple[dict[str, Label], dict[str, Label]] = field(default_factory=lambda: ({}, {}))
 
     def mean_reward(self, side: int) -> float | None:
@@ -33,6 +35,10 @@ class Match:
     def mean_length(self, side: int) -> float:
         """Mean length of one side's answers, in characters."""
         return float(np.mean([len(answer.text) for answer in self.answers[side]]))
+
+    def voted_length(self, side: int) -> float:
+        """Mean length of the answers that the vote is about, in characters."""
+        return float(len(self.answers[side][0].text)) if self.first_only else self.mean_length(side)
 
     def mean_score(self, side: int, dimension: str) -> float | None:
         """Mean of one side's scores of a dimension, where there are any."""

@@ -49,6 +49,7 @@ def print_evaluation(found: dict[str, Any], output: Path) -> None:
     )
     for name in ("win", "tie", "loss"):
         print(f"  {name:<5} {interval(found[name], 2)}")
+    print(f"  won at equal lengths {interval(found['length_controlled'], 2)}; a tie is half of a win")
     for row in figure_rows(found):
         print(f"  {row[0]:<20} {row[1]:<24} {row[2]:<24} {row[3]}")
     for reason, count in found["left_out"].items():
@@ -67,13 +68,21 @@ def evaluation_page(found: dict[str, Any], matches: Sequence[Match], show: int) 
         ("prompts", found["prompts"], f"{found['documents']} documents"),
         ("win", interval(found["win"], 2), f"share of prompts where {a} is better"),
         ("loss", interval(found["loss"], 2), f"share of prompts where {b} is better"),
+        (
+            "at equal lengths",
+            interval(found["length_controlled"], 2),
+            "share won, ties half; lengths taken out",
+        ),
         ("reward difference", interval(found["reward"]["difference"], 2), "points, mean over prompts"),
         ("length difference", interval(found["length"]["difference"], 0), "characters"),
     ]
     wins = interval_bars(shares, "share of prompts")
     figures = table(["figure", a, b, f"{a} minus {b}"], figure_rows(found), align=["left"] * 4)
+    noted = [f"Warning: {warning}." for warning in found["warnings"]]
     sections = [
-        Section("In short", stat_tiles(tiles), "short", f"Decided by {found['decided_by']}."),
+        Section(
+            "In short", stat_tiles(tiles), "short", " ".join([f"Decided by {found['decided_by']}.", *noted])
+        ),
         Section("Who wins", wins, "wins", "Whiskers are 95% intervals over documents."),
         Section("Figures", figures, "figures"),
     ]

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dpo.evaluate.length_control import length_controlled
 from dpo.evaluate.match import Match
 from judge_pipeline.statistics.bootstrap import DocumentBootstrap, Ratio
 from judge_pipeline.statistics.table import build_table
@@ -84,6 +85,7 @@ def evaluation(matches: Sequence[Match], replicates: int = 2000, seed: int = 0) 
         "win": share_of(1.0),
         "tie": share_of(0.5),
         "loss": share_of(0.0),
+        "length_controlled": length_controlled(matches, figures.bootstrap),
         "preference": figures.mean(lambda match: match.vote),
         "reward": figures.sides(Match.mean_reward),
         "length": figures.sides(Match.mean_length),
