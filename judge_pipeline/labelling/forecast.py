@@ -80,14 +80,10 @@ class Forecast:
         return Reply(text=text, structured=True)
 
 
-def key_points(material: str) -> list[str]:
+def key_points(material: str, count: int = KEY_POINTS) -> list[str]:
     """Sentences of a chunk, evenly spread, in place of its key points: each chunk has others, as long as real ones."""
     spans = sentence_spans(material)
-    chosen = (
-        [spans[len(spans) * (2 * number + 1) // (2 * KEY_POINTS)] for number in range(KEY_POINTS)]
-        if spans
-        else []
-    )
+    chosen = [spans[len(spans) * (2 * number + 1) // (2 * count)] for number in range(count)] if spans else []
     return [material[start:end].strip()[:ITEM_CHARS] for start, end in dict.fromkeys(chosen)]
 
 

@@ -261,6 +261,24 @@ def test_calls_over_the_judges_window_are_an_error_or_a_counted_skip(server, pro
     assert label(server, prompts, run) == 0
 
 
+def test_what_weighs_the_key_points_takes_part_in_the_check_of_the_window(server, tmp_path, capsys):
+    """Every chunk fits, and the list of what all of them say does not."""
+    path, run = tmp_path / "long.jsonl", tmp_path / "run"
+    context = " ".join(f"In the year {1000 + n} the harbour saw {n} ships from port {n}." for n in range(300))
+    responses = [{"id": "a", "text": "In 1000."}]
+    path.write_text(
+        json.dumps({"id": "p", "context": context, "query": "Which years?", "responses": responses})
+    )
+    server.model_info = {"max_model_len": 2500}
+    more = ("--dimensions", "completeness", "--chunk-tokens", "64", "--few-shot", "0", "--max-tokens", "64")
+    assert label(server, path, run, *more) == 2
+    told = capsys.readouterr().err
+    assert "p, completeness.cover" in told
+    assert "--key-points-per-call" in told
+    assert not any("Key points of the document" in str(body["messages"]) for body in server.bodies)
+    assert label(server, path, tmp_path / "groups", *more, "--key-points-per-call", "20") == 0
+
+
 def test_dry_run_asks_nobody_and_makes_nothing(server, prompts, tmp_path, capsys):
     assert (
         label(server, prompts, tmp_path / "run", "--dry-run", "--price-input", "2", "--price-output", "8")
