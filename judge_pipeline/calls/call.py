@@ -132,14 +132,25 @@ class Reply(BaseModel):
 
 
 def typed(reply: Reply) -> Reply:
-    """The reply, as a typed failure where it is no whole answer: cut at its limit, or empty."""
-    if reply.finish_reason == "length":
+    """The reply, as a typed failure where it is no whole answer: cut at its limit, or empty.
+
+    A closed JSON value is whole, even if a constrained engine went on with white space to the limit.
+    """
+    if reply.finish_reason == "length" and not (reply.structured and _closed(reply.text)):
         detail = f"cut at its token limit after {reply.usage.output_tokens} tokens"
         return reply.model_copy(update={"failure": "truncated", "detail": detail})
     if not after_thinking(reply.text)[0].strip():
         detail = "the judge thought and said nothing" if reply.text.strip() else "the judge said nothing"
         return reply.model_copy(update={"failure": "empty_reply", "detail": detail})
     return reply
+
+
+def _closed(text: str) -> bool:
+    try:
+        json.loads(text, strict=False)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def context_too_long(call: Call, prompt_tokens: int, window: int | None) -> Reply | None:

@@ -85,18 +85,31 @@ def prepare_tables(db: sqlite3.Connection) -> None:
 
 
 def _from_format_1(db: sqlite3.Connection) -> None:
-    for table in ("attempts", "calls"):
-        for (row,) in db.execute(f"SELECT rowid FROM {table} ORDER BY finished").fetchall():
-            found = f"SELECT key, model, request FROM {table} WHERE rowid = ?"
-            old, model, request = db.execute(found, (row,)).fetchone()
-            key = key_of(model, unpack(request))
-            if not db.execute(f"UPDATE OR IGNORE {table} SET key = ? WHERE rowid = ?", (key, row)).rowcount:
-                db.execute(f"{SUPERSEDED.format('calls')} key = ?", (old,))
-                db.execute("UPDATE attempts SET key = ? WHERE key = ?", (key, old))
-                db.execute("DELETE FROM calls WHERE rowid = ?", (row,))
-    # Whose judge these calls were for, the file did not say: `BatchBook.adopt` finds out.
+    # Whose judge the calls in batch files were for, the file did not say: `BatchBook.adopt` finds out.
     db.execute("ALTER TABLE batched RENAME TO batched_1")
     for statement in _BATCHED.split(";"):
         db.execute(statement)
     db.execute("INSERT INTO batched SELECT key, '', '', file, 'out', owner, call FROM batched_1")
     db.execute("DROP TABLE batched_1")
+    for table in ("attempts", "calls"):
+        for (row,) in db.execute(f"SELECT rowid FROM {table} ORDER BY finished").fetchall():
+            _rekey(db, table, row)
+
+
+def _rekey(db: sqlite3.Connection, table: str, row: int) -> None:
+    """Give one row its key of today; rows of batch files stay known under the one of old, which their answers name."""
+    found = f"SELECT key, model, template, request, endpoint, owner FROM {table} WHERE rowid = ?"
+    old, model, template, request, endpoint, owner = db.execute(found, (row,)).fetchone()
+    asked = unpack(request)
+    key = key_of(model, asked)
+    if endpoint == "batch":
+        state = "answered" if table == "calls" else "failed"
+        call = (
+            {"template": template, "json_schema": asked.pop("schema"), **asked} if state == "failed" else None
+        )
+        mailed = (old, key, model, "a file of long ago", state, owner, pack(call) if call else b"")
+        db.execute("INSERT OR REPLACE INTO batched VALUES (?, ?, ?, ?, ?, ?, ?)", mailed)
+    if not db.execute(f"UPDATE OR IGNORE {table} SET key = ? WHERE rowid = ?", (key, row)).rowcount:
+        db.execute(f"{SUPERSEDED.format('calls')} key = ?", (old,))
+        db.execute("UPDATE attempts SET key = ? WHERE key = ?", (key, old))
+        db.execute("DELETE FROM calls WHERE rowid = ?", (row,))

@@ -13,7 +13,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AsyncExitStack, closing, contextmanager
 from typing import Any, TypeVar
 
 from judge_pipeline.calls.store import LASTING_FAILURES, STORE_FILES, CallStore, holds_calls
@@ -90,36 +90,33 @@ def _label(config: LabelConfig, answers: Answers) -> int:
     started, budget = time.monotonic(), config.budget
     batch: dict[str, Any] = {}
     with closing(CallStore(config.output / "calls.sqlite")) as store:
-        labels = _finished_labels(config, answers, store)
-        if labels is None:
-            labels, batch = asyncio.run(_ask_and_label(config, answers, store, budget))
+        identity = store.note(identity_note(config))
+        labels = _open_labels(config, answers, identity) if identity else None
+        if labels is not None and labels.complete:  # nothing to ask: no judge need be there
+            with closing(labels):
+                labels.keep_all()
+        else:
+            labels, batch = asyncio.run(_ask_and_label(config, answers, labels, store, budget))
         seconds, fields = time.monotonic() - started, known_fields(store)
         summary = summarize(labels.tally, budget, store.totals(), seconds, batch, fields)
     return finish_run(config, summary, labels.tally, changed=labels.changed)
 
 
 def _open_labels(config: LabelConfig, answers: Answers, identity: str) -> LabelFile:
-    dimensions = _dimensions(config, structured=False)
-    names = [dimension.name for dimension in dimensions]
+    """The rows there are and are to be, of the judge that the engine's identity names."""
+    names = [dimension.name for dimension in _dimensions(config, structured=False)]
     weighting = resolve_weighting(config.weights, names, config.missing)
-    judge = judge_fingerprint(identity, config, dimensions, without=("prompts", "shard", "judge.model"))
-    file = config.output / "labels.jsonl"
+    judge, file = fingerprint(config, identity), config.output / "labels.jsonl"
     return LabelFile(file, answers, judge, Tally(names), weighting, retry_failed=config.retry_failed)
 
 
-def _finished_labels(config: LabelConfig, answers: Answers, store: CallStore) -> LabelFile | None:
-    """The rows, when an earlier run has made all of them: there is nothing to ask, no judge need be there."""
-    identity = store.note(_identity_note(config))
-    if identity is None:
-        return None
-    with closing(_open_labels(config, answers, identity)) as labels:
-        if not labels.complete:
-            return None
-        labels.keep_all()
-        return labels
+def fingerprint(config: LabelConfig, identity: str) -> str:
+    """The fingerprint that rows of these settings get from an engine of this identity."""
+    dimensions = _dimensions(config, structured=False)
+    return judge_fingerprint(identity, config, dimensions, without=("prompts", "shard", "judge.model"))
 
 
-def _identity_note(config: LabelConfig) -> str:
+def identity_note(config: LabelConfig) -> str:
     """Where the store remembers what the judge of these settings turned out to be."""
     judge = config.judge
     return f"identity:{judge.engine}:{judge.backend}:{judge.model}:{json.dumps(judge.extra_body, sort_keys=True)}"
@@ -210,37 +207,42 @@ def _document_indexer(config: LabelConfig) -> DocumentIndexer:
 
 
 async def _ask_and_label(
-    config: LabelConfig, answers: Answers, store: CallStore, budget: Budget
+    config: LabelConfig, answers: Answers, labels: LabelFile | None, store: CallStore, budget: Budget
 ) -> tuple[LabelFile, dict[str, Any]]:
     """Ask what is not known yet, and write the rows; returns them with what was done with batch files."""
-    mail = await open_mail(config.judge, store)
-    engine = mail.engine or await open_engine(config.judge, store)
-    if (
-        config.judge.model is not None or not config.judge.base_url
-    ):  # else what is served may be another one next time
-        store.set_note(_identity_note(config), engine.identity)
-    writer = StoreWriter(store)
-    labels = _open_labels(config, answers, engine.identity)
-    workers = Workers()
-    try:
-        dimensions = _dimensions(config, structured=engine.supports_schema)
-        builder = _document_indexer(config)
-        runner = _runner(config, engine, writer, budget, CallRunner)
+    async with AsyncExitStack() as stack:
+        if labels is not None:
+            stack.enter_context(closing(labels))
+        mail = await open_mail(config.judge, store)
+        engine = mail.engine or await open_engine(config.judge, store)
+        stack.push_async_callback(engine.close)
+        named = config.judge.model is not None or not config.judge.base_url
+        if named:  # else it may be another one next time
+            store.set_note(identity_note(config), engine.identity)
+        if labels is None or labels.judge != fingerprint(config, engine.identity):
+            if labels is not None:
+                labels.close()
+            labels = stack.enter_context(closing(_open_labels(config, answers, engine.identity)))
+        writer = StoreWriter(store)
+        stack.push_async_callback(writer.close)
+        workers = stack.enter_context(closing(Workers()))
         # In a run that only writes batch files no reply comes, so nothing will be looked up.
-        planner = PromptPlanner(dimensions, runner, labels.weighting, workers, read_ahead=mail.engine is None)
-        if engine.context_window is not None:
-            todo = (prompt for prompt in read_part(config) if prompt.id not in labels.kept)
-            with Progress(len(labels.prompts) - len(labels.kept), "checking lengths", "prompts") as progress:
-                check_overflow(engine, dimensions, builder, todo, config.overflow, progress)
-        with Progress(labels.answers, "labelling", "answers", done=labels.answers_kept) as progress:
-            scheduler = Scheduler(planner, builder, labels, window=config.window, progress=progress)
-            await scheduler.run(read_part(config))
+        runner, ahead = _runner(config, engine, writer, budget, CallRunner), mail.engine is None
+        dimensions = _dimensions(config, structured=engine.supports_schema)
+        planner = PromptPlanner(dimensions, runner, labels.weighting, workers, read_ahead=ahead)
+        await _run_plans(config, labels, planner)
         return labels, mail.finish()
-    finally:
-        labels.close()
-        workers.close()
-        await writer.close()
-        await engine.close()
+
+
+async def _run_plans(config: LabelConfig, labels: LabelFile, planner: PromptPlanner) -> None:
+    builder, engine = _document_indexer(config), planner.runner.engine
+    if engine.context_window is not None:
+        todo = (prompt for prompt in read_part(config) if prompt.id not in labels.kept)
+        with Progress(len(labels.prompts) - len(labels.kept), "checking lengths", "prompts") as progress:
+            check_overflow(engine, planner.dimensions, builder, todo, config.overflow, progress)
+    with Progress(labels.answers, "labelling", "answers", done=labels.answers_kept) as progress:
+        scheduler = Scheduler(planner, builder, labels, window=config.window, progress=progress)
+        await scheduler.run(read_part(config))
 
 
 def _runner(

@@ -30,6 +30,8 @@ PAGE_CHARACTERS = 8_000_000
 """Documents and answers on one page, in characters, so that a page opens quickly whatever the documents' length."""
 SNIPPET = 180
 UNLABELLED = "not labelled"
+PENDING = "pending"
+"""Reason of a score that has not failed: its calls are in batch files; shown as the answer's status."""
 Answers = dict[str, tuple[str | None, str | None]]
 """Response id to text and source; None where only the labels know of it."""
 
@@ -49,7 +51,8 @@ class PackedLabel:
     def of(cls, label: Label) -> PackedLabel:
         """Pack a label."""
         packed = zlib.compress(json.dumps(label.evidence).encode(), level=3)
-        return cls(label.scores, label.reward, label.status, label.failures, label.usage, packed)
+        status = PENDING if any(one.reason == PENDING for one in label.failures) else label.status
+        return cls(label.scores, label.reward, status, label.failures, label.usage, packed)
 
     def evidence(self) -> dict[str, Any]:
         """The evidence as the judge left it."""
@@ -102,7 +105,8 @@ class Labels:
         """Dimension → reason → how often."""
         found: dict[str, Counter[str]] = defaultdict(Counter)
         for failure in chain.from_iterable(label.failures for label in self.all()):
-            found[failure.dimension][failure.reason] += 1
+            if failure.reason != PENDING:
+                found[failure.dimension][failure.reason] += 1
         return dict(found)
 
 

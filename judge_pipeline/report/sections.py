@@ -16,7 +16,7 @@ from markupsafe import Markup
 from judge_pipeline.common.formatting import format_percent, format_seconds, format_value
 from judge_pipeline.common.html.charts import histogram, stat_tiles, table
 from judge_pipeline.common.html.page import Section, code_block, details, join, notice, prose
-from judge_pipeline.report.data import Labels
+from judge_pipeline.report.data import PENDING, Labels
 
 NOT_ADDED = frozenset({"calls taken from the call store", "calls saved by sharing", "attempts that failed"})
 """What an answer did not cost."""
@@ -41,6 +41,9 @@ def overview(labels: Labels, summary: dict[str, Any], answers: int, prompts: int
     if waiting > 0:
         text = f"{waiting:,} answers have no label yet: the run is not finished. Run it again and it goes on."
         parts.append(notice(text, "warning"))
+    if states[PENDING]:
+        text = f"{states[PENDING]:,} answers wait for the answers to batch files; run the command again with them."
+        parts.append(notice(text))
     if labels.torn:
         text = "The last row of labels.jsonl is torn and left out here; the run that is resumed mends it."
         parts.append(notice(text))

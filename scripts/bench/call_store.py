@@ -14,13 +14,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from judge_pipeline.calls.call import Call, CallUsage, Message, Reply
 from judge_pipeline.calls.store import CallStore, Finished
-from judge_pipeline.common.records import DIMENSIONS
+from judge_pipeline.common.records import DIMENSIONS, Prompt
+from judge_pipeline.labelling.fingerprint import judged_hashes
+from judge_pipeline.labelling.label import fingerprint, identity_note
+from judge_pipeline.labelling.label_config import LabelConfig
 from scripts.bench.evidence_common import command_line, environment, write_result
 
 HERE = Path(__file__)
@@ -49,6 +53,11 @@ def fill(path: Path, calls: int) -> float:
 
 def write_run(folder: Path, prompts: int) -> None:
     """The input, and rows for every prompt."""
+    settings = {"prompts": folder / "prompts.jsonl", "output": folder / "run", "retrieval": "bm25"}
+    config = LabelConfig.model_validate({**settings, "judge": {"model": "judge"}})
+    judge = fingerprint(config, "judge")
+    with closing(CallStore(folder / "run" / "calls.sqlite")) as store:
+        store.set_note(identity_note(config), "judge")
     with (folder / "prompts.jsonl").open("w") as inputs, (folder / "run" / "labels.jsonl").open("w") as rows:
         for number in range(prompts):
             responses = [{"id": str(n), "text": f"Part {n} weighs {n} kg."} for n in range(ANSWERS)]
@@ -57,7 +66,9 @@ def write_run(folder: Path, prompts: int) -> None:
                 "context": f"Machine {number} has parts. " * 800,
                 "query": "How heavy?",
             }
-            inputs.write(json.dumps({**prompt, "responses": responses}) + "\n")
+            whole = {**prompt, "responses": responses}
+            inputs.write(json.dumps(whole) + "\n")
+            judged = judged_hashes(Prompt.model_validate(whole))
             row: dict[str, Any] = {
                 "prompt_id": str(number),
                 "scores": dict.fromkeys(DIMENSIONS, 5.0),
@@ -66,7 +77,9 @@ def write_run(folder: Path, prompts: int) -> None:
                 "evidence": {name: {"analysis": "It was looked at. " * 40} for name in DIMENSIONS},
                 "usage": {"calls": 10, "input_tokens": 9000, "output_tokens": 600},
             }
-            rows.writelines(json.dumps({**row, "response_id": str(n)}) + "\n" for n in range(ANSWERS))
+            for answer, text in judged.items():
+                more = {"response_id": answer, "judged": text, "judge": judge}
+                rows.write(json.dumps({**row, **more}) + "\n")
 
 
 def main() -> int:

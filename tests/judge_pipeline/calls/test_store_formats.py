@@ -109,6 +109,38 @@ def test_answers_and_their_cost_stay_and_the_limit_leaves_the_key(tmp_path):
         store.close()
 
 
+def test_rows_that_were_taken_for_lost_are_known_when_they_come(tmp_path):
+    """A second answer file was once refused because the first had not held its rows."""
+    write_old(tmp_path / "calls.sqlite")
+    lost = call("lost", 512)
+    db = sqlite3.connect(tmp_path / "calls.sqlite")
+    row = (
+        old_key(lost),
+        "judge",
+        "t",
+        pack(lost.asked()),
+        "batch_error",
+        "no row",
+        "",
+        "error",
+        0,
+        0,
+        0,
+        0.0,
+        "batch",
+    )
+    db.execute("INSERT INTO attempts VALUES (9,?,?,?,?,?,?,?,?,?,?,?,?,?,'p',5.0)", row)
+    db.commit()
+    db.close()
+    store = CallStore(tmp_path / "calls.sqlite")
+    assert store.last_failure(lost.key("judge")).reply.failure == "batch_error"
+    body = {"choices": [{"message": {"content": "Late."}, "finish_reason": "stop"}]}
+    back = {"custom_id": old_key(lost), "response": {"status_code": 200, "body": body}, "error": None}
+    (tmp_path / "back.jsonl").write_text(json.dumps(back) + "\n")
+    assert take_in([tmp_path / "back.jsonl"], BatchBook(store)).taken_in == 1
+    assert store.get(lost.key("judge")).text == "Late."
+
+
 def test_a_file_that_was_out_comes_back(tmp_path):
     write_old(tmp_path / "calls.sqlite")
     store = CallStore(tmp_path / "calls.sqlite")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from judge_servers import JudgeServer, write_prompts
+from judge_servers import JudgeServer, is_check, write_prompts
 
 from judge_pipeline.cli import main
 from judge_pipeline.common.record_files import read_labels
@@ -37,7 +37,7 @@ def label(server, prompts, run, *more, model="judge"):
 
 def asked(server, before):
     """Requests since `before`, without the probe."""
-    return [body for body in server.bodies[before:] if body["max_tokens"] != 32]
+    return [body for body in server.bodies[before:] if not is_check(body)]
 
 
 def test_an_answer_that_was_edited_is_judged_again_and_only_that(server, prompts, tmp_path):

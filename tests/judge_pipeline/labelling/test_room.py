@@ -62,6 +62,18 @@ def test_a_cut_reply_gets_more_room_by_itself_and_only_that_call(prompts, tmp_pa
         assert usage == pytest.approx(100 * requests, abs=1), "cut replies were paid for too"
 
 
+def test_json_that_is_closed_is_whole_though_white_space_follows_to_the_limit(prompts, tmp_path):
+    def trailing(handler, body, attempt):
+        if not asks_about(handler, body):
+            return False
+        handler.send_json(completion(sane_text(body) + " " * 99, finish="length"))
+        return True
+
+    with JudgeServer(trailing) as server:
+        assert label(server, prompts, tmp_path / "run") == 0
+        assert rooms(server) == {2048: 4}
+
+
 def test_there_is_a_ceiling_and_raising_it_goes_on_from_there(prompts, tmp_path):
     run = tmp_path / "run"
     with JudgeServer(long_winded(1500)) as server:
