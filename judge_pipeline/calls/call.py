@@ -110,6 +110,8 @@ class CallUsage(BaseModel):
     input_tokens: int = 0
     output_tokens: int = 0
     cached_input_tokens: int = 0
+    reasoning_tokens: int = 0
+    """Of the output tokens, those that a reasoning judge thought with."""
 
     def __add__(self, other: CallUsage) -> CallUsage:
         return CallUsage(**{name: value + getattr(other, name) for name, value in self})

@@ -41,14 +41,17 @@ CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 {_BATCHED}"""
 """Answers, failed attempts, notes of a run, and calls in batch files."""
 
-ADDED_COLUMNS: tuple[tuple[str, str, str], ...] = ()
+ADDED_COLUMNS: tuple[tuple[str, str, str], ...] = (
+    ("calls", "reasoning_tokens", "INTEGER NOT NULL DEFAULT 0"),
+    ("attempts", "reasoning_tokens", "INTEGER NOT NULL DEFAULT 0"),
+)
 """Columns (table, name, type with default) that `TABLES` lacks: every file gets them when it is opened."""
 
 SUPERSEDED = """
 INSERT INTO attempts (key, model, template, request, reason, detail, text, finish_reason, input_tokens,
-    output_tokens, cached_input_tokens, latency_s, endpoint, owner, finished)
+    output_tokens, cached_input_tokens, reasoning_tokens, latency_s, endpoint, owner, finished)
 SELECT key, model, template, request, 'superseded', 'another answer took its place', text, finish_reason, input_tokens,
-    output_tokens, cached_input_tokens, latency_s, endpoint, owner, finished
+    output_tokens, cached_input_tokens, reasoning_tokens, latency_s, endpoint, owner, finished
 FROM {} WHERE """
 """Keeps an answer that is about to go, from the table named, among the attempts: it was paid for."""
 
@@ -74,11 +77,16 @@ def prepare_tables(db: sqlite3.Connection) -> None:
     if format_of(db) < SCHEMA_VERSION:
         db.execute("BEGIN IMMEDIATE")
         if format_of(db) == 1:  # asked again: another process may have been first
+            _add_columns(db)
             _from_format_1(db)
         for statement in TABLES.split(";"):
             db.execute(statement)
         db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         db.execute("COMMIT")
+    _add_columns(db)
+
+
+def _add_columns(db: sqlite3.Connection) -> None:
     for table, name, kind in ADDED_COLUMNS:
         if name not in {row[1] for row in db.execute(f"PRAGMA table_info({table})")}:
             db.execute(f"ALTER TABLE {table} ADD COLUMN {name} {kind}")

@@ -47,7 +47,7 @@ def holds_calls(path: Path) -> bool:
 
 
 ASKED = ("key", "model", "template", "request", "endpoint", "owner", "finished")
-REPLIED = ("text", "finish_reason", "input_tokens", "output_tokens", "cached_input_tokens", "latency_s")
+REPLIED = ("text", "finish_reason", *CallUsage.model_fields, "latency_s")
 ANSWER, FAILURE = ("structured", "logprobs"), ("reason", "detail")
 """Columns of both tables, and those of `calls` and of `attempts` alone."""
 SUMS = ", ".join(f"TOTAL({name}) AS {name}" for name in CallUsage.model_fields)

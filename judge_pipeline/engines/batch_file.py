@@ -176,7 +176,8 @@ class BatchFileEngine:
 
     def _row(self, key: str, call: Call, owner: str) -> tuple[Mailed, bytes]:
         mailed = Mailed(self._book.new_id(key), call, self.identity, owner)
-        body = self.dialect.applied(request_body(call, self.model, self.dialect.schema)) | self.extra_body
+        asked = request_body(call, self.model, self.dialect.schema, self.dialect.room or 0)
+        body = self.dialect.applied(asked) | self.extra_body
         row = {"custom_id": mailed.custom_id, "method": "POST", "url": URL, "body": body}
         return mailed, json.dumps(row, ensure_ascii=False).encode() + b"\n"
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from judge_pipeline.calls.call import Call, CallUsage, Reply, TokenLogprob, typed
+from judge_pipeline.calls.thinking import after_thinking
 from judge_pipeline.engines.endpoint_errors import ErrorSaid
 
 SchemaMode = Literal["strict", "loose", "off"]
@@ -24,6 +25,8 @@ TOO_LONG = re.compile(
     r"|longer than the (model|maximum)|reduce the length",
     re.IGNORECASE,
 )
+THINKING = ("reasoning_content", "reasoning")
+"""Fields of a message in which servers put what a reasoning judge thought."""
 SCHEMA_REFUSED = re.compile(r"response_format|json_schema|schema|guided|structured")
 FILTERED = re.compile(
     r"content_filter|content management policy|content policy|responsible ?ai", re.IGNORECASE
@@ -41,14 +44,14 @@ def identity_of(model: str, extra_body: Mapping[str, Any]) -> str:
     return f"{model}?{json.dumps(extra_body, sort_keys=True, ensure_ascii=False)}"
 
 
-def request_body(call: Call, model: str, mode: SchemaMode = "strict") -> dict[str, Any]:
-    """The JSON body for one call."""
+def request_body(call: Call, model: str, mode: SchemaMode = "strict", room: int = 0) -> dict[str, Any]:
+    """The JSON body for one call; `room` is for thinking, on top of the call's limit, which is for the reply."""
     sampling = call.sampling
     body: dict[str, Any] = {
         "model": model,
         "messages": [message.model_dump() for message in call.messages],
         "temperature": sampling.temperature,
-        "max_tokens": sampling.max_tokens,
+        "max_tokens": sampling.max_tokens + room,
     }
     if sampling.top_p != 1.0:
         body["top_p"] = sampling.top_p
@@ -76,6 +79,8 @@ class Dialect:
     schema: SchemaMode = "strict"
     renamed: Mapping[str, str] = field(default_factory=dict)
     dropped: frozenset[str] = frozenset()
+    room: int | None = None
+    """Tokens that the judge may think with, beyond a reply's limit; None while it was not seen to think."""
 
     @classmethod
     def read(cls, text: str) -> Dialect:
@@ -94,6 +99,7 @@ class Dialect:
         said += {"strict": [], "loose": ["schemas are sent without strict"], "off": ["no schemas"]}[
             self.schema
         ]
+        said += [f"{self.room:,} tokens more, to think with"] if self.room else []
         return ", ".join(said) or "as they are"
 
     def applied(self, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,14 +141,14 @@ def reply_from_body(body: Any, *, structured: bool = False) -> Reply:
     """The reply in a decoded chat-completion body."""
     choice = _first_choice(body)
     message = choice["message"]
-    content, refusal = message.get("content"), message.get("refusal")
-    finish = choice.get("finish_reason") or "stop"
-    if not (content is None or isinstance(content, str)) or not isinstance(finish, str):
-        raise MalformedReply("the message's content or finish reason is not text")
+    text, thought = _parts(message)
+    refusal, finish = message.get("refusal"), choice.get("finish_reason") or "stop"
+    if not isinstance(finish, str):
+        raise MalformedReply("the finish reason is not text")
     reply = Reply(
-        text=content or "",
+        text=text,
         finish_reason=finish,
-        usage=_usage(body.get("usage")),
+        usage=_usage(body.get("usage"), thought + after_thinking(text)[1], thought + len(text)),
         logprobs=_logprobs(choice.get("logprobs")),
         structured=structured,
     )
@@ -180,11 +186,41 @@ def inside(value: Any, *path: str) -> Any:
     return value
 
 
-def _usage(value: Any) -> CallUsage:
-    paths = ("prompt_tokens",), ("completion_tokens",), ("prompt_tokens_details", "cached_tokens")
-    found = (inside(value, *path) for path in paths)
-    read, written, cached = (count if type(count) is int and count >= 0 else 0 for count in found)
-    return CallUsage(input_tokens=read, output_tokens=written, cached_input_tokens=cached)
+def _parts(message: Mapping[str, Any]) -> tuple[str, int]:
+    """A message's text, and the length of the thinking that came apart from it: in a field of its own, or in other
+    parts of a content that is a list."""
+    content = message.get("content")
+    thought = next((told for name in THINKING if isinstance(told := message.get(name), str)), "")
+    if content is None or isinstance(content, str):
+        return content or "", len(thought)
+    if not isinstance(content, list):
+        raise MalformedReply("the message's content is neither text nor a list")
+    texts, others = [], 0
+    for part in content:
+        text = part if isinstance(part, str) else inside(part, "text")
+        if isinstance(text, str) and (part is text or inside(part, "type") in (None, "text", "output_text")):
+            texts.append(text)
+        else:
+            others += len(json.dumps(part))
+    return "".join(texts), len(thought) or others
+
+
+def _usage(value: Any, thought: int, whole: int) -> CallUsage:
+    """Tokens as counted. Where a judge thought and its tokens for that are not told, they are taken to be the share of
+    its words (`thought` of `whole` characters). Some services leave them out of the output; the total shows it."""
+    paths = ("prompt_tokens",), ("completion_tokens",), ("total_tokens",)
+    details = ("prompt_tokens_details", "cached_tokens"), ("completion_tokens_details", "reasoning_tokens")
+    found = (inside(value, *path) for path in (*paths, *details))
+    read, written, total, cached, told = (c if type(c) is int and c >= 0 else 0 for c in found)
+    if told and total == read + written + told:
+        written += told
+    reasoning = told or (written * thought // whole if whole else 0)
+    return CallUsage(
+        input_tokens=read,
+        output_tokens=written,
+        cached_input_tokens=cached,
+        reasoning_tokens=min(reasoning, written),
+    )
 
 
 def _logprobs(value: Any) -> list[TokenLogprob] | None:

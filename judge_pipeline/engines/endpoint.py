@@ -46,6 +46,8 @@ from judge_pipeline.engines.retries import (
 KEY_HINT = "put the right key into the environment variable that --judge.api-key-env names"
 DOUBTED_AFTER = 2
 """Attempts at one endpoint before it is asked whether it is there at all, where another could take over."""
+ROOM_TO_THINK = 8192
+"""Tokens beyond a reply's limit for a judge that was seen to think; a quarter of its window where that is less."""
 FRESH_STARTS = 3
 """How often a call begins with new retries because the endpoint was down: it may be what brings it down."""
 
@@ -86,6 +88,7 @@ class EndpointEngine:
         extra_body: Mapping[str, Any] | None = None,
         dialect: Dialect | None = None,
         learnt: Callable[[str, Dialect], None] = lambda url, dialect: None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         """`learnt` is told the fields that an endpoint takes whenever its refusals have shown others."""
         self.model = model
@@ -101,7 +104,9 @@ class EndpointEngine:
         self.endpoints = [
             Lane(
                 url.rstrip("/"),
-                openai.AsyncOpenAI(base_url=url, api_key=api_key, max_retries=0, timeout=timeout_s),
+                openai.AsyncOpenAI(
+                    base_url=url, api_key=api_key, max_retries=0, timeout=timeout_s, default_headers=headers
+                ),
                 Gate(AdaptiveLimit(max_concurrency)),
                 dialect,
             )
@@ -194,8 +199,9 @@ class EndpointEngine:
         """
         started = time.perf_counter()
         dialect = asked_as = lane.dialect
+        room = dialect.room or 0
         while True:
-            body = dialect.applied(request_body(call, self.model, dialect.schema))
+            body = dialect.applied(request_body(call, self.model, dialect.schema, room))
             try:
                 # The client's timeout restarts with every byte; this one bounds the whole exchange. Raw text, because
                 # the client's typed method would walk through every message twice (10 ms a call, measured).
@@ -208,8 +214,12 @@ class EndpointEngine:
                 return FailedAttempt("http", str(error))
             except openai.APIStatusError as error:
                 said = error_said(error).without(message.content for message in call.messages)
-                if error.status_code in (400, 422) and error_reply(str(said)) is None:
-                    adapted = dialect.adapted(said, body)
+                if error.status_code in (400, 422):
+                    known = error_reply(str(said))
+                    if known is not None and known.failure == "context_too_long" and room:
+                        room = 0  # a long prompt may leave no room to think, and can be answered all the same
+                        continue
+                    adapted = dialect.adapted(said, body) if known is None else None
                     if adapted is not None:
                         dialect = adapted
                         continue  # each change makes the body another one, and there are only so many
@@ -218,6 +228,8 @@ class EndpointEngine:
                 return FailedAttempt("timeout", f"no answer within {self.timeout_s:g} s")
             except openai.APIConnectionError as error:
                 return FailedAttempt("http", f"connection failed: {error.__cause__ or error!r}")
+            if dialect.room is None and reply.usage.reasoning_tokens:
+                dialect = replace(dialect, room=min(ROOM_TO_THINK, (self.context_window or 10**9) // 4))
             if dialect not in (lane.dialect, asked_as):  # else another call has learnt something meanwhile
                 lane.dialect = dialect
                 self._learnt(lane.url, dialect)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import openai
@@ -47,11 +48,11 @@ OTHER_ROOM = {"truncated": 8192, "context_too_long": 256}
 """Tokens for a judge that thinks at length, and for one with a small window."""
 
 
-async def check_endpoint(engine: EndpointEngine, *, attempts: int = 3) -> None:
+async def check_endpoint(engine: EndpointEngine, *, attempts: int = 3, unlisted: bool = False) -> None:
     """Check that the endpoints are there, take the key and know the model; take their context window.
 
     A run that would fail on every call fails here, in a second. Raises UserError with the way out. Where one of several
-    endpoints is not there, the others begin.
+    endpoints is not there, the others begin. `unlisted` models are not looked for in the endpoint's list.
     """
     model, endpoints = engine.model, engine.endpoints
     found = await asyncio.gather(
@@ -65,13 +66,14 @@ async def check_endpoint(engine: EndpointEngine, *, attempts: int = 3) -> None:
         elif isinstance(models, BaseException):
             raise models
         else:
-            windows.append(_window(endpoint.url, model, models))
+            windows.append(_window(endpoint.url, model, models, unlisted=unlisted))
     engine.context_window = min((window for window in windows if window is not None), default=None)
 
 
-async def single_model(base_url: str, api_key: str) -> str:
+async def single_model(base_url: str, api_key: str, headers: Mapping[str, str] | None = None) -> str:
     """The model to use when none was named: the only one an endpoint serves."""
-    async with openai.AsyncOpenAI(base_url=base_url, api_key=api_key, max_retries=0) as client:
+    asks = openai.AsyncOpenAI(base_url=base_url, api_key=api_key, max_retries=0, default_headers=headers)
+    async with asks as client:
         names = sorted(await _models(client, base_url, "", attempts=2))
     if len(names) != 1:
         raise UserError("--judge.model is not given", f"{base_url} knows: {', '.join(names) or 'none'}")
@@ -110,11 +112,14 @@ def _entries(url: str, text: str) -> dict[str, Any]:
     return {str(entry.get("id")): entry for entry in listed if isinstance(entry, dict)}
 
 
-def _window(url: str, model: str, models: dict[str, Any]) -> int | None:
-    if models and model not in models:
+def _window(url: str, model: str, models: dict[str, Any], *, unlisted: bool) -> int | None:
+    if models and model not in models and not unlisted:
         names = sorted(models)
         listed = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
-        raise UserError(f"{url} does not know the model '{model}'", f"it knows: {listed}")
+        raise UserError(
+            f"{url} does not know the model '{model}'",
+            f"it knows: {listed}; an alias or a router that it does not list: --judge.unlisted-model",
+        )
     window = inside(models, model, "max_model_len")
     return window if isinstance(window, int) and window > 0 else None
 

@@ -45,7 +45,7 @@ async def open_mail(judge: JudgeConfig, store: CallStore) -> Mail:
         print(f"{path}: {given_up} calls are not waited for any more", file=sys.stderr)
     if judge.model is None or not (judge.batch_in or judge.batch_out):
         return mail
-    identity = identity_of(judge.model, judge.extra_body)
+    identity = identity_of(judge.model, judge.body)
     mail.book.adopt(identity)
     if judge.batch_in:
         answers = take_in(judge.batch_in, mail.book)
@@ -62,7 +62,7 @@ async def open_mail(judge: JudgeConfig, store: CallStore) -> Mail:
         mail.book,
         judge.batch_out,
         dialect=await _dialect(judge, store, identity),
-        extra_body=judge.extra_body,
+        extra_body=judge.body,
         limits=FileLimits(judge.batch_rows, int(judge.batch_megabytes * 1_000_000)),
     )
     return mail

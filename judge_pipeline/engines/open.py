@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, field_validator
+from pydantic import BeforeValidator, field_validator, model_validator
 
 from judge_pipeline.calls.store import CallStore
 from judge_pipeline.common.config import Config, check_url, free, json_values, setting
@@ -17,6 +19,14 @@ from judge_pipeline.engines.vllm_in_process import require_vllm, vllm_installed
 if TYPE_CHECKING:  # slow to import, and not every run asks an endpoint
     from judge_pipeline.engines.endpoint import EndpointEngine
 
+ROOM_BY_EFFORT: dict[str, int | None] = {
+    "minimal": 2048,
+    "low": 4096,
+    "medium": 8192,
+    "high": 16384,
+    "xhigh": 32768,
+}
+"""Tokens for thinking, beyond a reply's limit."""
 FIELDS = "fields:"
 """Notes of a store that begin so tell which fields a judge takes, as `Dialect.written`."""
 Renamed = Literal["temperature", "max_tokens", "top_p", "seed", "logprobs", "top_logprobs"]
@@ -44,6 +54,24 @@ class JudgeConfig(Config):
     )
     extra_body: Annotated[dict[str, Any], BeforeValidator(json_values)] = setting(
         {}, "more fields for each request, as JSON values, e.g. reasoning_effort=low"
+    )
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = setting(
+        None, "how hard a reasoning judge thinks, for endpoints that know `reasoning_effort`"
+    )
+    thinking_budget: int | None = setting(
+        None,
+        "tokens a reasoning judge may think, beyond --max-tokens, which is for the reply; default: by the effort, or 8192 once it is seen to think",
+        ge=0,
+    )
+    thinking_field: str | None = setting(
+        None,
+        "request field that tells the endpoint the budget: thinking_token_budget (vLLM), thinking_budget, reasoning.max_tokens, thinking.budget_tokens",
+    )
+    extra_headers: dict[str, str] = free(
+        {}, "more headers for each request, e.g. X-Team=judges; a value $NAME is read from the environment"
+    )
+    unlisted_model: bool = free(
+        False, "use --judge.model though the endpoint does not list it: an alias, a router"
     )
     max_concurrency: int = free(
         256, "most calls in flight to one endpoint; below it the number finds itself", ge=1
@@ -80,13 +108,47 @@ class JudgeConfig(Config):
     batch_rows: int = free(50_000, "most calls in one batch file; more go into further files", ge=1)
     batch_megabytes: float = free(200.0, "most megabytes of one batch file", gt=0)
 
+    @property
+    def body(self) -> dict[str, Any]:
+        """Fields of every request beside those of the call."""
+        body = copy.deepcopy(self.extra_body)
+        if self.reasoning_effort is not None:
+            body["reasoning_effort"] = self.reasoning_effort
+        if self.thinking_field is not None and self.thinking_budget is not None:
+            *outer, last = self.thinking_field.split(".")
+            inner = body
+            for name in outer:
+                inner = inner.setdefault(name, {})
+            inner[last] = self.thinking_budget
+        return body
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """`extra_headers` with the values of the variables they name. Raises UserError for one that is not set."""
+        headers = {}
+        for name, value in self.extra_headers.items():
+            variable = value.removeprefix("$")
+            if value.startswith("$") and variable not in os.environ:
+                raise UserError(f"--judge.extra-headers: {name} is to be read from {value}, which is not set")
+            headers[name] = os.environ[variable] if value.startswith("$") else value
+        return headers
+
     def dialect(self, known: Dialect | None = None) -> Dialect:
         """How requests are put: as the settings say, on top of what is known already."""
         known = known or Dialect("off" if self.structured == "off" else "strict")
         schema = "loose" if "strict" in self.drop and known.schema == "strict" else known.schema
         dropped = known.dropped | set(self.drop) - {"strict"}
         renamed: dict[str, str] = {**known.renamed, **{str(old): new for old, new in self.rename.items()}}
-        return Dialect(schema, renamed, dropped)
+        room = ROOM_BY_EFFORT.get(self.reasoning_effort or "", known.room)
+        return Dialect(
+            schema, renamed, dropped, room if self.thinking_budget is None else self.thinking_budget
+        )
+
+    @model_validator(mode="after")
+    def _budget_to_send(self) -> JudgeConfig:
+        if self.thinking_field is not None and self.thinking_budget is None:
+            raise ValueError("thinking_field sends a budget, and thinking_budget names none")
+        return self
 
     @field_validator("base_url")
     @classmethod
@@ -136,13 +198,14 @@ async def _endpoint(config: JudgeConfig, store: CallStore | None) -> EndpointEng
     key = api_key(config.api_key_env)
     engine = EndpointEngine(
         config.base_url,
-        config.model or await single_model(config.base_url[0], key),
+        config.model or await single_model(config.base_url[0], key, config.headers),
         key,
         max_concurrency=config.max_concurrency,
         timeout_s=config.timeout,
         policy=RetryPolicy(config.retries, config.backoff),
         patience_s=60 * config.patience,
-        extra_body=config.extra_body,
+        extra_body=config.body,
+        headers=config.headers,
         dialect=config.dialect(),
         learnt=lambda url, dialect: (
             store.set_note(fields_note(engine, url), dialect.written) if store else None
@@ -152,7 +215,7 @@ async def _endpoint(config: JudgeConfig, store: CallStore | None) -> EndpointEng
         if store and (noted := store.note(fields_note(engine, lane.url))):
             lane.dialect = config.dialect(Dialect.read(noted))
     try:
-        await check_endpoint(engine)
+        await check_endpoint(engine, unlisted=config.unlisted_model)
         if config.structured == "auto":
             note = f"schema:{engine.identity}"
             known = store.note(note) if store else None
@@ -161,6 +224,8 @@ async def _endpoint(config: JudgeConfig, store: CallStore | None) -> EndpointEng
                 store.set_note(note, "yes" if able else "no")
             if not able:
                 engine.without_schema()
+        if engine.context_window is not None:  # what is left for a prompt and its reply
+            engine.context_window -= max(lane.dialect.room or 0 for lane in engine.endpoints)
     except BaseException:
         await engine.close()
         raise
@@ -168,9 +233,9 @@ async def _endpoint(config: JudgeConfig, store: CallStore | None) -> EndpointEng
 
 
 def _local(config: JudgeConfig) -> Engine:
-    if config.extra_body:
+    if config.body or config.thinking_budget is not None:
         raise UserError(
-            "--judge.extra-body adds to requests, and a judge in this process gets none",
+            "--judge.extra-body, --judge.reasoning-effort and --judge.thinking-budget are for requests, and a judge in this process gets none",
             "name an endpoint with --judge.base-url, or leave it out",
         )
     name = config.model or "smollm2"

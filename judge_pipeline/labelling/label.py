@@ -119,7 +119,7 @@ def fingerprint(config: LabelConfig, identity: str) -> str:
 def identity_note(config: LabelConfig) -> str:
     """Where the store remembers what the judge of these settings turned out to be."""
     judge = config.judge
-    return f"identity:{judge.engine}:{judge.backend}:{judge.model}:{json.dumps(judge.extra_body, sort_keys=True)}"
+    return f"identity:{judge.engine}:{judge.backend}:{judge.model}:{json.dumps(judge.body, sort_keys=True)}"
 
 
 def _dry_run(config: LabelConfig) -> int:

@@ -148,6 +148,7 @@ def _tokens(usage: CallUsage) -> dict[str, int]:
         "input": usage.input_tokens,
         "output": usage.output_tokens,
         "cached_input": usage.cached_input_tokens,
+        "reasoning": usage.reasoning_tokens,
     }
 
 
@@ -169,7 +170,8 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
         + (f", {summary['pending']} wait for batch answers" if summary["pending"] else ""),
         f"calls: {calls['made']} made, {calls['from_store']} from the store, {calls['shared']} shared "
         f"({store['calls']} in the store)",
-        f"tokens: {tokens['input']:,} in ({tokens['cached_input']:,} cached), {tokens['output']:,} out",
+        f"tokens: {tokens['input']:,} in ({tokens['cached_input']:,} cached), {tokens['output']:,} out"
+        + (f" ({tokens['reasoning']:,} to think)" if tokens["reasoning"] else ""),
     ]
     if summary["cost"] is not None:
         lines.append(f"cost: {summary['cost']['total']:.4f}")

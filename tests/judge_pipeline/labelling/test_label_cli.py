@@ -80,6 +80,7 @@ def test_a_run_writes_all_it_promises_and_a_second_one_asks_nothing(server, prom
         "input": 100 * found["calls"]["made"],
         "output": 10 * found["calls"]["made"],
         "cached_input": 40 * found["calls"]["made"],
+        "reasoning": 0,
     }
     assert found["cost"] is None
     shown = capsys.readouterr()
