@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from judge_pipeline.common.bundled_models import resolve_model
+from judge_pipeline.common.control_tokens import without_control_tokens
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.record_files import read_json
 
@@ -73,7 +74,13 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto", role: str =
 
 
 def chat_ids(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
-    """Ids of a conversation that waits for an answer, with the model's own chat template."""
+    """Ids of a conversation that waits for an answer, with the model's own chat template.
+
+    What the messages say stays text: control tokens are the template's alone.
+    """
+    messages = [
+        {**message, "content": without_control_tokens(tokenizer, message["content"])} for message in messages
+    ]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
