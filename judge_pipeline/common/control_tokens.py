@@ -8,7 +8,7 @@ it was given whole and that its chat template uses.
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 BREAKS = ("\u200b", " ")
@@ -25,6 +25,10 @@ def _spellings(tokenizer: Any) -> re.Pattern[str] | None:
     return re.compile("|".join(map(re.escape, longest_first))) if tokens else None
 
 
+def _broken(space: str, found: re.Match[str]) -> str:
+    return found[0][0] + space + found[0][1:]
+
+
 def without_control_tokens(tokenizer: Any, text: str) -> str:
     """The text with the spellings of control tokens broken; everything else is unchanged."""
     spellings = _spellings(tokenizer)
@@ -35,7 +39,7 @@ def without_control_tokens(tokenizer: Any, text: str) -> str:
     }
     broken = text
     for space in BREAKS:
-        broken = spellings.sub(lambda found, space=space: found[0][0] + space + found[0][1:], text)
+        broken = spellings.sub(partial(_broken, space), text)
         if control.isdisjoint(tokenizer(broken, add_special_tokens=False)["input_ids"]):
             break
     return broken
