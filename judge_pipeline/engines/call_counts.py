@@ -18,6 +18,8 @@ from judge_pipeline.engines.run_calls import Prices
 
 WORDS_TOKENS = 60
 """Tokens assumed for an analysis, or another text that a schema leaves open."""
+SHOWN = 15_000
+"""Characters shown of the beginning and of the end of a message."""
 TEMPLATE_TOKENS = 4
 """That a chat template adds to a message."""
 
@@ -123,8 +125,14 @@ def example_lines(examples: Mapping[str, Call]) -> list[str]:
     for template, call in sorted(examples.items()):
         lines += [f"──── {template}", ""]
         for message in call.messages:
-            lines += [f"[{message.role}]", message.content, ""]
+            lines += [f"[{message.role}]", shortened(message.content), ""]
     return lines
+
+
+def shortened(text: str) -> str:
+    """A text as a terminal bears it: what is longer than twice `SHOWN` loses its middle."""
+    left_out = len(text) - 2 * SHOWN
+    return text if left_out <= 0 else f"{text[:SHOWN]}\n[… {left_out:,} characters …]\n{text[-SHOWN:]}"
 
 
 def amount_lines(amounts: Mapping[str, Amount]) -> list[str]:

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from judge_pipeline.common.config import Config, free
 from judge_pipeline.common.errors import UserError
+from judge_pipeline.engines.open import JudgeConfig
 from judge_pipeline.engines.run_calls import MOST_TOKENS, Budget, Prices
+
+PARTIAL = 3
+"""Exit code when some answers lack a score."""
+PENDING = 4
+"""Exit code when calls are in batch files whose answers are awaited."""
 
 
 class Limits(Config):
     """Prices, limits and the dry run."""
 
     dry_run: bool = free(False, "show prompts, calls, tokens and money expected; ask nothing")
+    calibrate: int | None = free(
+        None,
+        "with --dry-run: ask about so many prompts, small and large ones, and forecast from what they took",
+        ge=1,
+    )
     price_input: float | None = free(None, "money per million input tokens", ge=0)
     price_output: float | None = free(
         None, "money per million output tokens, those of thinking included", ge=0
@@ -33,7 +44,15 @@ class Limits(Config):
         prices = Prices(self.price_input, self.price_output, self.price_cached_input)
         return Budget(self.max_calls, self.max_cost, prices)
 
-    def check_limits(self) -> None:
-        """Refuse a limit that cannot be kept. Raises UserError."""
+    def check_limits(self, judge: JudgeConfig) -> None:
+        """Refuse what cannot be kept or answered. Raises UserError."""
         if self.max_cost is not None and self.price_input is None and self.price_output is None:
             raise UserError("--max-cost needs prices", "give --price-input and --price-output")
+        if self.calibrate is not None and not self.dry_run:
+            raise UserError("--calibrate forecasts what a run will cost", "give --dry-run as well")
+        if self.calibrate is not None and judge.batch_out is not None:
+            raise UserError("--calibrate asks a judge at once", "name an endpoint or a local judge for it")
+        if judge.engine == "endpoint" and not judge.base_url:
+            raise UserError("--judge.engine endpoint needs --judge.base-url")
+        if (judge.batch_out or judge.batch_in) and not judge.model:
+            raise UserError("batch files need --judge.model", "name the model the batch is for")

@@ -1,8 +1,8 @@
 """Runs calls: from the store if they are there, once if several want them, through the engine otherwise.
 
 A reply is in the store before anyone sees it. Limits on calls and cost hold further calls back without losing any;
-a run that is told to stop lets the calls in flight finish. Labelling asks as its plans go on (`CallRunner`); judge
-baselines and benchmarks know all their calls from the start (`run_calls`).
+a run that is told to stop lets the calls in flight finish. Labelling asks as its plans go on; what judge baselines and
+benchmarks ask is known from the start (`ask_all`).
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from typing import Any, TypeVar
 
 from judge_pipeline.calls.batch_book import BatchBook
 from judge_pipeline.calls.call import Call, CallUsage, Reply
-from judge_pipeline.calls.store import LASTING_FAILURES, CallStore, Finished, Stored
+from judge_pipeline.calls.store import LASTING_FAILURES, Finished, Stored
 from judge_pipeline.calls.writer import StoreWriter
-from judge_pipeline.common.progress import Progress
 from judge_pipeline.engines.base import DEFAULT_ROUTING, EndOfCalls, Engine, Routing, StopCalls
 
 T = TypeVar("T")
@@ -252,32 +251,3 @@ async def together(tasks: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
         for task in running:
             task.cancel()
         raise
-
-
-async def run_calls(
-    engine: Engine, store: CallStore, calls: Sequence[Call], desc: str = "judge"
-) -> list[Reply]:
-    """Replies in the order of `calls`; equal calls are asked once, finished ones not at all.
-
-    Calls go out in their order in the list, so put those with a common beginning together. Raises UserError when the
-    engine says that no call can succeed any more; what was answered by then is stored.
-    """
-    runner = CallRunner(engine, StoreWriter(store))
-    unique = {call.key(engine.identity): call for call in calls}
-    replies: dict[str, Reply] = {}
-    with Progress(len(unique), desc, "calls") as progress:
-
-        async def run(position: int, key: str) -> None:
-            routing = Routing(priority=(position,), affinity=unique[key].template)
-            replies[key] = (await runner.reply(unique[key], routing)).reply
-            progress.update(failed=sum(reply.failure is not None for reply in replies.values()))
-
-        try:
-            await together([run(position, key) for position, key in enumerate(unique)])
-        except BaseException:
-            runner.cancel()
-            raise
-        finally:
-            await runner.finish()
-            await runner.writer.close()
-    return [replies[call.key(engine.identity)] for call in calls]

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from pydantic import Field
 
-from judge_pipeline.common.config import POSITIONAL, Config
+from judge_pipeline.common.config import POSITIONAL
 from judge_pipeline.common.run_dir import EXISTING_HELP, Existing
+from judge_pipeline.engines.limits import Limits
 from judge_pipeline.engines.open import JudgeConfig
 
 
-class EvaluateConfig(Config):
+class EvaluateConfig(Limits):
     """Settings of `judge-pipeline evaluate`."""
 
     scored: Path = Field(
@@ -42,6 +43,10 @@ class EvaluateConfig(Config):
         False, description="ask --judge directly which answer of each decided pair is better, in both orders"
     )
     holistic: bool = Field(False, description="ask --judge for one score of each answer, in one call")
+    also_ask: list[str] = Field(
+        [],
+        description="further models at the judge's endpoints that are asked the same, beside it in the tables",
+    )
     judge: JudgeConfig = Field(default_factory=lambda: JudgeConfig.model_validate({}))
     bootstrap: int = Field(1000, ge=10, description="resamples of the documents for the 95% intervals")
     seed: int = Field(0, description="of the resamples and of the random baseline")

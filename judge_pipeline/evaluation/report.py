@@ -99,19 +99,23 @@ def _rater_lines(raters: dict[str, Any]) -> list[str]:
 
 def _judge_lines(summary: dict[str, Any]) -> list[str]:
     lines = []
-    if pairwise := summary.get("pairwise"):
-        first = pairwise["first_place"]
-        lines.append(
-            f"pairwise judge: {pairwise['judged']} of {pairwise['pairs']} pairs judged, {pairwise['failed']} failed; "
-            f"{pairwise['inconsistent']} turned round with the order, {pairwise['undecided']} undecided in all"
-            + ("" if first is None else f"; the first place won {first:.0%}")
-        )
-    if holistic := summary.get("holistic"):
-        reasons = ", ".join(f"{count} {reason}" for reason, count in holistic["reasons"].items())
-        lines.append(
-            f"holistic judge: {holistic['answers']} answers, {holistic['failed']} without a score"
-            + (f" ({reasons})" if reasons else "")
-        )
+    for name, found in summary.items():
+        kind, _, judge = name.partition(" ")
+        if kind == "pairwise":
+            first = found["first_place"]
+            lines.append(
+                f"pairwise judge{judge and ' ' + judge}: {found['judged']} of {found['pairs']} pairs judged, {found['failed']} failed; "
+                f"{found['inconsistent']} turned round with the order, {found['undecided']} undecided in all"
+                + ("" if first is None else f"; the first place won {first:.0%}")
+            )
+        elif kind == "holistic":
+            reasons = ", ".join(f"{count} {reason}" for reason, count in found["reasons"].items())
+            lines.append(
+                f"holistic judge{judge and ' ' + judge}: {found['answers']} answers, {found['failed']} without a score"
+                + (f" ({reasons})" if reasons else "")
+            )
+    if "cost" in summary:
+        lines.append(f"cost of this run: {summary['cost']:.4f}")
     return lines
 
 

@@ -17,13 +17,16 @@ from typing import Any
 import numpy as np
 import yaml
 
+from judge_pipeline.calls.store import STORE_FILES, holds_calls
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.record_files import write_text
 from judge_pipeline.common.run_dir import prepare_run
+from judge_pipeline.common.run_lock import locked
 from judge_pipeline.common.weighting import resolve_weighting, weighted_reward
+from judge_pipeline.engines.limits import PENDING
+from judge_pipeline.evaluation.asking import Baselines, ask_baselines, check_asking, dry_run
 from judge_pipeline.evaluation.evaluate_config import EvaluateConfig
 from judge_pipeline.evaluation.inputs import ScoredAnswers, read_scored
-from judge_pipeline.evaluation.judges import ask_baselines
 from judge_pipeline.evaluation.report import evaluation_page, terminal_report
 from judge_pipeline.evaluation.several import Columns, between_judges, read_judges
 from judge_pipeline.statistics import render
@@ -164,7 +167,8 @@ def reweigh(scored: ScoredAnswers, weights: dict[str, float]) -> None:
 
 
 def run_evaluation(config: EvaluateConfig) -> int:
-    """Evaluate and write the files."""
+    """Evaluate and write the files. Exit code 0; 3 when a limit left calls out, 4 when batch files are awaited."""
+    check_asking(config)
     scored = read_scored(config.scored, config.prompts)
     if config.weights:
         reweigh(scored, config.weights)
@@ -174,30 +178,44 @@ def run_evaluation(config: EvaluateConfig) -> int:
         raise UserError(
             f"--judges names a judge '{config.name}', as SCORED is called", "call it otherwise: --name"
         )
-    files = [path for path in (config.scored, *config.prompts, *config.judges.values()) if path.is_file()]
-    prepare_run(config.output, config, "judge-pipeline evaluate", config.existing, files)
-    embed = None if config.embedding_model == "none" else minilm_embed(config.embedding_model)
+    asks = config.pairwise_judge or config.holistic
+    pairs = judged_by_people(scored.table).pairs if config.pairwise_judge else None
+    if config.dry_run and config.calibrate is None:
+        dry_run(config, scored.table, pairs)
+        return 0
+    with locked(config.output):
+        files = [path for path in (config.scored, *config.prompts, *config.judges.values()) if path.is_file()]
+        idle = () if holds_calls(config.output / "calls.sqlite") else STORE_FILES
+        prepare_run(config.output, config, "judge-pipeline evaluate", config.existing, files, idle=idle)
+        if config.dry_run:
+            dry_run(config, scored.table, pairs)
+            return 0
+        asked = ask_baselines(config, scored.table, pairs) if asks else Baselines()
+        if asked.exit_code == PENDING:
+            return PENDING
+        scored.notes += asked.notes
+        _evaluate(config, scored, judges, asked)
+    return asked.exit_code
+
+
+def _evaluate(
+    config: EvaluateConfig, scored: ScoredAnswers, judges: Mapping[str, Columns], asked: Baselines
+) -> None:
+    """Compute, write, print."""
     more: list[Predictor] = []
     if config.short_rm is not None:
         from judge_pipeline.evaluation.short_context_rm import ShortContextRM
 
         scores = ShortContextRM(config.short_rm).score_table(scored.table)
         more.append(Predictor("short-context RM", "baseline", any_target=scores))
-    asked: dict[str, Any] = {}
-    if config.pairwise_judge or config.holistic:
-        if config.judge.batch_out or config.judge.batch_in:
-            raise UserError("batch files serve `label` only", "name an endpoint or a local judge")
-        pairs = judged_by_people(scored.table).pairs if config.pairwise_judge else None
-        store = config.output / "calls.sqlite"
-        predictors, asked = ask_baselines(config.judge, store, scored.table, pairs, config.holistic)
-        more += predictors
+    more += asked.predictors
+    embed = None if config.embedding_model == "none" else minilm_embed(config.embedding_model)
     baselines = all_baselines(scored.table, embed, config.seed)
     found = evaluate_human(scored, config.name, more, baselines, judges, config.bootstrap, config.seed)
-    found["judge_baselines"] = asked
+    found["judge_baselines"] = asked.summary
     write_evaluation(config.output, found, config.name if scored.columns else "baselines")
     print(terminal_report(found))
     print(f"\nwritten: {config.output / 'agreement.json'}, agreement.md and report.html beside it")
-    return 0
 
 
 def write_evaluation(output: Path, found: dict[str, Any], name: str) -> None:

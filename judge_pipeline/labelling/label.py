@@ -31,16 +31,18 @@ from judge_pipeline.dimensions.registry import build_dimensions
 from judge_pipeline.documents.indexed import DocumentIndexer
 from judge_pipeline.engines.base import Engine
 from judge_pipeline.engines.batch_file import BATCH_FAILURES, BatchFileEngine
+from judge_pipeline.engines.calibration import MeasuringRunner, Sampled, spread_out
 from judge_pipeline.engines.call_counts import Amounts
+from judge_pipeline.engines.limits import PARTIAL, PENDING
 from judge_pipeline.engines.mail import mail_lines, open_mail
 from judge_pipeline.engines.open import known_fields, open_engine
 from judge_pipeline.engines.run_calls import Budget, CallRunner
-from judge_pipeline.labelling.calibration import MeasuringRunner, Sampled, label_sample, spread_out
 from judge_pipeline.labelling.dry_run import calibrated_text, forecast_text
 from judge_pipeline.labelling.fingerprint import judge_fingerprint, judged_hashes
 from judge_pipeline.labelling.forecast import Forecast
 from judge_pipeline.labelling.label_config import LabelConfig
 from judge_pipeline.labelling.label_file import LabelFile
+from judge_pipeline.labelling.label_sample import label_sample
 from judge_pipeline.labelling.overflow import check_overflow
 from judge_pipeline.labelling.planning import PromptPlanner
 from judge_pipeline.labelling.scheduler import Scheduler
@@ -51,10 +53,6 @@ from judge_pipeline.labelling.workers import Workers
 Runner = TypeVar("Runner", bound=CallRunner)
 Answers = dict[str, dict[str, str]]
 """Prompt id → answer id → hash of what is judged."""
-PARTIAL = 3
-"""Exit code when some answers lack a score."""
-PENDING = 4
-"""Exit code when calls are in batch files whose answers are awaited."""
 
 
 def run_label(config: LabelConfig) -> int:

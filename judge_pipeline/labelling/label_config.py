@@ -8,7 +8,6 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator
 
 from judge_pipeline.common.config import free, setting
-from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.run_dir import EXISTING_HELP, Existing
 from judge_pipeline.common.weighting import Missing
 from judge_pipeline.dimensions.options import JudgeOptions
@@ -45,11 +44,6 @@ class LabelConfig(JudgeOptions, Limits):
     overflow: Literal["error", "skip"] = free(
         "error", "calls that do not fit the judge's window: refuse to start, or leave those dimensions out"
     )
-    calibrate: int | None = free(
-        None,
-        "with --dry-run: label so many prompts, spread over small and large ones, and forecast from what they took",
-        ge=1,
-    )
     shard: str | None = setting(
         None,
         "label one part of the prompts, e.g. 3/8 for the third of eight; `judge-pipeline merge` joins them",
@@ -75,12 +69,4 @@ class LabelConfig(JudgeOptions, Limits):
 
     def check(self) -> None:
         """Refuse settings that contradict each other. Raises UserError."""
-        self.check_limits()
-        if self.calibrate is not None and not self.dry_run:
-            raise UserError("--calibrate forecasts what a run will cost", "give --dry-run as well")
-        if self.calibrate is not None and self.judge.batch_out is not None:
-            raise UserError("--calibrate asks a judge at once", "name an endpoint or a local judge for it")
-        if self.judge.engine == "endpoint" and not self.judge.base_url:
-            raise UserError("--judge.engine endpoint needs --judge.base-url")
-        if (self.judge.batch_out or self.judge.batch_in) and not self.judge.model:
-            raise UserError("batch files need --judge.model", "name the model the batch is for")
+        self.check_limits(self.judge)

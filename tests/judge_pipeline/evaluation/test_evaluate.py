@@ -249,7 +249,7 @@ def test_judge_baselines_stand_in_the_table(tmp_path, monkeypatch, capsys):
     async def opened(config, store=None, **more):
         return RuleEngine(worth, asked)
 
-    monkeypatch.setattr("judge_pipeline.evaluation.judges.open_engine", opened)
+    monkeypatch.setattr("judge_pipeline.engines.ask_all.open_engine", opened)
     words = [tmp_path / "people.jsonl", "--output", tmp_path / "out", "--bootstrap", "20"]
     words += ["--pairwise-judge", "--holistic"]
     assert run(*words) == 0

@@ -9,9 +9,12 @@ import pytest
 
 from judge_pipeline.calls.call import Call, Reply, key_of
 from judge_pipeline.calls.store import CallStore
+from judge_pipeline.calls.writer import StoreWriter
 from judge_pipeline.common.records import Prompt, Response
+from judge_pipeline.engines import ask_all
+from judge_pipeline.engines.ask_all import run_calls
 from judge_pipeline.engines.base import DEFAULT_ROUTING, Routing
-from judge_pipeline.engines.run_calls import run_calls
+from judge_pipeline.engines.run_calls import CallRunner
 from judge_pipeline.evaluation.judges import (
     PairVote,
     holistic_call,
@@ -192,11 +195,41 @@ class Counting:
 
 
 def test_equal_calls_are_asked_once_and_a_second_run_asks_nothing(tmp_path):
-    calls = [holistic_call(PROMPT, 0), holistic_call(PROMPT, 1), holistic_call(PROMPT, 0)]
-    engine = Counting()
-    store = CallStore(tmp_path / "calls.sqlite")
-    assert [parse_rating(reply)[0] for reply in asyncio.run(run_calls(engine, store, calls))] == [5.0] * 3
+    calls = [("p", holistic_call(PROMPT, place)) for place in (0, 1, 0)]
+
+    async def ask(engine):
+        writer = StoreWriter(CallStore(tmp_path / "calls.sqlite"))
+        try:
+            return await run_calls(CallRunner(engine, writer), iter(calls), len(calls))
+        finally:
+            await writer.close()
+            writer.store.close()
+
+    engine, again = Counting(), Counting()
+    assert [parse_rating(reply)[0] for reply in asyncio.run(ask(engine))] == [5.0] * 3
     assert len(engine.asked) == 2
-    again = Counting()
-    assert len(asyncio.run(run_calls(again, store, calls))) == 3
+    assert len(asyncio.run(ask(again))) == 3
     assert again.asked == []
+
+
+def test_calls_are_begun_as_others_end_and_not_all_made_up_beforehand(tmp_path, monkeypatch):
+    """Each may hold a whole document."""
+    monkeypatch.setattr(ask_all, "UNDER_WAY", 4)
+    engine, begun = Counting(), []
+
+    def calls():
+        for number in range(30):
+            begun.append(number - len(engine.asked))
+            prompt = PROMPT.model_copy(update={"query": f"Question {number}?"})
+            yield "p", holistic_call(prompt, 0)
+
+    async def ask():
+        writer = StoreWriter(CallStore(tmp_path / "calls.sqlite"))
+        try:
+            return await run_calls(CallRunner(engine, writer), calls(), 30)
+        finally:
+            await writer.close()
+            writer.store.close()
+
+    assert len(asyncio.run(ask())) == 30
+    assert max(begun) <= 5

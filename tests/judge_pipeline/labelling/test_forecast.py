@@ -12,9 +12,9 @@ import pytest
 from judge_servers import JudgeServer, completion, sane_value, write_prompts
 
 from judge_pipeline.cli import main
+from judge_pipeline.engines.calibration import Sampled, corrected, may_be_off, spread_out
 from judge_pipeline.engines.call_counts import Amount
 from judge_pipeline.engines.endpoint_checks import PROBE
-from judge_pipeline.labelling.calibration import Sampled, corrected, may_be_off, spread_out
 
 
 class ThinkingJudge:

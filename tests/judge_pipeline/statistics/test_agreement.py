@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-from sklearn.metrics import mean_absolute_error
+from sklearn.metrics import cohen_kappa_score, mean_absolute_error
 
 from judge_pipeline.common.records import Label, Preference, Prompt, Response
 from judge_pipeline.statistics.agreement import (
@@ -140,6 +140,10 @@ def test_quadratic_kappa_is_one_minus_observed_over_expected_squared_distance(ro
         assert found is None
     else:
         assert found == pytest.approx(1 - np.mean((target - predicted) ** 2) / expected)
+        theirs = cohen_kappa_score(
+            target.astype(int), predicted.astype(int), weights="quadratic", labels=range(11)
+        )
+        assert found == pytest.approx(theirs)
 
 
 def test_alpha_is_krippendorffs_own_example():

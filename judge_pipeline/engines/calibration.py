@@ -1,4 +1,4 @@
-"""A forecast corrected by a few prompts that were labelled for real (`--dry-run --calibrate N`).
+"""A forecast corrected by a few prompts that were asked about for real (`--dry-run --calibrate N`).
 
 By template, what the sample asked and wrote over what the forecast of the same prompts had foreseen is the factor for
 the whole: how many statements and key points this judge finds, how much it thinks and writes, how its tokenizer
@@ -10,25 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 from judge_pipeline.calls.call import Call
 from judge_pipeline.calls.store import Stored
 from judge_pipeline.common.errors import UserError
-from judge_pipeline.common.progress import Progress
-from judge_pipeline.common.records import Label, Prompt
-from judge_pipeline.common.weighting import Weighting
-from judge_pipeline.dimensions.base import Dimension
-from judge_pipeline.documents.indexed import DocumentIndexer
 from judge_pipeline.engines.base import DEFAULT_ROUTING, Routing
-from judge_pipeline.engines.call_counts import Amount, Amounts, total
-from judge_pipeline.engines.run_calls import CallRunner
-from judge_pipeline.labelling.planning import PromptPlanner
-from judge_pipeline.labelling.scheduler import Scheduler
-from judge_pipeline.labelling.summary import Tally
-from judge_pipeline.labelling.workers import Workers
+from judge_pipeline.engines.call_counts import Amount, Amounts, amount_lines, cost_line, total
+from judge_pipeline.engines.run_calls import CallRunner, Prices
 
 FEWEST = 5
 """Sampled prompts from which an error can be told."""
@@ -37,7 +27,7 @@ TWO_SIDED_95 = 1.96
 
 @dataclass(frozen=True)
 class Sampled:
-    """One prompt that was labelled: what it asked, what had been foreseen for it, how many answers it has."""
+    """One prompt that was asked about: what it asked, what had been foreseen for it, how many answers it has."""
 
     made: Mapping[str, Amount]
     foreseen: Mapping[str, Amount]
@@ -56,6 +46,15 @@ class MeasuringRunner(CallRunner):
         """What each prompt, by its id, asked."""
         self._measured: set[str] = set()
 
+    def of(self, prompts: Sequence[str]) -> list[Amounts]:
+        """What each of these prompts asked. Raises UserError when a limit ended it before that was all."""
+        if self.budget.stopped is not None:
+            raise UserError(
+                f"the calibration stopped: {self.budget.stopped}",
+                "what was asked is kept; raise the limit, or calibrate with fewer prompts",
+            )
+        return [self.made.get(prompt, {}) for prompt in prompts]
+
     async def reply(
         self, call: Call, routing: Routing = DEFAULT_ROUTING, again: Collection[str] = ()
     ) -> Stored:
@@ -67,42 +66,6 @@ class MeasuringRunner(CallRunner):
             mine = self.made.setdefault(routing.affinity, {})
             mine[call.template] = mine.get(call.template, Amount()) + Amount.made(stored.usage)
         return stored
-
-
-@dataclass
-class NoRows:
-    """Takes rows in and writes none: the calls behind them are in the store, where the labelling run finds them."""
-
-    tally: Tally
-    kept: frozenset[str] = frozenset()
-    next_position: int = 0
-
-    def put(self, position: int, rows: list[Label] | str) -> int:
-        """Count a prompt's answers."""
-        return len(rows)
-
-    def finish(self) -> None:
-        """There is nothing to finish."""
-
-
-async def label_sample(
-    prompts: Sequence[Prompt],
-    dimensions: Sequence[Dimension],
-    indexer: DocumentIndexer,
-    runner: MeasuringRunner,
-) -> list[Amounts]:
-    """What labelling some prompts asks and costs, each. Raises UserError when a limit ends it."""
-    names = [dimension.name for dimension in dimensions]
-    answers = sum(len(prompt.responses) for prompt in prompts)
-    with closing(Workers()) as workers, Progress(answers, "calibrating", "answers") as progress:
-        planner = PromptPlanner(dimensions, runner, Weighting(dict.fromkeys(names, 1.0)), workers)
-        await Scheduler(planner, indexer, NoRows(Tally(names)), progress=progress).run(iter(prompts))
-    if runner.budget.stopped is not None:
-        raise UserError(
-            f"the calibration stopped: {runner.budget.stopped}",
-            "what was asked is kept; raise the limit, or calibrate with fewer prompts",
-        )
-    return [runner.made.get(prompt.id, {}) for prompt in prompts]
 
 
 def spread_out(sizes: Mapping[str, float], count: int) -> list[str]:
@@ -159,6 +122,29 @@ def may_be_off(
 def total_made(sample: Sequence[Sampled]) -> Amounts:
     """What the sample asked."""
     return _sum([one.made for one in sample])
+
+
+def calibrated_lines(
+    foreseen: Mapping[str, Amount], answers: int, prompts: int, sample: Sequence[Sampled], prices: Prices
+) -> list[str]:
+    """The corrected forecast for people: by template, what it rests on, how far it may be off, the money."""
+    amounts = corrected(foreseen, answers, sample)
+
+    def worth(amount: Amount) -> float:
+        return prices.cost(amount.usage) or amount.input_tokens + amount.output_tokens
+
+    error = may_be_off(foreseen, answers, sample, prompts, worth)
+    spent = total(total_made(sample))
+    of = f"{len(sample)} prompts with {sum(one.answers for one in sample)} answers"
+    off = f"how far that may be off cannot be told from fewer than {FEWEST} prompts"
+    return [
+        *amount_lines(amounts),
+        f"for {answers:,} answers to {prompts:,} prompts",
+        f"measured on {of}: {spent.calls:,.0f} calls, {spent.input_tokens:,.0f} tokens in and "
+        f"{spent.output_tokens:,.0f} out, which the run itself will not ask again",
+        off if error is None else f"the sum may be off by {100 * error:.0f}% (95%)",
+        cost_line(amounts, prices, error),
+    ]
 
 
 def _ratio(part: float, whole: float) -> float:
