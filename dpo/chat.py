@@ -25,6 +25,9 @@ PROMPT_FORMAT = "{context}\n\n{query}"
 ChatMessages = list[dict[str, Any]]
 """Messages as chat templates take them: `role`, `content`, and `tool_calls`, `reasoning_content`, … where there are any."""
 
+ChatTemplate = str | dict[str, str]
+"""A tokenizer's template, or its named ones, of which `apply_chat_template` takes `tool_use` where there are tools."""
+
 MARK = "Stand7f3a91in"
 """A word of ordinary letters that no template changes; made longer where a text holds it."""
 _SAMPLE: ChatMessages = [{"role": "user", "content": "Some text.\n\nA question?"}]
@@ -51,9 +54,12 @@ def template_arguments(prompt: Prompt) -> dict[str, Any]:
     return {**tools, **(prompt.chat_template_kwargs or {})}
 
 
-def template_id(template: str | None) -> str | None:
+def template_id(template: ChatTemplate | None) -> str | None:
     """A short fingerprint of a chat template; None where an endpoint keeps its template to itself."""
-    return None if template is None else hashlib.sha256(template.strip().encode()).hexdigest()[:16]
+    if template is None:
+        return None
+    text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
+    return hashlib.sha256(text.strip().encode()).hexdigest()[:16]
 
 
 def _map_text(value: Any, change: Callable[[str], str]) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from dpo.chat import ChatMessages
+from dpo.chat import ChatMessages, ChatTemplate
 from dpo.sample.reasoning import split_reasoning
 from judge_pipeline.common.records import Prompt
 
@@ -78,7 +78,7 @@ class Sampler(Protocol):
     """An engine that answers requests."""
 
     name: str
-    template: str | None
+    template: ChatTemplate | None
     """The chat template in use; None where the engine does not tell (an endpoint)."""
     window: int | None
     """Most tokens a prompt and its answer may have together; None where unknown."""

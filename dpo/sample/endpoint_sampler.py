@@ -18,7 +18,7 @@ from typing import Any
 
 import openai
 
-from dpo.chat import ChatMessages
+from dpo.chat import ChatMessages, ChatTemplate
 from dpo.sample.base import Decoding, Draw, Failed, Finish, Request, to_draw
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.engines.chat_protocol import Dialect
@@ -45,7 +45,7 @@ class EndpointSampler:
     """See `Sampler`. The key comes from the environment variable named by `key_variable`."""
 
     name = "endpoint"
-    template: str | None = None
+    template: ChatTemplate | None = None
     window: int | None = None
 
     def __init__(

@@ -17,7 +17,7 @@ from transformers import (
     TopKLogitsWarper,
 )
 
-from dpo.chat import ChatEncoder, ChatMessages
+from dpo.chat import ChatEncoder, ChatMessages, ChatTemplate
 from dpo.sample.base import Decoding, Draw, Failed, Finish, Request, to_draw
 from dpo.sample.reasoning import opens_thinking
 from judge_pipeline.common.local_models import end_tokens, load_model, window_of
@@ -66,7 +66,7 @@ class TransformersSampler:
     def __init__(self, model: str, device: str = "auto", dtype: str = "auto") -> None:
         self.model, self.tokenizer = load_model(model, device, dtype)
         self.encoder = ChatEncoder(self.tokenizer)
-        self.template: str | None = self.tokenizer.chat_template
+        self.template: ChatTemplate | None = self.tokenizer.chat_template
         self.window = window_of(self.model.config)
         self.decoder = make_decoder(self.model)
         self.ends = end_tokens(self.model, self.tokenizer)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dpo.chat import ChatEncoder, ChatMessages
+from dpo.chat import ChatEncoder, ChatMessages, ChatTemplate
 from dpo.sample.base import Decoding, Draw, Failed, Finish, Request, to_draw
 from dpo.sample.reasoning import opens_thinking
 from judge_pipeline.common.bundled_models import resolve_model
@@ -34,7 +34,7 @@ class VllmSampler:
         base = adapter_base(path)
         self.tokenizer = load_tokenizer(path, model)
         self.encoder = ChatEncoder(self.tokenizer)
-        self.template: str | None = self.tokenizer.chat_template
+        self.template: ChatTemplate | None = self.tokenizer.chat_template
         self._sampling = vllm.SamplingParams
         arguments: dict[str, Any] = {"model": base or path, "dtype": dtype, "enable_prefix_caching": True}
         self._adapter: Any = None

@@ -16,7 +16,7 @@ from pathlib import Path
 from datasets import Dataset, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
 
-from dpo.chat import template_id
+from dpo.chat import ChatTemplate, template_id
 from dpo.pairs.records import Pair, read_pairs
 from dpo.train.rendering import PairIds, PairRenderer
 from dpo.train.train_config import TrainConfig
@@ -51,7 +51,7 @@ def load_pairs(path: Path) -> list[NumberedPair]:
 
 
 def check_template(
-    config: TrainConfig, pairs: Sequence[NumberedPair], template: str | None, path: Path
+    config: TrainConfig, pairs: Sequence[NumberedPair], template: ChatTemplate | None, path: Path
 ) -> None:
     """Raise DataError for answers sampled with another chat template than the model's; or warn, where allowed."""
     known = (None, template_id(template))
@@ -177,7 +177,9 @@ def make_check(
     return check
 
 
-def datasets_for(config: TrainConfig, template: str | None) -> tuple[list[NumberedPair], list[NumberedPair]]:
+def datasets_for(
+    config: TrainConfig, template: ChatTemplate | None
+) -> tuple[list[NumberedPair], list[NumberedPair]]:
     """(training, held-out) pairs, checked against the model's chat template; held out are files or documents."""
     pairs = load_pairs(config.pairs)
     check_template(config, pairs, template, config.pairs)

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 from transformers.utils import ModelOutput
 
 from reward_model.shared_prefix.exactness import check_supported
@@ -42,6 +43,8 @@ class PairOutput(ModelOutput):
     log_sum_sq_probs: torch.Tensor | None = None
     mean_logits: torch.Tensor | None = None
     is_top1: torch.Tensor | None = None
+    aux_loss: torch.Tensor | None = None
+    """`()`: how unevenly a mixture of experts was loaded, over all tokens as TRL counts them."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class PackedPairs:
     """`(2B, S-1)`, what TRL expects."""
     positions: torch.Tensor
     """`(C,)` int64: flat index into `shape` of each answer token, in the layout's order."""
+    tokens: torch.Tensor
+    """`(2B, S)` int64: where in the sequence each token of the batch lies; any place for padding."""
 
     def unpack(self, values_C: torch.Tensor) -> torch.Tensor:
         """Values of answer tokens → `(2B, S-1)`, zero elsewhere; keeps gradients."""
@@ -80,6 +85,8 @@ def pack_pairs(input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: to
     starts = (labels != -100).int().argmax(dim=1).tolist()
     rows = input_ids.tolist()
     prompts, positions = [], []
+    tokens = torch.zeros(input_ids.shape, dtype=torch.long)
+    used = 0
     for i in range(half):
         prompt = rows[i][: starts[i]]
         if prompt != rows[half + i][: starts[half + i]]:
@@ -90,10 +97,19 @@ def pack_pairs(input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: to
                 f"pair {i} of the batch: the prompt or an answer has no tokens; was it truncated?"
             )
         prompts.append((prompt, answers))
+        place = used + len(prompt)
+        for j, answer in zip((i, half + i), answers, strict=True):
+            tokens[j, : len(prompt)] = torch.arange(used, used + len(prompt))
+            tokens[j, len(prompt) : lengths[j]] = torch.arange(place, place + len(answer))
+            place += len(answer)
+        used = place
         for j in (i, half + i):
             positions.append(torch.arange(starts[j] - 1, lengths[j] - 1) + j * (width - 1))
     packed, layout = join_ids(prompts, device=input_ids.device)
-    return PackedPairs(packed, layout, (2 * half, width - 1), torch.cat(positions).to(input_ids.device))
+    device = input_ids.device
+    return PackedPairs(
+        packed, layout, (2 * half, width - 1), torch.cat(positions).to(device), tokens.to(device)
+    )
 
 
 def share_prompt(model: nn.Module, tile: int | None = None) -> None:
@@ -119,8 +135,12 @@ def share_prompt(model: nn.Module, tile: int | None = None) -> None:
         if not fused_lm_head:
             return trl_forward(*args, **kwargs)
         labels = kwargs.pop("labels")
-        packed = pack_pairs(kwargs.pop("input_ids"), kwargs.pop("attention_mask"), labels)
-        return _fused(self, packed, head_shape, tile, {**kwargs, "use_cache": False})
+        mask = kwargs.pop("attention_mask")
+        packed = pack_pairs(kwargs.pop("input_ids"), mask, labels)
+        output, routers = _fused(self, packed, head_shape, tile, {**kwargs, "use_cache": False})
+        if kwargs.get("output_router_logits"):
+            output.aux_loss = _balance(self, routers, packed.tokens, mask)
+        return output
 
     inner.forward = types.MethodType(forward, inner)
     inner._shares_prompts = True
@@ -132,13 +152,10 @@ def _fused(
     head_shape: HeadShape,
     tile: int | None,
     kwargs: dict[str, Any],
-) -> PairOutput:
+) -> tuple[PairOutput, Any]:
+    """What TRL reads, and the router logits of each layer where they were asked for."""
     layout = packed.layout
     device = packed.input_ids.device
-    if kwargs.pop("output_router_logits", False):
-        raise ValueError(
-            "the auxiliary loss of a mixture of experts counts every prompt twice: set its weight to 0"
-        )
     with shared_prefix(layout):
         out = model.base_model(input_ids=packed.input_ids, position_ids=layout.position_ids(device), **kwargs)
     head = model.get_output_embeddings()
@@ -147,7 +164,21 @@ def _fused(
     targets_C = packed.input_ids[0, layout.completion_target_index(device)].to(head.weight.device)
     with _whole(head) as (weight, bias):
         stats = token_stats(hidden_C_H, weight, bias, targets_C, head_shape, tile)
-    return PairOutput(**{name: packed.unpack(values.to(device)) for name, values in stats._asdict().items()})
+    found = {name: packed.unpack(values.to(device)) for name, values in stats._asdict().items()}
+    return PairOutput(**found), getattr(out, "router_logits", None)
+
+
+def _balance(
+    model: PreTrainedModel, routers: Any, tokens: torch.Tensor, attention_mask: torch.Tensor
+) -> torch.Tensor:
+    """The load-balancing loss over the batch as TRL lays it out, where every answer has a prompt of its own."""
+    config = model.config.get_text_config()
+    index = tokens.flatten()
+    laid_out = tuple(layer.reshape(-1, layer.shape[-1])[index.to(layer.device)] for layer in routers)
+    loss: torch.Tensor = load_balancing_loss_func(
+        laid_out, config.num_experts, config.num_experts_per_tok, attention_mask
+    )
+    return loss
 
 
 @contextmanager

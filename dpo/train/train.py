@@ -17,10 +17,11 @@ from typing import Any
 
 from accelerate import PartialState
 from peft import PeftModel
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 from trl import DPOConfig
 
 from dpo.train.data import NumberedPair, datasets_for, make_check, on_disk
+from dpo.train.policy import load_policy, max_length_of
 from dpo.train.rendering import PairRenderer
 from dpo.train.train_config import TrainConfig
 from dpo.train.trainer import SharedPromptDPOTrainer
@@ -28,9 +29,9 @@ from dpo.train.trl_settings import trl_config
 from dpo.train.trl_version import check_trl
 from judge_pipeline.common.bundled_models import resolve_model
 from judge_pipeline.common.errors import UserError
-from judge_pipeline.common.local_models import load_tokenizer, window_of
+from judge_pipeline.common.local_models import load_tokenizer
 from judge_pipeline.common.record_files import write_json
-from reward_model.training.adapters import compute_dtype, keep_gradients_on_cpu, lora_config, weight_options
+from reward_model.training.adapters import compute_dtype, lora_config
 from reward_model.training.callbacks import StopOnInterrupt, read_metrics
 from reward_model.training.guards import explain_out_of_memory, show_log
 from reward_model.training.run import is_finished, leave_together, open_run, prepare_process, run_trainer
@@ -52,38 +53,6 @@ CE_RISE = 0.2
 """Nats a token; a fall of the chosen answers' probability by a fifth is no noise of a few batches."""
 MARGIN_LIMIT = 10.0
 """At a margin of 10 the sigmoid loss is 5e-5: what moves the model further is no preference any more."""
-
-
-def load_policy(config: TrainConfig, path: str) -> Any:
-    """The model to train: fp32 weights for full training, those of the run's precision under an adapter.
-
-    Raises:
-        UserError: it does not load, is itself an adapter, or QLoRA lacks bitsandbytes.
-    """
-    if (Path(path) / "adapter_config.json").is_file():
-        raise UserError(
-            f"'{config.model}' is an adapter, not a model", "train from its base, or merge it first (--merge)"
-        )
-    options = weight_options(config)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(path, **options)
-    except (OSError, ValueError) as error:
-        message = f"the model '{config.model}' does not load: {error}"
-        raise UserError(message, "name a model folder or hub model") from error
-    keep_gradients_on_cpu(model)
-    return model
-
-
-def max_length_of(config: TrainConfig, path: str) -> int:
-    """Tokens a prompt and an answer may have: the setting, bounded by the model's window."""
-    window = window_of(AutoConfig.from_pretrained(path))
-    if window is None and config.max_length is None:
-        raise UserError(f"'{config.model}' does not say how long its window is", "give --max-length")
-    if window is not None and config.max_length is not None and config.max_length > window:
-        raise UserError(
-            f"--max-length {config.max_length} is over the window of '{config.model}', {window} tokens"
-        )
-    return config.max_length or int(window or 0)
 
 
 @dataclass(frozen=True)
@@ -116,17 +85,20 @@ def build_trainer(
         renderer, folder = PairRenderer(inputs.tokenizer), config.output / DATA
         train_set = on_disk(train, folder / "train", renderer, paths["train"])
         eval_set = on_disk(held_out, folder / "held_out", renderer, paths["eval"]) if held_out else None
-    trainer = SharedPromptDPOTrainer(
-        model=inputs.model,
-        args=args,
-        train_dataset=train_set,
-        eval_dataset=eval_set,
-        processing_class=inputs.tokenizer,
-        peft_config=None if config.method == "full" else lora_config(config.lora, "CAUSAL_LM"),
-        share=config.shared_prefix == "on",
-        tile=config.tile,
-        check=make_check(inputs.max_length, config.overflow, paths, skipped),
-    )
+    try:
+        trainer = SharedPromptDPOTrainer(
+            model=inputs.model,
+            args=args,
+            train_dataset=train_set,
+            eval_dataset=eval_set,
+            processing_class=inputs.tokenizer,
+            peft_config=None if config.method == "full" else lora_config(config.lora, "CAUSAL_LM"),
+            share=config.shared_prefix == "on",
+            tile=config.tile,
+            check=make_check(inputs.max_length, config.overflow, paths, skipped),
+        )
+    except (ValueError, NotImplementedError) as error:
+        raise UserError(f"TRL refuses these settings: {error}") from error
     about = {
         "pairs": len(trainer.train_dataset),
         "held_out_pairs": len(trainer.eval_dataset) if held_out else 0,

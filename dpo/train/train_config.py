@@ -46,7 +46,9 @@ class TrainConfig(training.TrainingSettings):
         ["sigmoid", "sft"], description="TRL's losses; sft is cross-entropy of chosen"
     )
     loss_weights: list[float] = Field(
-        [1.0, 0.1], description="weight of each loss; the paper's λ is the second"
+        [1.0, 0.1],
+        description="weight of each loss; the paper's λ is the second. By default sft beside another weighs 0.1, "
+        "all else 1",
     )
     reference: Literal["auto", "precompute", "model"] = Field(
         "auto",
@@ -95,6 +97,15 @@ class TrainConfig(training.TrainingSettings):
     keep_checkpoints: bool = Field(
         False, description="keep OUTPUT/checkpoints after the run", json_schema_extra=HOW
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _weights_of_losses(cls, values: Any) -> Any:
+        losses = values.get("loss_type") if isinstance(values, dict) else None
+        if isinstance(losses, list) and values.get("loss_weights") is None:
+            light = 0.1 if len(losses) > 1 else 1.0
+            values = {**values, "loss_weights": [light if name == "sft" else 1.0 for name in losses]}
+        return values
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from peft import LoraConfig
 from torch import nn
 from transformers import BitsAndBytesConfig
+from transformers.pytorch_utils import Conv1D
 
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.optional_packages import INSTALL_LINES
@@ -57,6 +59,25 @@ def keep_gradients_on_cpu(model: nn.Module) -> None:
     for module in layers:
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+
+
+def check_targets(model: nn.Module, lora: LoraSettings) -> None:
+    """Raise UserError for a target that no layer of the model is called; PEFT would name them all at once, or none."""
+    if lora.targets == ["all-linear"]:
+        return
+    kinds = (nn.Linear, nn.Embedding, Conv1D)
+    layers = [name for name, module in model.named_modules() if isinstance(module, kinds)]
+    names = {part for layer in layers for part in (layer, layer.rpartition(".")[2])}
+    for target in lora.targets:
+        if target in names or any(layer.endswith(f".{target}") for layer in layers):
+            continue
+        short = sorted({layer.rpartition(".")[2] for layer in layers})
+        close = difflib.get_close_matches(target, short, n=1, cutoff=0.5)
+        meant = f"did you mean '{close[0]}'? " if close else ""
+        raise UserError(
+            f"--lora.targets: no layer is named '{target}'",
+            f"{meant}There are {', '.join(short)}; all-linear takes all",
+        )
 
 
 def lora_config(lora: LoraSettings, task_type: str, modules_to_save: list[str] | None = None) -> LoraConfig:

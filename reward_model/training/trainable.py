@@ -21,7 +21,7 @@ from reward_model.modeling.level_head import separate_start
 from reward_model.modeling.model import Backbone, load_backbone_for_rm
 from reward_model.shared_prefix.exactness import prepare_shared_prefix
 from reward_model.shared_prefix.interface import unwrap
-from reward_model.training.adapters import keep_gradients_on_cpu, lora_config, weight_options
+from reward_model.training.adapters import check_targets, keep_gradients_on_cpu, lora_config, weight_options
 from reward_model.training.head_steps import CentredSplit
 from reward_model.training.objective import Objective
 from reward_model.training.probe import MIDDLE
@@ -59,6 +59,7 @@ def build_backbone(config: TrainConfig, dimensions: Sequence[str], weights: dict
 
 
 def _with_adapter(model: nn.Module, config: TrainConfig) -> nn.Module:
+    check_targets(model, config.lora)
     if config.method == "qlora":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # `train` does that
         keep_gradients_on_cpu(model)

@@ -115,6 +115,12 @@ def test_loss_and_gradients_are_trls(case: str, tiny_model: Path, tmp_path: Path
     compare(ours, theirs)
 
 
+EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "router_aux_loss_coef": 0.3,
+}
 ARCHITECTURES = {
     "qwen2": {},
     "qwen3": {"head_dim": 16},
@@ -127,6 +133,8 @@ ARCHITECTURES = {
         "sliding_window": 12,
     },
     "gemma3_text": {"head_dim": 16, "sliding_window": 12},
+    "qwen3_moe": {"head_dim": 16, **EXPERTS, "decoder_sparse_step": 1},
+    "mixtral": {"num_local_experts": 4, **EXPERTS},
     "granite": {"logits_scaling": 4.0, "attention_multiplier": 0.25},
 }
 
