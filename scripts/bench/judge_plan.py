@@ -51,6 +51,11 @@ MODES: dict[str, JudgeOptions] = {
     "K=6, joint ratings": JudgeOptions(statements_per_call=6, joint_ratings=True),
 }
 REFERENCE_AT_32K = {"calls": 148, "input_tokens": 365_000}
+REFERENCE_CHUNKS_AT_32K = 8
+REFERENCE_NOTE_TOKENS = 1024
+"""The longest note on a chunk that the reference lets its judge write; each stands in the coverage prompt of an answer."""
+REFERENCE_QUESTION_TOKENS = 120
+"""As much as its prompt for such a note has beside the chunk: 365 characters and the question."""
 GOAL_AT_32K = {"calls": 58, "input_tokens": 208_000}
 KEY_POINTS_A_CHUNK = 6
 CACHE_BLOCK = 16
@@ -195,6 +200,15 @@ class RememberingEmbedder:
         return np.stack([self._known[text] for text in texts])
 
 
+def reference_tokens(chunks: int) -> int:
+    """The least input tokens the reference can take for a document of so many chunks, from the figure at 32k."""
+    more = chunks - REFERENCE_CHUNKS_AT_32K
+    chunk = 4096
+    if more < 0:  # what may fall away at most
+        chunk += REFERENCE_QUESTION_TOKENS + ANSWERS * REFERENCE_NOTE_TOKENS
+    return REFERENCE_AT_32K["input_tokens"] + more * chunk
+
+
 def measure(
     size: str, shared: float, mode: str, embedder: RememberingEmbedder, tokenizer: Any
 ) -> dict[str, Any]:
@@ -214,6 +228,8 @@ def measure(
     bound = chunks + 3 * ANSWERS + verification + ANSWERS
     if counted["calls"] > bound:
         raise RuntimeError(f"{counted['calls']} calls, more than C + 3N + verification + N = {bound}")
+    if counted["input_tokens"] > reference_tokens(chunks):
+        raise RuntimeError(f"{counted['input_tokens']} tokens, more than {reference_tokens(chunks)}")
     return {
         "document": size,
         "shared_statements": shared,
@@ -222,6 +238,7 @@ def measure(
         "distinct_statements": len(statements),
         **counted,
         "reference_calls": chunks + ANSWERS * (4 + STATEMENTS),
+        "reference_input_tokens_at_least": reference_tokens(chunks),
         "embedding_requests": embedder.requests - before[0],
         "embedded_texts": embedder.texts - before[1],
         "reference_embedded_texts": ANSWERS * (segments + STATEMENTS),
