@@ -1,4 +1,4 @@
-"""The `dpo` command: sample, pairs, train, evaluate, score-short."""
+"""The `dpo` command: sample, pairs, train, evaluate, round, score-short."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dpo.evaluate.evaluate_config import EvaluateConfig
 from dpo.pairs.pairs_config import PairsConfig
 from dpo.pairs.score_short import ScoreShortConfig
+from dpo.rounds.round_config import RoundConfig
 from dpo.sample.sample_config import SampleConfig
 from dpo.train.train_config import TrainConfig
 from judge_pipeline.common.config import Command
@@ -41,6 +42,13 @@ COMMANDS = (
         EvaluateConfig,
         "dpo.evaluate.evaluate:run",
         "dpo evaluate after.jsonl before.jsonl --reward-model runs/rm --output runs/compare",
+    ),
+    Command(
+        "round",
+        "Several rounds of sample, score, pair and train under one configuration, with a table of what became of them.",
+        RoundConfig,
+        "dpo.rounds.rounds:run",
+        "dpo round prompts.jsonl --model smollm2 --reward-model runs/rm --output runs/rounds --rounds 3",
     ),
     Command(
         "score-short",

@@ -43,6 +43,9 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=())
 
 
+Setting = typing.TypeVar("Setting", bound=Config)
+
+
 def setting(default: Any, description: str, **limits: Any) -> Any:
     """A field with a default and its help text."""
     return Field(default, description=description, **limits)
@@ -201,12 +204,27 @@ def read_settings(path: Path, model: type[Config], command: str | None = None) -
             raise UserError(f"--config: {path} describes a run of `{ran}`, not of `{command}`")
         # What to do with the directory was a decision of that day: a run repeated must not replace what is there.
         content = {key: value for key, value in content["config"].items() if key != "existing"}
+    return _placed(content, known, str(path))
+
+
+def _placed(content: dict[Any, Any], known: dict[str, Leaf], where: str) -> dict[str, Any]:
+    """Keys with dashes, dots or nesting as nested keys; one that no setting has is an error that begins with `where`."""
     values: dict[str, Any] = {}
     for dotted, value in _flatten(content, known):
         if dotted not in known:
-            raise UserError(f"{path}: unknown key '{dotted}'", _nearest(dotted, list(known)))
+            raise UserError(f"{where}: unknown key '{dotted}'", _nearest(dotted, list(known)))
         _put(values, known[dotted].path, value)
     return values
+
+
+def settings_from(model: type[Setting], content: dict[str, Any], where: str) -> Setting:
+    """Settings from a mapping as a YAML file would hold it, for a command that runs others; `where` names it in errors."""
+    known = {leaf.dotted: leaf for leaf in leaves(model)}
+    try:
+        return model.model_validate(_placed(content, known, where))
+    except ValidationError as error:
+        found = _settings_error(error, known)
+        raise UserError(f"{where}: {found.message}", found.hint) from error
 
 
 def _flatten(content: dict[Any, Any], known: dict[str, Leaf], prefix: str = "") -> Iterator[tuple[str, Any]]:

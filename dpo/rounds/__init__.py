@@ -1,0 +1,1 @@
+"""`dpo round`: sample, score, pair, train, and sample again."""
