@@ -1,4 +1,4 @@
-"""The `dpo` command: sample, pairs, train, evaluate, round, score-short."""
+"""The `dpo` command: sample, pairs, train, merge, evaluate, round, score-short."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dpo.pairs.pairs_config import PairsConfig
 from dpo.pairs.score_short import ScoreShortConfig
 from dpo.rounds.round_config import RoundConfig
 from dpo.sample.sample_config import SampleConfig
+from dpo.train.merge import MergeConfig
 from dpo.train.train_config import TrainConfig
 from judge_pipeline.common.config import Command
 from judge_pipeline.common.config import main as run_main
@@ -35,6 +36,13 @@ COMMANDS = (
         TrainConfig,
         "dpo.train.train:run",
         "dpo train pairs.jsonl --model smollm2 --output runs/dpo --method lora",
+    ),
+    Command(
+        "merge",
+        "Make one plain model of an adapter and its base.",
+        MergeConfig,
+        "dpo.train.merge:run",
+        "dpo merge runs/dpo --output runs/policy",
     ),
     Command(
         "evaluate",

@@ -17,10 +17,10 @@ from typing import Any
 
 from accelerate import PartialState
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
 from trl import DPOConfig
 
 from dpo.train.data import NumberedPair, datasets_for, make_check, on_disk
+from dpo.train.merge import merge_adapter
 from dpo.train.policy import load_policy, max_length_of
 from dpo.train.rendering import PairRenderer
 from dpo.train.train_config import TrainConfig
@@ -85,6 +85,7 @@ def build_trainer(
         renderer, folder = PairRenderer(inputs.tokenizer), config.output / DATA
         train_set = on_disk(train, folder / "train", renderer, paths["train"])
         eval_set = on_disk(held_out, folder / "held_out", renderer, paths["eval"]) if held_out else None
+    trains_itself = config.method == "full" or isinstance(inputs.model, PeftModel)
     try:
         trainer = SharedPromptDPOTrainer(
             model=inputs.model,
@@ -92,13 +93,15 @@ def build_trainer(
             train_dataset=train_set,
             eval_dataset=eval_set,
             processing_class=inputs.tokenizer,
-            peft_config=None if config.method == "full" else lora_config(config.lora, "CAUSAL_LM"),
+            peft_config=None if trains_itself else lora_config(config.lora, "CAUSAL_LM"),
             share=config.shared_prefix == "on",
             tile=config.tile,
             check=make_check(inputs.max_length, config.overflow, paths, skipped),
         )
     except (ValueError, NotImplementedError) as error:
         raise UserError(f"TRL refuses these settings: {error}") from error
+    if config.reference_weights == "base":
+        drop_reference_adapter(trainer.model)
     about = {
         "pairs": len(trainer.train_dataset),
         "held_out_pairs": len(trainer.eval_dataset) if held_out else 0,
@@ -150,18 +153,23 @@ def open_or_leave_nothing(config: TrainConfig, files: Sequence[Path]) -> Iterato
         raise
 
 
+def drop_reference_adapter(model: Any) -> None:
+    """Forget the copy that TRL keeps of an adapter it goes on from; without it, the base is the reference."""
+    if "ref" in getattr(model, "peft_config", {}):
+        model.delete_adapter("ref")
+
+
 def export(trainer: SharedPromptDPOTrainer, config: TrainConfig) -> None:
     """Write the model or adapter and the tokenizer; merged when asked for."""
     merged = config.merge and config.method != "full"
     target = config.output / "adapter" if merged else config.output
+    drop_reference_adapter(trainer.model)  # else it would be saved beside the trained one
     trainer.save_model(str(target))
     if not trainer.is_world_process_zero():
         return
     trainer.processing_class.save_pretrained(str(target))
     if merged:
-        # Merged into freshly loaded weights: those in memory may be quantized or sharded.
-        base = AutoModelForCausalLM.from_pretrained(resolve_model(config.model), dtype=compute_dtype(config))
-        PeftModel.from_pretrained(base, str(target)).merge_and_unload().save_pretrained(str(config.output))
+        merge_adapter(target, config.output, compute_dtype(config))
         trainer.processing_class.save_pretrained(str(config.output))
 
 

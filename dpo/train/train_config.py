@@ -32,7 +32,7 @@ class TrainConfig(training.TrainingSettings):
 
     pairs: Path = Field(description="preference pairs, .jsonl or .parquet", json_schema_extra=POSITIONAL)
     model: str = Field(
-        description="model to train: the one that was sampled; smollm2, a folder, or a hub name"
+        description="model to train: the one that was sampled; smollm2, a folder, a hub name, or an adapter to go on from"
     )
     eval_pairs: Path | None = Field(None, description="held-out pairs, instead of a split by document")
 
@@ -54,6 +54,11 @@ class TrainConfig(training.TrainingSettings):
         "auto",
         description="reference log-probabilities: precompute them once and keep them on disk, or ask the model "
         "at every step (LoRA: its adapter disabled); auto: model for LoRA, precompute for full",
+    )
+
+    reference_weights: Literal["start", "base"] = Field(
+        "start",
+        description="where --model is an adapter, the reference: the adapter as it is, or the base it was trained on",
     )
 
     learning_rate: float | None = Field(
