@@ -35,6 +35,7 @@ from reward_model.training.adapters import compute_dtype, lora_config
 from reward_model.training.callbacks import StopOnInterrupt, read_metrics
 from reward_model.training.guards import explain_out_of_memory, show_log
 from reward_model.training.run import is_finished, leave_together, open_run, prepare_process, run_trainer
+from reward_model.training.sharding import share_prefix
 
 COMMAND = "dpo train"
 SUMMARY = "summary.json"
@@ -71,7 +72,10 @@ def read_inputs(config: TrainConfig) -> Inputs:
     path = resolve_model(config.model)
     tokenizer = load_tokenizer(path, config.model)
     train, held_out = datasets_for(config, tokenizer.chat_template)
-    return Inputs(load_policy(config, path), tokenizer, max_length_of(config, path), train, held_out)
+    model = load_policy(config, path)
+    if config.shared_prefix == "on":
+        share_prefix(model)  # proved on the weights that are trained, before anything is written
+    return Inputs(model, tokenizer, max_length_of(config, path), train, held_out)
 
 
 def build_trainer(
@@ -142,12 +146,15 @@ def run(config: TrainConfig) -> int:
 def open_or_leave_nothing(config: TrainConfig, files: Sequence[Path]) -> Iterator[None]:
     """Open the run; pairs that are refused once they are tokenized leave a new one as if it had not been."""
     new = not config.output.exists()
+    empty = new or not any(config.output.iterdir())
     resuming = open_run(config, COMMAND, files)
     try:
         yield
     except UserError:
         if PartialState().is_main_process and not resuming:
             shutil.rmtree(config.output / DATA, ignore_errors=True)
+            if empty:
+                (config.output / "run.yaml").unlink(missing_ok=True)
             if new:
                 shutil.rmtree(config.output)
         raise

@@ -33,8 +33,9 @@ from reward_model.training.run import (
     run_trainer,
 )
 from reward_model.training.run_data import EncodedData, TrainingData, encode_data, make_objective, read_data
+from reward_model.training.sharding import share_prefix
 from reward_model.training.train_config import DEFAULT_BUDGET, TrainConfig
-from reward_model.training.trainable import build_backbone, head_start, probe_starts, share_prefix, start_head
+from reward_model.training.trainable import build_backbone, head_start, probe_starts, start_head
 from reward_model.training.trainer import RewardTrainer
 
 COMMAND = "reward-model train"

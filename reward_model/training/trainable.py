@@ -19,14 +19,13 @@ from reward_model.modeling.features import read_features
 from reward_model.modeling.head import score_weight
 from reward_model.modeling.level_head import separate_start
 from reward_model.modeling.model import Backbone, load_backbone_for_rm
-from reward_model.shared_prefix.exactness import prepare_shared_prefix
 from reward_model.shared_prefix.interface import unwrap
 from reward_model.training.adapters import check_targets, keep_gradients_on_cpu, lora_config, weight_options
 from reward_model.training.head_steps import CentredSplit
 from reward_model.training.objective import Objective
 from reward_model.training.probe import MIDDLE
 from reward_model.training.probe_run import ProbeResult
-from reward_model.training.sharding import optimiser_is_ours, weights_are_sharded
+from reward_model.training.sharding import optimiser_is_ours
 from reward_model.training.train_config import TrainConfig
 from reward_model.training.trainer import HeadStart
 
@@ -81,18 +80,6 @@ def freeze_lowest(model: nn.Module, layers: int) -> None:
         raise UserError(f"--freeze-layers {layers}: the model has {count} layers", f"at most {count - 1}")
     for module in (base.get_input_embeddings(), *base.layers[:layers]):
         module.requires_grad_(False)
-
-
-def share_prefix(model: nn.Module) -> None:
-    """Switch to shared-prefix attention, proving it exact where the whole model is at hand."""
-    if weights_are_sharded():
-        from reward_model.shared_prefix.exactness import check_supported
-        from reward_model.shared_prefix.interface import enable_shared_prefix
-
-        check_supported(model)
-        enable_shared_prefix(model)
-    else:
-        prepare_shared_prefix(model)
 
 
 @torch.no_grad()

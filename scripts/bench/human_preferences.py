@@ -43,9 +43,10 @@ from reward_model.modeling.head import score_weight
 from reward_model.modeling.model import Backbone
 from reward_model.scoring.scorer import RewardModel
 from reward_model.training.run_data import encode_data, read_data
+from reward_model.training.sharding import share_prefix
 from reward_model.training.train import train
 from reward_model.training.train_config import TrainConfig
-from reward_model.training.trainable import build_backbone, share_prefix, start_head
+from reward_model.training.trainable import build_backbone, start_head
 from scripts.bench.evidence_common import command_line, environment, settings_of, write_result
 
 

@@ -44,6 +44,34 @@ def test_what_is_refused_leaves_no_run_behind(tmp_path, tiny_model, capsys):
     assert train(pairs, tiny_model, tmp_path / "out", *flags, "--overflow", "skip") == 0
 
 
+def test_an_empty_directory_is_left_empty_by_what_is_refused(tmp_path, tiny_model):
+    rows = [*pair_rows(3), {"prompt": "word " * 600, "chosen": "b", "rejected": "c"}]
+    (tmp_path / "out").mkdir()
+    pairs = write_jsonl(tmp_path / "pairs.jsonl", rows)
+    assert train(pairs, tiny_model, tmp_path / "out", *ALL) == 2
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_model_that_mixes_answers_is_found_out_on_its_weights(
+    tmp_path, tiny_model, pairs, capsys, monkeypatch
+):
+    """Its configuration says nothing of it: a layer adds what all tokens of the sequence have in common."""
+    from dpo.train import train as module
+
+    def mixing(config, path):
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        model.model.layers[0].mlp.register_forward_hook(
+            lambda *args: args[-1] + args[-1].mean(1, keepdim=True)
+        )
+        return model
+
+    monkeypatch.setattr(module, "load_policy", mixing)
+    assert train(pairs, tiny_model, tmp_path / "out", *ALL, "--max-steps", "1") == 2
+    assert "gives other numbers in a shared sequence than alone" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert train(pairs, tiny_model, tmp_path / "out", *ALL, "--max-steps", "1", "--shared-prefix", "off") == 0
+
+
 def test_one_adapter_target_is_a_layers_name_and_no_pattern(tmp_path, tiny_model, pairs):
     flags = (*ALL, "--max-steps", "1", "--lora.targets", "q_proj")
     assert train(pairs, tiny_model, tmp_path / "out", *flags) == 0

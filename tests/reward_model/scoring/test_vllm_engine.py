@@ -27,7 +27,7 @@ from reward_model.scoring.score import score_file
 from reward_model.scoring.score_config import ScoreConfig
 from reward_model.scoring.scorer import RewardModel
 from reward_model.shared_prefix.layout import join_ids
-from reward_model.training.trainable import share_prefix
+from reward_model.training.sharding import share_prefix
 
 ROOT = Path(__file__).parents[3]
 VLLM_PYTHON = Path(os.environ.get("VLLM_PYTHON", ROOT / ".venv-vllm" / "bin" / "python"))
