@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from dpo.rounds.round_config import RoundConfig
+from dpo.rounds.start import plain_model
 from dpo.rounds.table import RoundFigures, print_table
 from judge_pipeline.common.config import Config, settings_from
 from judge_pipeline.common.errors import UserError
@@ -57,11 +58,12 @@ class Rounds:
 
     def __init__(self, config: RoundConfig) -> None:
         self.config = config
+        self.start = config.model
         self.folders = [config.output / f"round-{number}" for number in range(config.rounds + 1)]
 
     def model(self, number: int) -> str:
         """The model that round `number` samples."""
-        return self.config.model if number == 0 else str(self.folders[number - 1] / "model")
+        return self.start if number == 0 else str(self.folders[number - 1] / "model")
 
     def sample(self, number: int, prompts: Path, output: Path) -> Step:
         """Answers of a round's model."""
@@ -177,6 +179,7 @@ def run(config: RoundConfig) -> int:
     rounds = Rounds(config)
     rounds.all_settings()
     prepare_run(config.output, config, "dpo round", config.existing, inputs)
+    rounds.start = plain_model(config.model, config.output / "start")
     table: list[RoundFigures] = []
     for number in range(config.rounds + 1):
         last = number == config.rounds

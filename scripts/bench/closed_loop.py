@@ -19,16 +19,17 @@ from pathlib import Path
 from pydoc_data.topics import topics  # type: ignore[import-untyped, unused-ignore]
 from typing import Any
 
+import yaml
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this folder comes first, and holds a dpo.py
 
 from dpo.cli import main as dpo
 from dpo.evaluate.match import Match, match_files, vote_by_reward
 from dpo.evaluate.page import figure_rows
 from dpo.evaluate.stats import evaluation
-from judge_pipeline.common.record_files import read_prompts, write_records
+from judge_pipeline.common.record_files import read_prompts, write_records, write_text
 from judge_pipeline.common.records import Prompt
 from judge_pipeline.statistics.render import interval
-from reward_model.cli import main as reward_model
 from reward_model.data.splits import hash_fraction
 from scripts.bench.evidence_common import command_line, environment, write_result
 
@@ -52,33 +53,33 @@ def must(command: Callable[[list[str]], int], *words: object) -> None:
         raise SystemExit(f"{words[0]} ended with {code}")
 
 
-def sample_and_score(prompts: Path, model: str, name: str, seed: int, args: argparse.Namespace) -> Path:
-    """Answers of `model` with rewards; both commands go on where an earlier run stopped."""
-    answers, scored = prompts.parent / f"{name}.jsonl", prompts.parent / f"{name}.scored.jsonl"
-    sampling = ["--n", args.n, "--max-new-tokens", args.max_new_tokens, "--seed", seed]
-    must(dpo, "sample", prompts, "--model", model, "--output", answers, *sampling)
-    if not scored.is_file():
-        must(reward_model, "score", args.reward_model, answers, "--output", scored)
-    return scored
-
-
 def one_seed(
     seed: int, train: Sequence[Prompt], held: Sequence[Prompt], args: argparse.Namespace
 ) -> list[Match]:
-    """The loop once; the held-out answers after (A) and before (B) training."""
+    """One round of `dpo round`; the held-out answers after (A) and before (B) training."""
     folder = args.work / f"seed-{seed}"
-    to_train, to_hold = folder / "train.jsonl", folder / "held_out.jsonl"
-    write_records(to_train, train)
-    write_records(to_hold, held)
-    scored = sample_and_score(to_train, args.model, "answers", seed, args)
-    pairs, trained = folder / "pairs.jsonl", folder / "model"
-    least = ["--min-responses", min(args.n, 4), "--keep-flagged", "truncated"]
-    must(dpo, "pairs", scored, "--output", pairs, *least)
-    training = ["--num-train-epochs", args.epochs, "--learning-rate", args.learning_rate, "--seed", seed]
-    training += ["--gradient-accumulation-steps", 2, "--eval-fraction", 0]
-    must(dpo, "train", pairs, "--model", args.model, "--output", trained, *training)
-    before = sample_and_score(to_hold, args.model, "before", seed + 1000, args)
-    after = sample_and_score(to_hold, str(trained), "after", seed + 1000, args)
+    write_records(folder / "train.jsonl", train)
+    write_records(folder / "held_out.jsonl", held)
+    plan = {
+        "prompts": str(folder / "train.jsonl"),
+        "eval_prompts": str(folder / "held_out.jsonl"),
+        "model": args.model,
+        "reward_model": str(args.reward_model),
+        "output": str(folder / "rounds"),
+        "rounds": 1,
+        "seed": seed,
+        "sample": {"n": args.n, "max_new_tokens": args.max_new_tokens},
+        "pairs": {"min_responses": min(args.n, 4), "keep_flagged": ["truncated"]},
+        "train": {
+            "num_train_epochs": args.epochs,
+            "learning_rate": args.learning_rate,
+            "gradient_accumulation_steps": 2,
+            "eval_fraction": 0,
+        },
+    }
+    write_text(folder / "round.yaml", yaml.safe_dump(plan, sort_keys=False))
+    must(dpo, "round", "--config", folder / "round.yaml")
+    before, after = (folder / "rounds" / f"round-{number}" / "eval.scored.jsonl" for number in (0, 1))
     matches, _ = match_files(after, before)
     for match in matches:
         match.vote = vote_by_reward(match, TIE_MARGIN)

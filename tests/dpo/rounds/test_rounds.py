@@ -11,6 +11,8 @@ import pytest
 import torch
 import yaml
 from dpo_helpers import make_model, prompt_rows, read_jsonl, write_jsonl
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from dpo.cli import main
 from reward_model.modeling.model import load_backbone_for_rm, save_reward_model
@@ -125,3 +127,21 @@ def test_rounds_begin_from_another_model(tmp_path: Path, plan: dict[str, Any]):
     assert (
         rounds(tmp_path, {**plan, "model": str(tmp_path / "other")}) == 2
     )  # not over the rounds of the first
+
+
+def test_rounds_begin_from_an_adapter(tmp_path: Path, plan: dict[str, Any], tiny_model: Path):
+    adapted = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tiny_model), LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
+    )
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.2)
+    adapted.save_pretrained(tmp_path / "adapter")  # without a tokenizer: its base's is taken
+    assert rounds(tmp_path, {**plan, "model": str(tmp_path / "adapter"), "eval_prompts": None}) == 0
+    start = tmp_path / "rounds" / "start"
+    ids = torch.randint(3, 400, (1, 20))
+    with torch.no_grad():
+        merged = AutoModelForCausalLM.from_pretrained(start)(ids).logits
+        torch.testing.assert_close(merged, adapted(ids).logits, atol=1e-4, rtol=1e-4)
+    table = json.loads((tmp_path / "rounds" / "rounds.json").read_text())["rounds"]
+    assert table[0]["model"] == str(start)
