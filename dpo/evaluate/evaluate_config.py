@@ -45,6 +45,6 @@ class EvaluateConfig(Config):
             raise ValueError("--reward-model and --labels-a/-b: one of them gives the rewards")
         if self.judge.batch_out or self.judge.batch_in:
             raise ValueError(
-                "batch files serve `judge-pipeline label` only: name an endpoint or a local judge"
+                "batch files serve `judge-pipeline label` and `evaluate` only: name an endpoint or a local judge"
             )
         return self

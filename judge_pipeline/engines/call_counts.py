@@ -158,3 +158,16 @@ def cost_line(amounts: Mapping[str, Amount], prices: Prices, error: float | None
     if usage.cached_input_tokens:
         cached = f"{usage.cached_input_tokens:,} input tokens of it cached"
     return f"cost expected: {cost:.4f}{off} ({cached})"
+
+
+def thinking_lines(amounts: Mapping[str, Amount], budget: int | None, prices: Prices) -> list[str]:
+    """What thinking adds at most, where a budget (tokens a call) bounds it; none without one."""
+    if not budget:
+        return []
+    whole = total(amounts)
+    most = whole + Amount(0, 0, budget * whole.calls)
+    cost = prices.cost(most.usage)
+    money = "" if cost is None else f", cost {cost:.4f}"
+    return [
+        f"thinking to its budget of {budget:,} tokens every time: {most.output_tokens:,.0f} tokens out{money}"
+    ]

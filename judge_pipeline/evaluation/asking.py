@@ -26,6 +26,7 @@ from judge_pipeline.engines.call_counts import (
     amount_lines,
     cost_line,
     example_lines,
+    thinking_lines,
 )
 from judge_pipeline.engines.limits import PARTIAL, PENDING
 from judge_pipeline.engines.mail import mail_lines
@@ -98,6 +99,7 @@ def dry_run(config: EvaluateConfig, table: AnswerTable, pairs: Sequence[Pair] | 
                 "nothing was asked; what a judge thinks before it replies is not in it",
             ]
             lines += [cost_line(counts.amounts, prices)]
+            lines += thinking_lines(counts.amounts, judge.thinking_budget, prices)
             continue
         sample = _sample(config, judge, questions, spread_out(sizes, config.calibrate), by_prompt)
         lines += calibrated_lines(counts.amounts, *size, sample, prices)

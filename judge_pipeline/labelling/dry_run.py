@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from judge_pipeline.engines.calibration import Sampled, calibrated_lines
-from judge_pipeline.engines.call_counts import amount_lines, cost_line, example_lines
+from judge_pipeline.engines.call_counts import amount_lines, cost_line, example_lines, thinking_lines
 from judge_pipeline.engines.run_calls import Prices
 from judge_pipeline.labelling.forecast import Forecast, length_lines
 
@@ -15,8 +15,8 @@ ASSUMED = (
 )
 
 
-def forecast_text(forecast: Forecast, prices: Prices) -> str:
-    """What a run will ask, by stand-ins alone."""
+def forecast_text(forecast: Forecast, prices: Prices, thinking: int | None = None) -> str:
+    """What a run will ask, by stand-ins alone; `thinking` is the most tokens that the judge may think a call."""
     amounts = forecast.counts.amounts
     return "\n".join(
         [
@@ -25,6 +25,7 @@ def forecast_text(forecast: Forecast, prices: Prices) -> str:
             f"for {forecast.answers:,} answers to {forecast.prompts:,} prompts; nothing was asked",
             ASSUMED,
             cost_line(amounts, prices),
+            *thinking_lines(amounts, thinking, prices),
         ]
     )
 

@@ -129,7 +129,7 @@ def _dry_run(config: LabelConfig) -> int:
     for prompt in read_part(config):
         forecast.add(prompt, dimensions)
     if config.calibrate is None:
-        print(forecast_text(forecast, prices))
+        print(forecast_text(forecast, prices, config.judge.thinking_budget))
         return 0
     chosen = set(spread_out(forecast.sizes, config.calibrate))
     prompts = [prompt for prompt in read_part(config) if prompt.id in chosen]

@@ -2,10 +2,16 @@
 
 The endpoint is an asyncio HTTP server in a process of its own that answers every call after the same time, whatever
 the number of calls. With M calls at a time and latency T it can serve M/T calls a second; the whole command
-(reading, planning, retrieval by BM25, storing each reply durably, writing rows) is held against that, from the first
-call's arrival to the last one's answer, the controller's way up included.
+(reading, planning, retrieval, storing each reply durably, writing rows) is held against that, from the first call's
+arrival to the last one's answer, the controller's way up included.
 
     python scripts/bench/label_throughput.py [--latency 1.0] [--concurrency 64] [--prompts 60] [--answers 8]
+
+Small documents and BM25 unless told otherwise: planning and storing are measured, not reading. Long documents and the
+dense retriever measure whether reading and embedding keep up with the endpoint:
+
+    python scripts/bench/label_throughput.py --tokens 64000 --retrieval dense --latency 8 --prompts 14 --answers 10 \\
+        --statements 10 --result label_throughput_long.json
 """
 
 from __future__ import annotations
@@ -19,6 +25,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -29,23 +37,23 @@ from scripts.bench.evidence_common import command_line, environment, write_resul
 HERE = Path(__file__)
 
 
-def value_for(schema: dict[str, Any]) -> Any:
-    """A value that fits a schema."""
+def value_for(schema: dict[str, Any], listed: Sequence[str] = ("One fact.", "Another fact.")) -> Any:
+    """A value that fits a schema; its lists of texts are `listed`."""
     if "enum" in schema:
         return schema["enum"][0]
     kind = schema.get("type")
     if kind == "object":
-        return {name: value_for(part) for name, part in schema["properties"].items()}
+        return {name: value_for(part, listed) for name, part in schema["properties"].items()}
     if kind == "array":
-        return ["One fact.", "Another fact."] if schema["items"].get("type") == "string" else []
+        return list(listed) if schema["items"].get("type") == "string" else []
     return {"integer": 1, "number": 1, "boolean": True}.get(str(kind), "It was looked at.")
 
 
 class FixedLatency:
     """The endpoint; tells through a pipe when the first call came and the last was answered."""
 
-    def __init__(self, latency: float) -> None:
-        self.latency = latency
+    def __init__(self, latency: float, statements: int) -> None:
+        self.latency, self.statements = latency, statements
         self.first = self.last = 0.0
         self.calls = self.flying = self.most = 0
 
@@ -76,15 +84,22 @@ class FixedLatency:
             await asyncio.sleep(self.latency)
             self.flying -= 1
             self.last = time.monotonic()
-        content = json.dumps(value_for(asked["response_format"]["json_schema"]["schema"]))
+        schema = asked["response_format"]["json_schema"]["schema"]
+        values = value_for(schema)
+        if self.statements and "statements" in values:  # each answer's own
+            about = zlib.crc32(body)
+            values["statements"] = [
+                f"Part {about + n} weighs {n} kg, it says." for n in range(self.statements)
+            ]
+        content = json.dumps(values)
         message = {"role": "assistant", "content": content}
         choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
         return {"choices": choices, "usage": {"prompt_tokens": 1000, "completion_tokens": 50}}
 
 
-def endpoint(latency: float, pipe: Connection) -> None:
+def endpoint(latency: float, pipe: Connection, statements: int = 0) -> None:
     """The server process: sends its port, and on request what it has seen."""
-    served = FixedLatency(latency)
+    served = FixedLatency(latency, statements)
 
     async def run() -> None:
         server = await asyncio.start_server(served.serve, "127.0.0.1", 0, limit=2**22)
@@ -97,22 +112,31 @@ def endpoint(latency: float, pipe: Connection) -> None:
     asyncio.run(run())
 
 
-def write_prompts(path: Path, prompts: int, answers: int) -> None:
-    """Small documents: planning and storing are measured, not tokenizing."""
+def facts(machine: int, parts: int) -> list[str]:
+    """So many facts, no two alike."""
+    return [f"Part {part} of machine {machine} weighs {part * 3} kg." for part in range(parts)]
+
+
+FACT_TOKENS = 11
+"""Tokens of a fact, about."""
+
+
+def prompt_row(number: int, tokens: int, answers: int) -> dict[str, Any]:
+    """A prompt over a document of about so many tokens."""
+    said = facts(number, max(answers, tokens // FACT_TOKENS))
+    return {
+        "id": number,
+        "context": " ".join(said[: max(1, tokens // FACT_TOKENS)]),
+        "query": f"How heavy are the parts of machine {number}?",
+        "responses": [{"id": n, "text": f"{fact} It is old."} for n, fact in enumerate(said[:answers])],
+    }
+
+
+def write_prompts(path: Path, lengths: Sequence[int], answers: int) -> None:
+    """A prompt for each length of a document in tokens."""
     with path.open("w") as file:
-        for number in range(prompts):
-            facts = [
-                f"Part {part} of machine {number} weighs {part * 3} kg." for part in range(max(60, answers))
-            ]
-            row = {
-                "id": number,
-                "context": " ".join(facts[:60]),
-                "query": f"How heavy are the parts of machine {number}?",
-                "responses": [
-                    {"id": n, "text": f"{fact} It is old."} for n, fact in enumerate(facts[:answers])
-                ],
-            }
-            file.write(json.dumps(row) + "\n")
+        for number, tokens in enumerate(lengths):
+            file.write(json.dumps(prompt_row(number, tokens, answers)) + "\n")
 
 
 def main() -> int:
@@ -122,17 +146,25 @@ def main() -> int:
     parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--prompts", type=int, default=60)
     parser.add_argument("--answers", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=660, help="of a document")
+    parser.add_argument(
+        "--statements", type=int, default=0, help="of each answer, its own; 0: two, all alike"
+    )
+    parser.add_argument("--retrieval", default="bm25")
+    parser.add_argument("--result", default=HERE.with_suffix(".json").name)
     options = parser.parse_args()
     ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.Process(target=endpoint, args=(options.latency, theirs), daemon=True)
+    process = multiprocessing.Process(
+        target=endpoint, args=(options.latency, theirs, options.statements), daemon=True
+    )
     process.start()
     url = f"http://127.0.0.1:{ours.recv()}/v1"
     with tempfile.TemporaryDirectory() as folder:
         prompts = Path(folder) / "prompts.jsonl"
-        write_prompts(prompts, options.prompts, options.answers)
+        write_prompts(prompts, [options.tokens] * options.prompts, options.answers)
         command = [
             *(sys.executable, "-m", "judge_pipeline.cli", "label", str(prompts), "--output", f"{folder}/run"),
-            *("--judge.base-url", url, "--judge.model", "judge", "--retrieval", "bm25"),
+            *("--judge.base-url", url, "--judge.model", "judge", "--retrieval", options.retrieval),
             *("--judge.max-concurrency", str(options.concurrency)),
         ]
         started = time.monotonic()
@@ -150,6 +182,10 @@ def main() -> int:
         "latency_s": options.latency,
         "concurrency": options.concurrency,
         "answers": summary["responses"],
+        "documents": options.prompts,
+        "document_tokens": options.tokens,
+        "statements": options.statements,
+        "retrieval": options.retrieval,
         **seen,
         "calls_per_s": rate,
         "allowed_calls_per_s": allowed,
@@ -160,7 +196,7 @@ def main() -> int:
     }
     took = f"{seen['calls']} calls in {seen['seconds']:.1f} s"
     print(f"{took}: {rate:.1f} of {allowed:.1f} calls/s ({100 * rate / allowed:.1f}%)")
-    write_result(HERE.with_suffix(".json"), result)
+    write_result(HERE.with_name(options.result), result)
     return 0
 
 

@@ -117,6 +117,18 @@ def test_calibration_that_cannot_be_is_refused_and_a_limit_ends_it_with_what_was
     assert max(judge.asked.values()) == 1
 
 
+def test_a_thinking_budget_bounds_what_thinking_adds(prompts, tmp_path, capsys):
+    with JudgeServer() as server:
+        words = ["--dry-run", "--limit", "2", "--price-input", "1", "--price-output", "1"]
+        assert label(server, prompts, tmp_path / "run", *words, "--judge.thinking-budget", "500") == 0
+    told = capsys.readouterr().out
+    calls, asked, written = foretold(told)
+    most = int(re.search(r"budget of 500 tokens every time: ([\d,]+) tokens out", told)[1].replace(",", ""))
+    assert most == written + 500 * calls
+    cost = float(re.search(r"tokens out, cost ([\d.]+)", told)[1])
+    assert cost == pytest.approx((asked + most) / 1e6, abs=1e-4)
+
+
 def test_the_sample_holds_small_and_large_prompts():
     sizes = {f"p{n}": float((n * 7) % 100) for n in range(100)}
     chosen = sorted(sizes[name] for name in spread_out(sizes, 5))
