@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from dpo.chat import ChatMessages, ChatTemplate
@@ -72,6 +72,11 @@ class Failed:
     """A request that no retry will cure, and why; the run goes on with the others."""
 
     reason: str
+
+
+def copies(draw: Draw, count: int) -> list[Draw]:
+    """A greedy answer so many times: servers refuse to draw several where there is one."""
+    return [replace(draw, seed=draw.seed + number) for number in range(count)]
 
 
 class Sampler(Protocol):

@@ -19,7 +19,7 @@ from typing import Any
 import openai
 
 from dpo.chat import ChatMessages, ChatTemplate
-from dpo.sample.base import Decoding, Draw, Failed, Finish, Request, to_draw
+from dpo.sample.base import Decoding, Draw, Failed, Finish, Request, copies, to_draw
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.engines.chat_protocol import Dialect
 from judge_pipeline.engines.endpoint_errors import api_key, error_said, lasting_error, unanswered
@@ -131,6 +131,9 @@ class EndpointSampler:
 
     def _ask(self, server: Server, request: Request, how: Decoding) -> list[Draw] | Failed:
         draws: list[Draw] = []
+        if how.temperature == 0:
+            only = self._call(server, request, how, 1, request.seed)
+            return copies(only[0], request.count) if only else Failed("the endpoint returned no answer")
         while len(draws) < request.count:
             wanted = request.count - len(draws) if server.knows_n else 1
             got = self._call(server, request, how, wanted, request.seed + len(draws))

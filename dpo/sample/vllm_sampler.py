@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo.chat import ChatEncoder, ChatMessages, ChatTemplate
-from dpo.sample.base import Decoding, Draw, Failed, Finish, Request, to_draw
+from dpo.sample.base import Decoding, Draw, Failed, Finish, Request, copies, to_draw
 from dpo.sample.reasoning import opens_thinking
 from judge_pipeline.common.bundled_models import resolve_model
 from judge_pipeline.common.local_models import ADAPTER_CONFIG, adapter_base, load_tokenizer
@@ -72,12 +72,16 @@ class VllmSampler:
             for request in requests
         )
         prompts = [{"prompt_token_ids": row} for row in ids]
-        params = [self._sampling(n=request.count, seed=request.seed, **how) for request in requests]
+        greedy = decoding.temperature == 0
+        params = [
+            self._sampling(n=1 if greedy else request.count, seed=request.seed, **how) for request in requests
+        ]
         adapter = {} if self._adapter is None else {"lora_request": self._adapter}
         outputs = self._llm.generate(prompts, params, use_tqdm=False, **adapter)
         for request, output in zip(requests, outputs, strict=True):
             opened = opens_thinking(self.encoder.render(request.messages, True, **request.template))
-            yield request, [_draw(part, opened, request.seed + part.index) for part in output.outputs]
+            draws = [_draw(part, opened, request.seed + part.index) for part in output.outputs]
+            yield request, copies(draws[0], request.count) if greedy else draws
 
     def close(self) -> None:
         """Stop the engine."""

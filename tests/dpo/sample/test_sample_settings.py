@@ -222,6 +222,17 @@ def test_vllm_is_given_every_setting(tiny_model, fake_vllm):
     assert [(draw.seed, draw.finish, draw.tokens) for draw in draws[0]] == [(8, "length", 2)]
 
 
+def test_a_greedy_answer_is_asked_for_once_and_stands_for_all(tmp_path, tiny_model, fake_vllm, endpoint):
+    sampler = sampler_of(tiny_model, engine="vllm")
+    draws = next(draws for _, draws in sampler.answer([ASKED], Decoding(temperature=0)))
+    assert fake_vllm["params"][0]["n"] == 1  # vLLM refuses more
+    assert [(draw.text, draw.seed) for draw in draws] == [("yes", 8), ("yes", 9), ("yes", 10)]
+    assert bare(tmp_path, "m", "--base-url", endpoint.url, "--n", "3", "--temperature", "0") == 0
+    assert len(endpoint.calls) == 2
+    assert not any("n" in call for call in endpoint.calls)
+    assert [len(row["responses"]) for row in read_jsonl(tmp_path / "out.jsonl")] == [3, 3]
+
+
 def test_vllm_serves_an_adapter_over_its_base(tmp_path, tiny_model, fake_vllm):
     config = {"base_model_name_or_path": str(tiny_model), "r": 24, "peft_type": "LORA"}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
