@@ -115,17 +115,17 @@ class Comparison:
             **self._parts(ratios),
         }
 
-    def preferred(self, pairs: Sequence[Pair]) -> dict[str, Any]:
-        """The table of people's choices between two answers."""
+    def preferred(self, pairs: Sequence[Pair], target: str = PREFERENCES) -> dict[str, Any]:
+        """The table of choices between two answers, people's or known ones: which scores of `target` follow them."""
         ratios: dict[str, dict[str, Ratio]] = {}
         rows = [
-            self._pairs_row(predictor, PREFERENCES, pairs, ratios)
+            self._pairs_row(predictor, target, pairs, ratios)
             for predictor in self.predictors
-            if predictor.pairs is not None or predictor.column(PREFERENCES) is not None
+            if predictor.pairs is not None or predictor.column(target) is not None
         ]
         prompts = {pair.prompt for pair in pairs}
         return {
-            "target": PREFERENCES,
+            "target": target,
             "pairs": len(pairs),
             "documents": len({int(self.table.document_P[number]) for number in prompts}),
             "rows": rows,

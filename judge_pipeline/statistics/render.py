@@ -122,8 +122,9 @@ def few_documents(documents: int) -> str | None:
 
 def caption(result: dict[str, Any]) -> str:
     """What the table of one target is computed from."""
-    if result["target"] == PREFERENCES:
-        return f"{result['pairs']} pairs that people decided, {result['documents']} documents"
+    if "pairs" in result:
+        what = " that people decided" if result["target"] == PREFERENCES else ""
+        return f"{result['pairs']} pairs{what}, {result['documents']} documents"
     counted = next((row["within"]["spearman"]["count"] for row in result["rows"] if "ties" in row), 0)
     ties = next((row["ties"] for row in result["rows"] if "ties" in row), None)
     text = f"{result['answers']} answers, {result['documents']} documents, {counted} prompts with an order"
@@ -189,7 +190,7 @@ def _chart(result: dict[str, Any], metric: str) -> Markup:
 
 def target_section(result: dict[str, Any]) -> Section:
     """One target as a section of a report: chart, table, parts, calibration."""
-    metric = "pairs" if result["target"] == PREFERENCES else "spearman"
+    metric = "pairs" if "pairs" in result else "spearman"
     parts: list[Markup | str] = [_chart(result, metric), prose(caption(result))]
     parts += [
         table(heads, rows, sortable=False, caption=title.capitalize())
@@ -200,7 +201,9 @@ def target_section(result: dict[str, Any]) -> Section:
     if result["by_length"]:
         parts.append(_part_table(result["by_length"], f"length ({result['length_unit']})", metric))
     parts += [_calibration(row) for row in result["rows"] if row.get("calibration", {}).get("bins")]
-    return Section(result["target"].capitalize(), join(*parts), anchor=f"target-{result['target']}")
+    return Section(
+        result["target"].capitalize(), join(*parts), anchor=f"target-{result['target'].replace(' ', '-')}"
+    )
 
 
 def _calibration(row: dict[str, Any]) -> Markup:

@@ -7,8 +7,10 @@ In: a model (or a file it scored) and a label run, or prompts that people judged
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import AutoTokenizer
@@ -17,11 +19,15 @@ from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.record_files import write_records, write_text
 from judge_pipeline.common.run_dir import prepare_run
 from judge_pipeline.statistics.baselines import all_baselines, minilm_embed
+from judge_pipeline.statistics.bootstrap import DocumentBootstrap
+from judge_pipeline.statistics.compare import Comparison
 from judge_pipeline.statistics.table import REWARD, AnswerTable, Floats
+from reward_model.data.contrasts import Pair as Contrast
 from reward_model.data.splits import document_groups
-from reward_model.fidelity.controls import Controls, score_controls
+from reward_model.fidelity.changed import changed_results, read_changed
+from reward_model.fidelity.controls import WITHHELD, Controls, score_controls
 from reward_model.fidelity.evaluate_config import EvaluateConfig
-from reward_model.fidelity.fidelity import evaluate_scores
+from reward_model.fidelity.fidelity import evaluate_scores, predictors
 from reward_model.fidelity.free_baselines import (
     likelihood_baselines,
     likelihood_is_wanted,
@@ -37,10 +43,12 @@ from reward_model.fidelity.inputs import (
     scored_columns,
     second_columns,
 )
+from reward_model.fidelity.remarks import changed_remarks
 from reward_model.fidelity.report import fidelity_page, markdown_report, terminal_report
 from reward_model.modeling.fidelity_card import update_card
 from reward_model.modeling.model import MANIFEST, read_manifest
 from reward_model.scoring.scorer import RewardModel
+from reward_model.training.folds import FILES, FOLDER
 from reward_model.training.guards import SCORING_KNOBS, explain_out_of_memory
 
 
@@ -55,6 +63,8 @@ class Scored:
 
 def _score(config: EvaluateConfig, reference: Reference) -> Scored:
     """The table, with lengths in the model's tokens where it is loaded, and the columns of model and controls."""
+    if config.folds:
+        return _folded(config.model / FOLDER, reference)
     if config.scores is not None:
         table = reference.table()
         notes = ["the controls are left out: --scores leaves no model to read with"]
@@ -76,6 +86,22 @@ def _score(config: EvaluateConfig, reference: Reference) -> Scored:
             predicted,
             score_controls(model, table, config.token_budget, config.seed) if on else Controls(),
         )
+
+
+def _folded(folder: Path, reference: Reference) -> Scored:
+    """What `train --folds` kept: each answer's scores from a fit that read nothing of its document."""
+    for name in FILES.values():
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name} is not there", "train with --method probe --folds 5 first")
+    table = reference.table()
+    withheld = scored_columns(folder / FILES["withheld"], table)
+    notes = [
+        "every answer is scored by a fit that read nothing of its document (train --folds); its control is "
+        "a probe of the same layer fitted to answers without documents"
+    ]
+    return Scored(
+        table, scored_columns(folder / FILES["readout"], table), Controls({WITHHELD: withheld}, notes=notes)
+    )
 
 
 class Baselines:
@@ -137,6 +163,16 @@ def _stack(
     return stacked_from_training(table, columns, train, baselines.of(train), other.targets(train))
 
 
+def _changed(
+    config: EvaluateConfig, reference: Reference, contrasts: Sequence[Contrast], baselines: Baselines
+) -> list[dict[str, Any]]:
+    """A table for each dimension that answers of `--contrasts` were made worse in."""
+    scored = _score(config, reference)
+    found = predictors(scored.predicted, scored.controls.columns, baselines.of(scored.table))
+    bootstrap = DocumentBootstrap(scored.table.document_P, config.bootstrap, config.seed)
+    return changed_results(Comparison(scored.table, found, bootstrap), contrasts)
+
+
 def write_scored(path: Path, table: AnswerTable, columns: dict[str, Floats]) -> None:
     """The prompts again, each response with the model's `scores` and `reward`."""
     rows = []
@@ -158,8 +194,12 @@ def write_scored(path: Path, table: AnswerTable, columns: dict[str, Floats]) -> 
 def run(config: EvaluateConfig) -> int:
     """Evaluate and write the files."""
     reference = read_reference(config.labels, config.prompts)
-    drop_training_documents(reference, config.model, config.labels, config.documents)
-    prepare_run(config.output, config, "reward-model evaluate", config.existing, reference.files)
+    changed = read_changed(config.contrasts) if config.contrasts else None
+    for one in (reference, changed[0]) if changed else (reference,):
+        if not config.folds:
+            drop_training_documents(one, config.model, config.labels, config.documents)
+    files = (*reference.files, *(changed[0].files if changed else ()))
+    prepare_run(config.output, config, "reward-model evaluate", config.existing, files)
     scored = _score(config, reference)
     table, predicted = scored.table, scored.predicted
     if config.scores is None:
@@ -189,6 +229,9 @@ def run(config: EvaluateConfig) -> int:
         notes=reference.notes,
     )
     found["control_tokens"] = scored.controls.tokens
+    if changed:
+        found["changed"] = _changed(config, *changed, baselines)
+        found["remarks"] += changed_remarks(found["changed"])
     write_text(config.output / "fidelity.json", json.dumps(found, indent=1, ensure_ascii=False))
     write_text(config.output / "fidelity.md", markdown_report(found))
     page = fidelity_page(found, targets, predicted, f"Fidelity of {config.model.name}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from judge_pipeline.common.config import Config
 from judge_pipeline.common.run_dir import EXISTING_HELP, Existing
@@ -31,6 +31,16 @@ class EvaluateConfig(Config):
     prompts: list[Path] = Field([], description="the labelled prompts; default: those the label run read")
     scores: Path | None = Field(
         None, description="a file `reward-model score` wrote with this model; saves scoring again"
+    )
+    folds: bool = Field(
+        False,
+        description="judge a model of `train --folds` by the scores each document got while it was held out, kept beside "
+        "the model; nothing is read again",
+    )
+    contrasts: Path | None = Field(
+        None,
+        description="a file `reward-model augment` wrote: is the answer that was made worse scored lower, with the "
+        "document and without",
     )
     second_labels: Path | None = Field(
         None, description="a second label run over the same answers: the judge's own ceiling"
@@ -72,3 +82,9 @@ class EvaluateConfig(Config):
     bootstrap: int = Field(1000, ge=10, description="resamples of the documents for the 95% intervals")
     seed: int = Field(0, description="of the resamples and of the random baseline")
     existing: Existing = Field("refuse", description=EXISTING_HELP, json_schema_extra={"identity": False})
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EvaluateConfig:
+        if self.folds and self.scores is not None:
+            raise ValueError("folds and scores: one or the other")
+        return self

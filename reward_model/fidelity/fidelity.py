@@ -57,9 +57,8 @@ def evaluate_scores(
         notes: remarks for the reader.
     """
     bootstrap = DocumentBootstrap(table.document_P, replicates, seed)
-    predictors = [Predictor(MODEL, "model", dict(predicted), in_points=True)]
-    predictors += _others(controls or {}, ceilings or {}, baselines or {}, stacked or {})
-    comparison = Comparison(table, predictors, bootstrap)
+    rows = predictors(predicted, controls or {}, baselines or {}, ceilings or {}, stacked or {})
+    comparison = Comparison(table, rows, bootstrap)
     known = {name: column for name, column in targets.items() if np.isfinite(column).any()}
     results = [comparison.graded(name, column) for name, column in known.items()]
     if preferences:
@@ -81,18 +80,20 @@ def evaluate_scores(
     return {**found, "remarks": remarks(found)}
 
 
-def _others(
+def predictors(
+    predicted: Mapping[str, Floats],
     controls: Mapping[str, Mapping[str, Floats]],
-    ceilings: Mapping[str, Mapping[str, Floats]],
     baselines: Mapping[str, Floats],
-    stacked: Mapping[str, Floats],
+    ceilings: Mapping[str, Mapping[str, Floats]] | None = None,
+    stacked: Mapping[str, Floats] | None = None,
 ) -> list[Predictor]:
-    """The rows beside the model's."""
+    """The model's row and those beside it."""
     kinds: list[tuple[Kind, Mapping[str, Mapping[str, Floats]]]] = [
         ("control", controls),
-        ("ceiling", ceilings),
+        ("ceiling", ceilings or {}),
     ]
-    rows = [
+    rows = [Predictor(MODEL, "model", dict(predicted), in_points=True)]
+    rows += [
         Predictor(name, kind, dict(columns), in_points=True)
         for kind, given in kinds
         for name, columns in given.items()

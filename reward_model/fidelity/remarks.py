@@ -47,6 +47,20 @@ def _document(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
                 yield f"the model does not use the document for {result['target']}, as far as this shows ({same})"
 
 
+def changed_remarks(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence where an answer made worse is not told from the answer as it was by what the document says."""
+    found = []
+    for result in results:
+        for row in result["rows"]:
+            gain = row["ahead"].get("pairs") if row["name"] == WITHHELD else None
+            if gain is not None and gain["value"] is not None and (gain["low"] is None or gain["low"] <= 0):
+                found.append(
+                    f"{result['target']}: not shown to be told by what the document says ({row['name']}: pairs "
+                    f"{interval(gain, 2, '+')} for the document itself)"
+                )
+    return found
+
+
 def _baselines(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for result in results:
         rows = [row for row in result["rows"] if row["kind"] == "baseline"]

@@ -49,12 +49,17 @@ def separation_rows(found: Mapping[str, Any]) -> Table:
     return ["", "outputs", "targets", "outputs, overall", "targets, overall"], rows
 
 
+def all_results(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The tables of all targets, answers made worse on purpose last."""
+    return [*found["results"], *found.get("changed", [])]
+
+
 def document_rows(found: Mapping[str, Any]) -> Table:
     """What the document adds: the model's figure, and how far it is ahead of each control."""
-    there = {row["name"] for result in found["results"] for row in result["rows"]}
+    there = {row["name"] for result in all_results(found) for row in result["rows"]}
     names = [name for name in (WITHHELD, OTHER) if name in there]
     rows = []
-    for result in found["results"]:
+    for result in all_results(found):
         by_name = {row["name"]: row for row in result["rows"]}
         own = next((row for row in result["rows"] if row["kind"] == "model"), None)
         if own is None or not names:
@@ -117,7 +122,7 @@ def vote_lines(found: Mapping[str, Any]) -> list[str]:
 def terminal_report(found: Mapping[str, Any]) -> str:
     """The tables that fit a terminal."""
     parts = [textwrap.fill(f"note: {note}", render.WIDTH) for note in found["notes"]]
-    parts += [render.terminal_table(result) for result in found["results"]]
+    parts += [render.terminal_table(result) for result in all_results(found)]
     parts += [f"{heading}\n{render.aligned(*cells)}" for heading, _, cells in overview_tables(found)]
     parts += [textwrap.fill(f"! {remark}", render.WIDTH) for remark in found["remarks"]]
     return "\n\n".join([*parts, *vote_lines(found)])
@@ -131,7 +136,7 @@ def markdown_report(found: Mapping[str, Any]) -> str:
         f"**{heading}** {text}\n\n{render.markdown(*cells)}"
         for heading, text, cells in overview_tables(found)
     ]
-    parts += [render.markdown_table(result) for result in found["results"]]
+    parts += [render.markdown_table(result) for result in all_results(found)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -150,7 +155,7 @@ def fidelity_page(
         Section(heading, table(*cells, sortable=False), heading.split()[0].lower(), text)
         for heading, text, cells in overview_tables(found)
     ]
-    for result in found["results"]:
+    for result in all_results(found):
         section = render.target_section(result)
         extra = _plots(result["target"], targets, predicted)
         sections.append(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,7 @@ from torch import nn
 
 from judge_pipeline.common.progress import Progress
 from reward_model.data.batches import token_batches
+from reward_model.modeling.language_head import LogProbReader
 from reward_model.shared_prefix.chunked import answer_passes
 from reward_model.shared_prefix.interface import forward_alone, shared_forward, unwrap
 from reward_model.shared_prefix.layout import EncodedPrompt, Span, join_ids
@@ -74,6 +76,7 @@ def read_features(
     layers: Sequence[int] = LAST_LAYER,
     pooling: Pooling = "last",
     progress: Progress | None = None,
+    log_probs: LogProbReader | None = None,
 ) -> Tensor:
     """Features (A, L, H), fp32 on CPU, of the answers of all prompts in their order; (A, L, 2 H) for "mean+last".
 
@@ -86,6 +89,8 @@ def read_features(
             after the final norm; negative from the end.
         pooling: an answer's last token, the mean over its tokens, or both side by side, mean first.
         progress: counts the prompts that are read.
+        log_probs: takes the answers' log-probabilities on the way, which follow the features of each layer then:
+            (A, L, H + 2).
 
     Raises:
         IndexError: the model has no such layer.
@@ -95,14 +100,18 @@ def read_features(
     features: dict[int, Tensor] = {}
     with reader.attached():
         for group in token_batches(prompts, token_budget):
-            read = torch.cat(
-                [
-                    reader.read(forward, spans)
-                    for forward, spans in passes(model, [prompts[i] for i in group], token_budget, shared)
-                ]
-            )
+            names = iter([(index, place) for index in group for place in range(len(prompts[index].answers))])
+            pieces = []
+            for forward, spans in passes(model, [prompts[i] for i in group], token_budget, shared):
+                own, run = list(islice(names, len(spans))), forward
+                if log_probs:
+                    run = log_probs.during(forward, spans, prompts, own)
+                read = reader.read(run, spans)
+                if log_probs:
+                    read = torch.cat([read, log_probs.of(own)[:, None].expand(-1, len(layers), -1)], dim=2)
+                pieces.append(read)
             counts = [len(prompts[index].answers) for index in group]
-            features.update(zip(group, read.split(counts), strict=True))
+            features.update(zip(group, torch.cat(pieces).split(counts), strict=True))
             if progress is not None:
                 progress.update(len(group))
     return torch.cat([features[index] for index in range(len(prompts))])

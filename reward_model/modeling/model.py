@@ -29,6 +29,8 @@ from judge_pipeline.common.bundled_models import resolve_model
 from judge_pipeline.common.errors import UserError, disk_error
 from judge_pipeline.common.records import DIMENSIONS
 from reward_model.modeling.head import score_layer
+from reward_model.modeling.language_head import FILE as HEAD_FILE
+from reward_model.modeling.language_head import LanguageHead
 from reward_model.modeling.prompt_format import PromptFormat, PromptRenderer
 from reward_model.modeling.readout import READOUT_FILE, Readout, ReadoutSpec
 from reward_model.modeling.stack_spec import StackSpec
@@ -83,6 +85,8 @@ class Backbone:
     readout: Readout | None = None
     support: SupportReadout | None = None
     """Beside the plain head, where the directory has one."""
+    language_head: LanguageHead | None = None
+    """Where the readout sees log-probabilities."""
 
     @property
     def renderer(self) -> PromptRenderer:
@@ -222,6 +226,7 @@ def save_reward_model(
     manifest: Manifest,
     readout: Readout | None = None,
     support: SupportReadout | None = None,
+    language_head: LanguageHead | None = None,
 ) -> None:
     """Write model (or adapter with head), tokenizer, readouts where there are any and, last, the manifest.
 
@@ -251,6 +256,9 @@ def save_reward_model(
             (target / file).unlink(missing_ok=True)
             if one:
                 one.save(target)
+        (target / HEAD_FILE).unlink(missing_ok=True)
+        if language_head:
+            language_head.save(target)
         text = json.dumps(manifest.model_dump(), ensure_ascii=False, indent=2)
         temporary = path.with_suffix(".tmp")
         temporary.write_text(text + "\n", encoding="utf-8")
@@ -310,7 +318,9 @@ def load_reward_model(
     if not manifest.adapter:
         config = AutoConfig.from_pretrained(directory)
         model = _load_classifier(directory, str(directory), config, dtype, load_kwargs, fresh_head=False)
-        return Backbone(model, tokenizer, manifest, readout, support)
+        likely = readout is not None and readout.spec.log_probs
+        head = LanguageHead.load(directory, model) if likely else None
+        return Backbone(model, tokenizer, manifest, readout, support, head)
     from peft import PeftModel
 
     base = load_backbone_for_rm(

@@ -56,7 +56,7 @@ def metrics_table(facts: CardFacts) -> str:
 def _fidelity(facts: CardFacts) -> str:
     if not facts.metrics:
         return "No documents were held out, so nothing is known about new ones: run `reward-model evaluate`."
-    head = f"On {facts.held_out_prompts} prompts over {facts.held_out_documents} documents that were not trained on:"
+    head = f"On {facts.held_out_prompts} prompts over {facts.held_out_documents} documents, none of which the fit that scores it was trained on:"
     if "eval_preference_accuracy" in facts.metrics:
         accuracy = facts.metrics["eval_preference_accuracy"]
         return f"{head}\n\nPeople's choices predicted: {accuracy:.1%} (chance: 50%)."

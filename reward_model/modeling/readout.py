@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from judge_pipeline.common.errors import UserError
 from reward_model.modeling.features import Pooling
+from reward_model.modeling.language_head import LOG_PROBS
 from reward_model.modeling.ridge import LinearProbe
 
 Tensor = torch.Tensor
@@ -39,6 +40,8 @@ class ReadoutSpec(BaseModel):
     """As transformers' ``hidden_states`` count: i is the output of layer i, the last one after the final norm."""
     pooling: Pooling
     view: View
+    log_probs: bool = False
+    """Whether each side's states are followed by mean and sum of the answer's log-probabilities (`language_head`)."""
 
     @property
     def needs_withheld(self) -> bool:
@@ -53,7 +56,21 @@ class ReadoutSpec(BaseModel):
             "difference": "what the document changes in them",
             "both": "read behind the document, and what it changes in them",
         }[self.view]
-        return f"layer {self.layer}, {states} of the answer's states, {view}"
+        also = "; and how likely the model's own language head finds the answer" if self.log_probs else ""
+        return f"layer {self.layer}, {states} of the answer's states, {view}{also}"
+
+    def emphasis(self, features_N_F: Tensor) -> Tensor | None:
+        """Weights (F,) of the standardised features: together log-probabilities count about as much as the states.
+
+        Two columns among hundreds would otherwise be shrunk to nothing by a penalty that hundreds need.
+        """
+        if not self.log_probs:
+            return None
+        sides = 2 if self.view == "both" else 1
+        width = features_N_F.shape[1] // sides
+        own = torch.ones(width)
+        own[-LOG_PROBS:] = (width - LOG_PROBS) ** 0.5 / 2
+        return own.repeat(sides)
 
 
 def view_features(view: View, document_N_G: Tensor, withheld_N_G: Tensor | None) -> Tensor:

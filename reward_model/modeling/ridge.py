@@ -67,6 +67,12 @@ class Rows:
         """Some of the rows."""
         return replace(self, **{name: value[kept_R] for name, value in vars(self).items()})
 
+    def scaler(self, features_A_F: Tensor, emphasis_F: Tensor | None = None) -> Scaler:
+        """Of the answers that stand in a row: what is not fitted must not be looked at."""
+        there = torch.cat([self.first_R, self.second_R[~self.level_R]]).unique()
+        found = Scaler.fit(features_A_F[there])
+        return found if emphasis_F is None else replace(found, scale_F=found.scale_F / emphasis_F)
+
     def features(self, features_A_F: Tensor) -> Tensor:
         """Features (R, F) of the rows."""
         rows = features_A_F[self.first_R]
@@ -157,10 +163,17 @@ def _solve(system: Tensor, penalty: float, right: Tensor) -> Tensor:
     return torch.cholesky_solve(right, torch.linalg.cholesky(regular))
 
 
-def fold_predictions(rows: Rows, features_A_F: Tensor, penalties: Sequence[float] = PENALTIES) -> Tensor:
-    """Predictions (P, R, D) of every row by the fits that saw no row of its fold."""
-    features = Scaler.fit(features_A_F)(features_A_F)
-    features = rows.features(features)
+def fold_predictions(
+    rows: Rows,
+    features_A_F: Tensor,
+    penalties: Sequence[float] = PENALTIES,
+    emphasis_F: Tensor | None = None,
+) -> Tensor:
+    """Predictions (P, R, D) of every row by the fits that saw no row of its fold.
+
+    `emphasis_F` multiplies standardised features: those above 1 are shrunk less.
+    """
+    features = rows.features(rows.scaler(features_A_F, emphasis_F)(features_A_F))
     found = torch.empty(len(penalties), *rows.targets_R_D.shape, dtype=torch.float64, device=features.device)
     for fold in rows.fold_R.unique():
         held = rows.fold_R == fold
@@ -201,33 +214,53 @@ class Choice:
     penalties: tuple[float, ...]
     explained: tuple[float, ...]
     """NaN for a target that never varies."""
+    ordered: float | None = None
+    """Share of answers made worse on purpose that come out below what they were; None where there are none."""
 
     @property
     def score(self) -> float:
-        """Mean over the targets that vary."""
+        """Explained, mean over the targets that vary, and how far `ordered` is above chance."""
         there = [value for value in self.explained if value == value]
-        return sum(there) / len(there) if there else 0.0
+        explained = sum(there) / len(there) if there else 0.0
+        return explained + (0.0 if self.ordered is None else self.ordered - 0.5)
 
 
-def choose_penalties(rows: Rows, features_A_F: Tensor, penalties: Sequence[float] = PENALTIES) -> Choice:
+def choose_penalties(
+    rows: Rows,
+    features_A_F: Tensor,
+    penalties: Sequence[float] = PENALTIES,
+    emphasis_F: Tensor | None = None,
+) -> Choice:
     """The penalty of each target that explains most of held-out folds; a target that never varies gets the largest."""
-    predictions = fold_predictions(rows, features_A_F, penalties)
+    predictions = fold_predictions(rows, features_A_F, penalties, emphasis_F)
     explained_P_D = torch.stack([explained_within(one, rows) for one in predictions])
     # From the largest down, so that of equals the larger penalty wins.
     best_D = len(penalties) - 1 - explained_P_D.flip(0).nan_to_num(-torch.inf).argmax(0)
     columns = range(len(best_D))
+    chosen_R_D = torch.stack([predictions[int(best), :, column] for column, best in enumerate(best_D)], dim=1)
     return Choice(
         tuple(penalties[int(best)] for best in best_D),
         tuple(float(explained_P_D[int(best), column]) for best, column in zip(best_D, columns, strict=True)),
+        ordered_share(chosen_R_D, rows),
     )
 
 
-def fit_rows(rows: Rows, features_A_F: Tensor, penalties_D: Sequence[float]) -> LinearProbe:
+def ordered_share(predictions_R_D: Tensor, rows: Rows) -> float | None:
+    """Share of the gaps beside answers with points that are predicted the right way round; None where there are none."""
+    if not rows.level_R.any():
+        return None
+    gaps = (~rows.level_R)[:, None] & (rows.weights_R_D > 0) & (rows.targets_R_D.nan_to_num() > 0)
+    return float((predictions_R_D[gaps] > 0).double().mean()) if gaps.any() else None
+
+
+def fit_rows(
+    rows: Rows, features_A_F: Tensor, penalties_D: Sequence[float], emphasis_F: Tensor | None = None
+) -> LinearProbe:
     """Weights and bias on features as they come (standardisation folded in), with each target's own penalty.
 
     Where all rows are differences the bias is such that the mean over answers is zero.
     """
-    scaler = Scaler.fit(features_A_F)
+    scaler = rows.scaler(features_A_F, emphasis_F)
     scaled = rows.features(scaler(features_A_F))
     unit = _mean_square(scaled)
     level = rows.level_R.double()

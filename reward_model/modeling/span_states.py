@@ -20,6 +20,7 @@ from torch import nn
 from judge_pipeline.common.progress import Progress
 from reward_model.data.batches import token_batches
 from reward_model.modeling.features import LayerReader, decoder_layers, mean_token, passes
+from reward_model.modeling.language_head import LogProbReader
 from reward_model.shared_prefix.interface import listen_to_attention
 from reward_model.shared_prefix.layout import EncodedPrompt, Span
 from reward_model.shared_prefix.plan import AttentionPlan
@@ -60,6 +61,7 @@ def read_spans(
     layers: Sequence[int],
     watch: AttentionWatch | None = None,
     progress: Progress | None = None,
+    log_probs: LogProbReader | None = None,
 ) -> list[Tensor]:
     """Means (S, L, H) fp32 on CPU of each prompt's spans, those of its first answer first.
 
@@ -67,6 +69,7 @@ def read_spans(
         model, prompts, token_budget, shared, layers, progress: as ``read_features`` takes them.
         spans: what is wanted of each prompt; answers without any are not read.
         watch: takes attention in the same passes; only where `shared`, of answers that have `spans`.
+        log_probs: takes the log-probabilities of answers in the same passes.
 
     Raises:
         IndexError: the model has no such layer.
@@ -89,7 +92,10 @@ def read_spans(
                     continue
                 if listener and watch:
                     listener.wanted = _in_pass(watch.spans, own, answers)
-                read = reader.read(forward, [span for _, span in wanted])
+                run = forward
+                if log_probs:
+                    run = log_probs.during(forward, answers, prompts, own)
+                read = reader.read(run, [span for _, span in wanted])
                 for (index, _), states in zip(wanted, read, strict=True):
                     found[index].append(states)
             if listener:

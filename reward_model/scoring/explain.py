@@ -22,6 +22,7 @@ from judge_pipeline.documents.chunking import Span as TextSpan
 from judge_pipeline.documents.chunking import cut
 from reward_model.data.evidence import Sentence, answer_sentences
 from reward_model.modeling.head import apply_head
+from reward_model.modeling.language_head import LogProbReader
 from reward_model.modeling.span_states import AttentionWatch, read_spans
 from reward_model.modeling.support import SupportReadout, token_spans
 from reward_model.scoring.engine import Array, Engine
@@ -138,6 +139,8 @@ class Explainer:
         looked_at = [[tokens for _, tokens in one] for one in segments]
         watch = AttentionWatch(spec.attention_layer, spans, looked_at)
         layers = [model.score_layer, spec.layer]
+        head = model.language_head
+        likely = [LogProbReader(head) for _ in range(2)] if head else [None, None]
         states = read_spans(
             model.model,
             [encoded for _, encoded in prompts],
@@ -145,18 +148,25 @@ class Explainer:
             token_budget=token_budget,
             layers=layers,
             watch=watch,
+            log_probs=likely[0],
         )
         twice = spec.needs_withheld or (model.readout is not None and model.readout.spec.needs_withheld)
         bare = [encoded.withheld() for _, encoded in prompts] if twice else []
         withheld = (
-            read_spans(model.model, bare, wanted, token_budget=token_budget, layers=layers) if twice else None
+            read_spans(
+                model.model, bare, wanted, token_budget=token_budget, layers=layers, log_probs=likely[1]
+            )
+            if twice
+            else None
         )
         model.count_tokens([encoded for _, encoded in prompts] + bare)
         found: list[tuple[Array, Notes]] = []
         for number in range(len(prompts)):
             one = withheld[number] if withheld else None
             plan = _Rows([len(own) for own in scored[number]], [len(parts) for parts in spans[number]])
-            points = model.stacked(prompts[number][1], self._points(states[number], one, plan))
+            names = [(number, place) for place in range(len(scored[number]))]
+            more = [reader.of(names) if reader and reader.found else None for reader in likely]
+            points = model.stacked(prompts[number][1], self._points(states[number], one, plan, more))
             notes = self._notes(
                 states[number], one, plan, sentences[number], segments[number], watch.found[number]
             )
@@ -182,12 +192,18 @@ class Explainer:
         tokens = token_spans(places, parts)
         return [(part, span) for part, span in zip(parts, tokens, strict=True) if span is not None]
 
-    def _points(self, states: Tensor, withheld: Tensor | None, rows: _Rows) -> Array:
+    def _points(
+        self, states: Tensor, withheld: Tensor | None, rows: _Rows, log_probs: Sequence[Tensor | None]
+    ) -> Array:
         document = rows.whole(states[:, 0])
         readout = self.model.readout
         if readout is None:
             return np.asarray(apply_head(self.model.model, document.to(self.model.device)).detach().cpu())
         bare = None if withheld is None else rows.whole(withheld[:, 0])
+        if (own := log_probs[0]) is not None:
+            document = torch.cat([document, own], dim=1)
+        if bare is not None and (own := log_probs[1]) is not None:
+            bare = torch.cat([bare, own], dim=1)
         return readout.apply(document, bare).numpy()
 
     def _notes(

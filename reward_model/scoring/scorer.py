@@ -24,6 +24,7 @@ from judge_pipeline.common.progress import Progress
 from reward_model.modeling.cut import cut_above
 from reward_model.modeling.features import LAST_LAYER, Pooling, decoder_layers, read_features
 from reward_model.modeling.head import apply_head
+from reward_model.modeling.language_head import LogProbReader
 from reward_model.modeling.model import Backbone, Manifest, load_reward_model
 from reward_model.modeling.readout import Readout
 from reward_model.options import TOKEN_BUDGET, ReadoutChoice, SharedPrefix
@@ -59,10 +60,11 @@ class RewardModel:
         self.readout = backbone.readout
         self.stack = backbone.manifest.stack if backbone.readout else None
         self.support = backbone.support
+        self.language_head = backbone.language_head
         self.depth = self.layers = len(decoder_layers(self.model))
         self.score_layer = -1
         if self.readout and self.readout.spec.layer < self.depth:
-            if cut_above(self.model, self.readout.spec.layer):
+            if not self.language_head and cut_above(self.model, self.readout.spec.layer):
                 self.layers = self.readout.spec.layer
             else:
                 self.score_layer = self.readout.spec.layer
@@ -99,6 +101,8 @@ class RewardModel:
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         backbone.model.to(device)
+        if backbone.language_head:
+            backbone.language_head = backbone.language_head.beside(backbone.model)
         return cls(backbone, shared_prefix, attn_backend)
 
     @property
@@ -292,6 +296,7 @@ class RewardModel:
             shared=self.shared == "on",
             layers=[self.score_layer],
             pooling=readout.spec.pooling,
+            log_probs=LogProbReader(self.language_head) if self.language_head else None,
         )[:, 0]
         points = readout.apply(*states.chunk(2)) if twice else readout.apply(states)
         for piece in points.split([len(prompt.answers) for prompt in group]):

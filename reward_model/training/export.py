@@ -18,6 +18,7 @@ from torch import nn
 from judge_pipeline.common.errors import UserError, disk_error
 from judge_pipeline.common.record_files import write_text
 from reward_model.data.splits import document_digests
+from reward_model.modeling.language_head import LanguageHead
 from reward_model.modeling.model import (
     Backbone,
     load_backbone_for_rm,
@@ -116,7 +117,10 @@ def export_probe(
         support = trained_support(config, data, backbone, model, probe.readout.spec, say)
         facts = with_support(facts, support)
         write_text(output / "README.md", render_card(facts))
-        save_reward_model(model, backbone.tokenizer, output, backbone.manifest, probe.readout, support)
+        likely = probe.readout.spec.log_probs
+        head = LanguageHead.of_base(model, config.base_model) if likely else None
+        manifest = backbone.manifest
+        save_reward_model(model, backbone.tokenizer, output, manifest, probe.readout, support, head)
     finish(config)
 
 
@@ -201,7 +205,9 @@ def card_facts(
     encoded: EncodedData,
 ) -> CardFacts:
     """What the model card tells."""
-    train_items, held_out = encoded.train, encoded.held_out
+    train_items, held_out, examples = encoded.train, encoded.held_out, data.held_out
+    if config.folds:
+        held_out, examples = train_items, data.train
     standardizer = objective.standardizer
     constant: dict[str, float] = {}
     if held_out and not data.preferences:
@@ -220,6 +226,7 @@ def card_facts(
         **({} if config.method == "probe" else training),
         "precision": "bf16" if config.resolved_bf16() else "fp32",
         "seed": config.seed,
+        **({"folds over documents that the figures are from": config.folds} if config.folds else {}),
     }
     return CardFacts(
         manifest=backbone.manifest,
@@ -228,7 +235,7 @@ def card_facts(
         train_prompts=len(train_items),
         train_answers=sum(len(item.answers) for item in train_items),
         held_out_prompts=len(held_out),
-        held_out_documents=len({item.document_id for item in data.held_out}),
+        held_out_documents=len({item.document_id for item in examples}),
         settings=settings,
         notes=[f"{encoded.skipped} prompts over the window were left out"] if encoded.skipped else [],
     )

@@ -21,9 +21,12 @@ from torch import nn
 from judge_pipeline.common.errors import disk_error
 from judge_pipeline.common.progress import Progress
 from reward_model.modeling.features import Pooling, decoder_layers, read_features
+from reward_model.modeling.language_head import LOG_PROBS, LanguageHead, LogProbReader
 from reward_model.shared_prefix.layout import EncodedPrompt
 
 Tensor = torch.Tensor
+SIDES, LIKELY = ("document", "withheld"), "log_probs"
+"""Names of the tensors of a file."""
 DEEP = 40
 """Models with more layers than this are looked at in every second one."""
 
@@ -53,7 +56,13 @@ class FeatureStore:
         ]
 
     def read(
-        self, model: nn.Module, token_budget: int, shared: bool = True, rank: int = 0, world: int = 1
+        self,
+        model: nn.Module,
+        token_budget: int,
+        shared: bool = True,
+        rank: int = 0,
+        world: int = 1,
+        head: LanguageHead | None = None,
     ) -> int:
         """Read what is missing of this process's share; returns the tokens that were read.
 
@@ -63,6 +72,7 @@ class FeatureStore:
             shared: read a prompt once for all its answers.
             rank: of this process.
             world: processes that share the files out.
+            head: whose log-probabilities of the answers are kept too.
 
         Raises:
             UserError: the disk is full.
@@ -81,9 +91,13 @@ class FeatureStore:
                     shared=shared,
                     layers=self.layers,
                     pooling="mean+last",
+                    log_probs=LogProbReader(head) if head else None,
                 )
-                document, withheld = read.transpose(0, 1).chunk(2, dim=1)
-                self._save(file, {"document": document.contiguous(), "withheld": withheld.contiguous()})
+                kept = {}
+                if head:
+                    kept[LIKELY], read = read[:, 0, -LOG_PROBS:], read[..., :-LOG_PROBS]
+                kept |= dict(zip(SIDES, read.transpose(0, 1).chunk(2, dim=1), strict=True))
+                self._save(file, {name: value.contiguous() for name, value in kept.items()})
                 shapes = [prompt.shape for prompt in group]
                 tokens += sum(shape.total if shared else shape.total_one_by_one for shape in shapes)
                 progress.update(len(group) // 2)
@@ -104,9 +118,20 @@ class FeatureStore:
         sides: tuple[list[Tensor], list[Tensor]] = ([], [])
         for file, _ in self._parts():
             with safe_open(file, "pt") as stored:
-                for side, name in zip(sides, ("document", "withheld"), strict=True):
+                for side, name in zip(sides, SIDES, strict=True):
                     values = stored.get_slice(name)[place : place + 1][0]
                     half = values.shape[1] // 2
                     part = {"mean": slice(None, half), "last": slice(half, None), "mean+last": slice(None)}
                     side.append(values[:, part[pooling]])
+        return torch.cat(sides[0]), torch.cat(sides[1])
+
+    def log_probs(self) -> tuple[Tensor, Tensor] | None:
+        """(document, withheld) (A, 2) fp32, mean and sum of an answer's log-probabilities; None where none were read."""
+        sides: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for file, _ in self._parts():
+            with safe_open(file, "pt") as stored:
+                if LIKELY not in stored.keys():  # noqa: SIM118 - not a mapping
+                    return None
+                for side, values in zip(sides, stored.get_tensor(LIKELY).chunk(2), strict=True):
+                    side.append(values)
         return torch.cat(sides[0]), torch.cat(sides[1])

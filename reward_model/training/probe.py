@@ -22,7 +22,9 @@ from reward_model.modeling.features import POOLINGS
 from reward_model.modeling.level_head import LevelHead, choose_teaching, teach_head
 from reward_model.modeling.readout import VIEWS, Readout, ReadoutSpec, View, view_features
 from reward_model.modeling.ridge import PENALTIES, Choice, LinearProbe, Rows, choose_penalties, fit_rows
+from reward_model.options import Likelihood
 from reward_model.training.feature_store import FeatureStore
+from reward_model.training.separate import Separation, Strength, separate
 
 Tensor = torch.Tensor
 FOLDS = 5
@@ -49,6 +51,8 @@ class Probe:
     """Of the readout."""
     taught: Choice
     """What of the readout's outputs the plain head reproduces on documents out of its fold."""
+    separation: Separation
+    """What was done to the readout's outputs so that they do not move together; folded in."""
     candidates: Sequence[tuple[ReadoutSpec, float]]
     """All that were compared, best first, with what they explain."""
 
@@ -138,6 +142,7 @@ class Training:
         documents: name of the document of each labelled prompt, and of each further one that the head is taught on.
         labelled: prompts with labels; they come first.
         seed: of the folds.
+        taught_A: answers that the head is taught on; all of them where there is none.
     """
 
     store: FeatureStore
@@ -145,20 +150,42 @@ class Training:
     documents: Sequence[str]
     labelled: int
     seed: int
+    taught_A: Tensor | None = None
 
     def answers(self, prompts: int) -> int:
         """Answers of the first prompts."""
         return sum(len(item.answers) for item in self.store.prompts[:prompts])
 
     def states(self, spec: ReadoutSpec, prompts: int) -> tuple[Tensor, Tensor]:
-        """(document, withheld) of the answers of the first prompts."""
+        """(document, withheld) of the answers of the first prompts, as the spec's readout takes them."""
         count = self.answers(prompts)
         document, withheld = self.store.states(spec.layer, spec.pooling)
+        if spec.log_probs:
+            more = self.store.log_probs()
+            assert more is not None
+            document, withheld = (
+                torch.cat(pair, dim=1) for pair in zip((document, withheld), more, strict=True)
+            )
         return document[:count], withheld[:count]
+
+    def features(self, spec: ReadoutSpec) -> Tensor:
+        """What a readout of this spec is fitted to (A, F): of the labelled prompts."""
+        return view_features(spec.view, *self.states(spec, self.labelled))
+
+    def taught(self, values_A: Tensor) -> Tensor:
+        """Of values of answers (A, …) those of answers that the head is taught on."""
+        return values_A if self.taught_A is None else values_A[self.taught_A]
+
+    def final_states(self, prompts: int) -> Tensor:
+        """What the plain head sees of the answers of the first prompts (A, H)."""
+        return self.store.states(self.store.layers[-1], "last")[0][: self.answers(prompts)]
 
 
 def choose_readout(
-    training: Training, say: Callable[[str], None], views: Sequence[View] = VIEWS
+    training: Training,
+    say: Callable[[str], None],
+    views: Sequence[View] = VIEWS,
+    log_probs: Likelihood = "auto",
 ) -> tuple[ReadoutSpec, Choice, list[tuple[ReadoutSpec, float]]]:
     """The best candidate, its penalties, and all candidates with their scores, best first.
 
@@ -166,6 +193,7 @@ def choose_readout(
         training: what may be learnt from.
         say: takes remarks for the user.
         views: to choose from.
+        log_probs: whether readouts see the answer's log-probabilities, where they were read; auto: where it helps.
     """
     store, rows = training.store, training.rows
     if len(rows.fold_R.unique()) < 2:
@@ -179,58 +207,91 @@ def choose_readout(
     some = _for_choice(rows, training.documents[: training.labelled])
     if len(some.first_R) < len(rows.first_R):
         say(f"candidates are compared on {len(some.first_R)} of {len(rows.first_R)} answers")
+    likely = log_probs != "off" and store.log_probs() is not None
     found: list[tuple[ReadoutSpec, Choice]] = []
     for layer, pooling in product(store.layers, POOLINGS):
-        states = training.states(ReadoutSpec(layer=layer, pooling=pooling, view="both"), training.labelled)
+        whole = ReadoutSpec(layer=layer, pooling=pooling, view="both", log_probs=likely)
+        states = training.states(whole, training.labelled)
         for view in views:
-            spec = ReadoutSpec(layer=layer, pooling=pooling, view=view)
-            found.append((spec, choose_penalties(some, view_features(view, *states), PENALTIES[::2])))
+            spec = whole.model_copy(update={"view": view})
+            found.append((spec, _choose(some, spec, view_features(view, *states), PENALTIES[::2])))
     best = max(choice.score for _, choice in found)
     equal = [spec for spec, choice in found if choice.score >= best - TIE]
     spec = min(equal, key=lambda spec: (spec.needs_withheld, spec.layer))
+    choice = _choose(some, spec, training.features(spec))
+    if likely and log_probs == "auto":  # the layers above run for them, and the language head
+        bare = spec.model_copy(update={"log_probs": False})
+        without = _choose(some, bare, training.features(bare))
+        if without.score >= choice.score - TIE:
+            spec, choice = bare, without
     ranked = sorted(found, key=lambda pair: (pair[0] != spec, -pair[1].score))
-    features = view_features(spec.view, *training.states(spec, training.labelled))
-    return spec, choose_penalties(some, features), [(one, choice.score) for one, choice in ranked]
+    return spec, choice, [(one, choice.score) for one, choice in ranked]
 
 
-def fit_probe(training: Training, say: Callable[[str], None], views: Sequence[View] = VIEWS) -> Probe:
-    """Choose and fit the readout, and teach the plain head its outputs, on answers with and without labels."""
-    spec, choice, candidates = choose_readout(training, say, views)
-    features = view_features(spec.view, *training.states(spec, training.labelled))
-    linear = fit_rows(training.rows, features, choice.penalties)
+def _choose(
+    rows: Rows, spec: ReadoutSpec, features_A_F: Tensor, penalties: Sequence[float] = PENALTIES
+) -> Choice:
+    return choose_penalties(rows, features_A_F, penalties, spec.emphasis(features_A_F))
+
+
+def fit_probe(
+    training: Training,
+    say: Callable[[str], None],
+    views: Sequence[View] = VIEWS,
+    strength: Strength = "auto",
+    log_probs: Likelihood = "auto",
+) -> Probe:
+    """Choose and fit the readout, and teach the plain head its outputs, on answers with and without labels.
+
+    Args:
+        training: what may be learnt from.
+        say: takes remarks for the user.
+        views: to choose from.
+        strength: see `separate`.
+        log_probs: see `choose_readout`.
+    """
+    spec, choice, candidates = choose_readout(training, say, views, log_probs)
+    features = training.features(spec)
+    emphasis = spec.emphasis(features)
+    separation, choice = separate(training.rows, features, choice, strength, emphasis)
+    linear = separation.fold(fit_rows(training.rows, features, choice.penalties, emphasis))
     if not training.rows.level_R.any():
         linear = LinearProbe(linear.weight_D_H, linear.bias_D + MIDDLE)
     readout = Readout(spec, linear)
     everything = len(training.documents)
-    final = training.store.states(training.store.layers[-1], "last")[0][: training.answers(everything)]
+    final = training.taught(training.final_states(everything))
     outputs = _taught_rows(readout.apply(*training.states(spec, everything)), training)
     if len(outputs.fold_R.unique()) < 2:
         taught = Choice((1.0,) * len(linear.bias_D), (float("nan"),) * len(linear.bias_D))
     else:
         taught = choose_teaching(final, outputs)
-    return Probe(readout, teach_head(final, outputs, taught.penalties), choice, taught, candidates)
+    return Probe(
+        readout, teach_head(final, outputs, taught.penalties), choice, taught, separation, candidates
+    )
 
 
 def withheld_probe(training: Training, spec: ReadoutSpec) -> LinearProbe:
     """What a readout of the same layer and pooling makes of answers whose document it never sees: the control."""
     withheld = training.states(spec, training.labelled)[1]
-    rows = training.rows
+    rows, alone = training.rows, spec.model_copy(update={"view": "document"})
+    emphasis = alone.emphasis(withheld)
     if len(rows.fold_R.unique()) < 2:
-        return fit_rows(rows, withheld, (10.0,) * rows.targets_R_D.shape[1])
+        return fit_rows(rows, withheld, (10.0,) * rows.targets_R_D.shape[1], emphasis)
     some = _for_choice(rows, training.documents[: training.labelled])
-    return fit_rows(rows, withheld, choose_penalties(some, withheld).penalties)
+    return fit_rows(rows, withheld, _choose(some, alone, withheld).penalties, emphasis)
 
 
 def _taught_rows(points_A_D: Tensor, training: Training) -> Rows:
-    """A readout's outputs on every answer as targets."""
+    """A readout's outputs on every answer that the head is taught on as targets; such answers alone are numbered."""
     counts = [len(item.answers) for item in training.store.prompts[: len(training.documents)]]
     prompt_A = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
-    answers = torch.arange(len(prompt_A))
+    points, prompts = training.taught(points_A_D), training.taught(prompt_A)
+    answers = torch.arange(len(prompts))
     return Rows(
         first_R=answers,
         second_R=torch.full_like(answers, -1),
-        targets_R_D=points_A_D.double(),
-        weights_R_D=torch.ones_like(points_A_D, dtype=torch.float64),
-        prompt_R=prompt_A,
-        fold_R=fold_numbers(training.documents, training.seed)[prompt_A],
+        targets_R_D=points.double(),
+        weights_R_D=torch.ones_like(points, dtype=torch.float64),
+        prompt_R=prompts,
+        fold_R=fold_numbers(training.documents, training.seed)[prompts],
     )

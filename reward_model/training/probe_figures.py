@@ -54,10 +54,14 @@ def order_figures(items: Sequence[EncodedExample], predicted_A: Floats, target_A
 
 
 def together(items: Sequence[EncodedExample], points_A_D: Floats) -> float | None:
-    """`mean_correlation` of outputs within prompts: what best-of-N and pairs see."""
+    """`mean_correlation` of outputs within prompts, what best-of-N and pairs see; of answers with any target."""
     counts = [len(item.answers) for item in items]
+    known = [np.isfinite(item.targets_N_D).any(axis=1) for item in items]
+    if not any(map(np.any, known)):  # people's choices alone
+        known = [np.ones(count, dtype=bool) for count in counts]
     parts = np.split(points_A_D, np.cumsum(counts)[:-1])
-    return mean_correlation(np.concatenate([part - part.mean(axis=0) for part in parts]))
+    kept = [part[there] for part, there in zip(parts, known, strict=True) if there.any()]
+    return mean_correlation(np.concatenate([part - part.mean(axis=0) for part in kept]))
 
 
 def held_out_figures(

@@ -19,14 +19,17 @@ from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.record_files import read_json, write_text
 from reward_model.data.batches import EncodedExample
 from reward_model.modeling.head import score_weight
+from reward_model.modeling.language_head import LanguageHead
 from reward_model.modeling.model import Backbone, load_backbone_for_rm
-from reward_model.modeling.readout import VIEWS, Readout, ReadoutSpec
+from reward_model.modeling.readout import VIEWS, Readout, ReadoutSpec, View
 from reward_model.shared_prefix.exactness import prepare_shared_prefix
 from reward_model.training.adapters import compute_dtype
 from reward_model.training.feature_store import FeatureStore, probed_layers
+from reward_model.training.folds import FOLDER, fold_points, write_folds
 from reward_model.training.guards import say
 from reward_model.training.metrics import held_out_metrics
 from reward_model.training.objective import Objective
@@ -97,7 +100,13 @@ def run_probe(
             model.to(state.device if on_gpu else "cpu").eval()
             store = replace(store, layers=probed_layers(model))
             budget = config.token_budget or DEFAULT_BUDGET
-            store.read(model, budget, config.shared_prefix == "on", rank, world)
+            head = None if config.log_probs == "off" else LanguageHead.of_base(model, config.base_model)
+            if head is None and config.log_probs == "on":
+                raise UserError(
+                    f"--log-probs on: the files of {config.base_model} hold no language head",
+                    "--log-probs off",
+                )
+            store.read(model, budget, config.shared_prefix == "on", rank, world, head)
             model.train()
         state.wait_for_everyone()
         if state.is_main_process:
@@ -133,16 +142,18 @@ def fit_and_measure(
 ) -> ProbeResult:
     """Fit on the training side of a store that was read, measure on the held-out side, and say how it came out."""
     learnt = [*encoded.train, *encoded.unlabelled]
-    documents = documents_of(learnt, [*data.train, *data.unlabelled])
+    documents: Sequence[str] = documents_of(learnt, [*data.train, *data.unlabelled])
     rows = fold_rows(encoded.train, documents[: len(encoded.train)], config.seed, config.augment_weight)
     training = Training(store, rows, documents, len(encoded.train), config.seed)
-    probe = fit_probe(training, say, VIEWS if config.view == "auto" else [config.view])
+    views: Sequence[View] = VIEWS if config.view == "auto" else [config.view]
+    probe = fit_probe(training, say, views, config.separate, config.log_probs)
     dtype = score_weight(backbone.model).dtype
     head_D_H = probe.head.folded().to(dtype).cpu()
     names = backbone.manifest.dimensions
     report: dict[str, Any] = {
         "readout": probe.readout.spec.model_dump(),
         "layers": store.layers[-1],
+        "separated": probe.separation.strength,
         "penalties": dict(zip(names, probe.choice.penalties, strict=True)),
         "explained": dict(zip(names, map(_finite, probe.choice.explained), strict=True)),
         "taught": dict(zip(names, map(_finite, probe.taught.explained), strict=True)),
@@ -154,21 +165,21 @@ def fit_and_measure(
     if config.stack:
         spec = fit_stack_spec(training, probe, encoded.train, data.train, names)
         report["stack"] = spec.model_dump()
-    if encoded.held_out:
+    weights_D = objective.standardizer.weights_D
+    measured, documents = encoded.held_out, documents_of(encoded.held_out, data.held_out)
+    if config.folds:
+        measured, documents = encoded.train, training.documents[: len(encoded.train)]
+        points = fold_points(training, config.folds, say, views, config.separate, config.log_probs)
+        write_folds(config.output / FOLDER, measured, data.train, points, names, weights_D)
+        report["folds"] = config.folds
+    elif measured:
         points = _held_out_points(training, probe, head_D_H)
-        report["held_out"] = held_out_figures(
-            encoded.held_out,
-            documents_of(encoded.held_out, data.held_out),
-            points,
-            names,
-            objective.standardizer.weights_D,
-        )
         if spec is not None:
-            report["stack_held_out"] = held_out_stack(
-                spec, points["readout"], encoded.held_out, data.held_out, names
-            )
+            report["stack_held_out"] = held_out_stack(spec, points["readout"], measured, data.held_out, names)
+    if measured:
+        report["held_out"] = held_out_figures(measured, documents, points, names, weights_D)
         for scorer in ("readout", "plain"):
-            scored = scored_rows(encoded.held_out, points[scorer])
+            scored = scored_rows(measured, points[scorer])
             report["metrics"][scorer] = held_out_metrics(scored, objective, data.dimensions)
     return ProbeResult(probe.readout, head_D_H, report)
 
@@ -184,7 +195,8 @@ def _finite(value: float) -> float | None:
 def _held_out_points(training: Training, probe: Probe, head_D_H: Tensor) -> dict[str, Tensor]:
     """Points (A, D) fp32 of the held-out answers by readout, plain head, and the control without documents."""
     spec, start = probe.readout.spec, training.answers(len(training.documents))
-    document, withheld = (side[start:] for side in training.store.states(spec.layer, spec.pooling))
+    prompts = len(training.store.prompts)
+    document, withheld = (side[start:] for side in training.states(spec, prompts))
     final = training.store.states(training.store.layers[-1], "last")[0][start:]
     return {
         "readout": probe.readout.apply(document, withheld),
@@ -218,13 +230,16 @@ def describe(result: ProbeResult) -> str:
         f"{name} {value:.0%}" for name, value in report["explained"].items() if value is not None
     )
     lines = [f"probe: {spec.describe()} (of {report['layers']} layers)"]
+    if report["separated"]:
+        lines.append(f"outputs separated at strength {report['separated']:g} (1: as far as their targets)")
     if explained:
         lines.append(f"explained of the differences within prompts, by folds over documents: {explained}")
     if result.figures:
         figures = result.figures
+        how = f" by {report['folds']} folds over documents" if report.get("folds") else ""
         lines.append(
             f"within-prompt Spearman / pairs in order on {figures['prompts']} held-out prompts, "
-            f"{figures['documents']} documents:"
+            f"{figures['documents']} documents{how}:"
         )
         lines += [terminal_table(figures), *remarks(figures)]
     if section := stack_section(report):

@@ -57,7 +57,8 @@ def read_data(config: TrainConfig) -> TrainingData:
     items = list(usable(found.items))
     sources = found.sources
     if config.eval_labels is None:
-        train, held_out = split_by_document(items, config.eval_fraction, config.seed)
+        fraction = 0.0 if config.folds else config.eval_fraction
+        train, held_out = split_by_document(items, fraction, config.seed)
     else:
         other = load_examples(
             config.eval_labels,

@@ -20,7 +20,6 @@ from judge_pipeline.statistics.table import AnswerTable, Floats, build_table
 from reward_model.data.batches import EncodedExample
 from reward_model.data.examples import Example
 from reward_model.data.splits import document_groups
-from reward_model.modeling.readout import view_features
 from reward_model.modeling.ridge import fold_predictions
 from reward_model.modeling.stack import baseline_columns, fit_spec, one_prompt, stack_embedding
 from reward_model.modeling.stack_spec import StackSpec, describe
@@ -44,13 +43,12 @@ def answers_of(encoded: Sequence[EncodedExample], examples: Sequence[Example]) -
 
 def out_of_fold_outputs(training: Training, probe: Probe) -> Floats:
     """Points (A, D) of the training answers by fits of the readout that saw no answer of their document."""
-    states = training.states(probe.readout.spec, training.labelled)
-    features = view_features(probe.readout.spec.view, *states)
-    rows = training.rows
+    features, rows = training.features(probe.readout.spec), training.rows
+    emphasis = probe.readout.spec.emphasis(features)
     found = np.full((len(features), rows.targets_R_D.shape[1]), np.nan)
     level, answer = rows.level_R.numpy(), rows.first_R.numpy()
     for column, penalty in enumerate(probe.choice.penalties):
-        points_R = fold_predictions(rows, features, [penalty])[0, :, column].numpy()
+        points_R = fold_predictions(rows, features, [penalty], emphasis)[0, :, column].numpy()
         found[answer[level], column] = points_R[level]
     return found
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from judge_pipeline.common.config import Config
-from reward_model.options import HOW, LossName, Overflow, RewardMethod, Targets
+from reward_model.options import HOW, Likelihood, LossName, Overflow, RewardMethod, Targets
 from reward_model.training.settings import TrainingSettings
 
 DEFAULT_BUDGET = 8192
@@ -73,6 +73,22 @@ class TrainConfig(TrainingSettings):
         "auto",
         description="what the probe reads: states behind the document, what the document changes in them (of which "
         "nothing is left without it), or both; auto: by folds over documents",
+    )
+    log_probs: Likelihood = Field(
+        "auto",
+        description="probe: let the readout also see how likely the frozen model's own language head finds an answer, "
+        "with the document and without (no layer can be cut then); auto: where that orders more answers right",
+    )
+    separate: float | Literal["auto"] = Field(
+        "auto",
+        description="probe: how far outputs that move together are brought to the correlations of their labels, 0 not at "
+        "all, 1 the whole way; auto: as far as the order of answers suffers next to nothing by it",
+    )
+    folds: int = Field(
+        0,
+        ge=0,
+        description="probe: learn from every document and measure by so many folds over them, each answer scored by a fit "
+        "that read nothing of its document (DIR/folds, for `reward-model evaluate --folds`); 0: hold documents out",
     )
     stack: bool = Field(
         False,
@@ -188,6 +204,12 @@ class TrainConfig(TrainingSettings):
             )
         if self.method == "probe" and self.head_init not in ("auto", "probe"):
             raise ValueError("head_init goes with training: the head of method=probe is taught by the probe")
+        if self.separate != "auto" and not 0 <= self.separate <= 1:
+            raise ValueError("separate: auto, or a number from 0 to 1")
+        if self.folds and (self.method != "probe" or self.folds == 1):
+            raise ValueError("folds goes with method=probe, and is 2 or more")
+        if self.folds and self.eval_labels:
+            raise ValueError("folds and eval_labels: one or the other")
         if self.stack and self.method != "probe":
             raise ValueError("stack goes with method=probe")
         if self.prompts_per_step and self.accumulation > 1:

@@ -41,7 +41,17 @@ from scripts.bench.distil_data import (
     stores_of,
 )
 from scripts.bench.distil_figures import Ruler, with_reward
-from scripts.bench.distil_fit import CONTROLS, HALF, NARROW, PLAIN, PROBE, Folded, load_store, run_folds
+from scripts.bench.distil_fit import (
+    CONTROLS,
+    HALF,
+    NARROW,
+    PLAIN,
+    PROBE,
+    REFITTED,
+    Folded,
+    load_store,
+    run_folds,
+)
 from scripts.bench.distil_tables import JUDGE, STACKED, aims, tables
 from scripts.bench.evidence_common import command_line, environment, write_result
 
@@ -115,7 +125,7 @@ def measure_scores(material: Material, columns: Columns, seeds: Sequence[int]) -
     found: dict[str, Any] = {"targets": {}}
     for target in targets:
         best = ruler.best(target, list(columns.baselines))
-        against = [best, STACK, PLAIN, HALF, *CONTROLS.values(), *NARROW]
+        against = [best, STACK, PLAIN, HALF, *CONTROLS.values(), *NARROW, *REFITTED]
         there = [name for name in against if name in ruler.ratios[target]]
         found["targets"][target] = {
             "best_free_baseline": best,
@@ -125,7 +135,8 @@ def measure_scores(material: Material, columns: Columns, seeds: Sequence[int]) -
         }
     found["together"] = {
         name: ruler.together([{key: one[key] for key in material.dimensions} for one in models[name]])
-        for name in (PROBE, PLAIN, CONTROLS["alone"])
+        for name in (PROBE, PLAIN, CONTROLS["alone"], *REFITTED)
+        if name in models
     }
     if material.table.preferences():
         found[PREFERENCES] = preferences(ruler, columns, models, targets)
@@ -165,7 +176,7 @@ def measure_set(args: argparse.Namespace, name: str, base_model: str) -> dict[st
     backbone = load_frozen(base_model, DIMENSIONS)
     stores = stores_of(material, backbone, folder)
     stores.read(backbone.model)
-    baselines = free_baselines(material, folder) | likelihood(material, backbone, folder)
+    baselines = free_baselines(material, folder) | likelihood(stores)
     if args.only == ["read"]:
         return {}
     store = load_store(stores, args.layer_step)

@@ -7,12 +7,10 @@ Everything that was read lies in the work folder, a file a prompt, so a stopped 
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +26,7 @@ from reward_model.data.batches import EncodedExample, encode_examples
 from reward_model.data.examples import Example, load_examples, usable
 from reward_model.data.splits import document_groups
 from reward_model.modeling.features import read_features
-from reward_model.modeling.likelihood import answer_log_probs, load_language_model
+from reward_model.modeling.language_head import LOG_PROBS, LanguageHead, LogProbReader
 from reward_model.modeling.model import Backbone, load_backbone_for_rm
 from reward_model.options import Targets
 from reward_model.shared_prefix.exactness import prepare_shared_prefix
@@ -109,21 +107,35 @@ class OtherStore:
     def _file(self, prompt: EncodedExample) -> Path:
         return self.folder / f"{prompt.prompt_id}.safetensors"
 
-    def read(self, model: nn.Module) -> None:
+    def read(self, model: nn.Module, head: LanguageHead | None) -> None:
         """Read what is missing."""
         missing = [prompt for prompt in self.prompts if not self._file(prompt).is_file()]
         self.folder.mkdir(parents=True, exist_ok=True)
         with Progress(len(missing), "features behind another document", "prompts") as progress:
             for prompt in missing:
                 read = read_features(
-                    model, [prompt], token_budget=TOKEN_BUDGET, layers=self.layers, pooling="mean+last"
+                    model,
+                    [prompt],
+                    token_budget=TOKEN_BUDGET,
+                    layers=self.layers,
+                    pooling="mean+last",
+                    log_probs=LogProbReader(head) if head else None,
                 )
-                save_file({"other": read.transpose(0, 1).contiguous()}, self._file(prompt))
+                kept = {}
+                if head:
+                    kept["log_probs"], read = read[:, 0, -LOG_PROBS:].contiguous(), read[..., :-LOG_PROBS]
+                save_file({"other": read.transpose(0, 1).contiguous(), **kept}, self._file(prompt))
                 progress.update()
 
     def states(self) -> Tensor:
         """(L, A, 2 H), mean and last token."""
         return torch.cat([load_file(self._file(prompt))["other"] for prompt in self.prompts], dim=1)
+
+    def log_probs(self) -> Tensor | None:
+        """(A, 2), mean and sum of an answer's log-probabilities; None where none were read."""
+        parts = [load_file(self._file(prompt)).get("log_probs") for prompt in self.prompts]
+        known = [part for part in parts if part is not None]
+        return torch.cat(known) if len(known) == len(parts) else None
 
 
 @dataclass(frozen=True)
@@ -133,15 +145,16 @@ class Stores:
     own: FeatureStore
     other: OtherStore
     encoded: Sequence[EncodedExample]
+    head: LanguageHead | None
 
     def read_own(self, model: nn.Module) -> None:
         """Read what is missing behind the own document and the bare question."""
-        self.own.read(model, TOKEN_BUDGET)
+        self.own.read(model, TOKEN_BUDGET, head=self.head)
 
     def read(self, model: nn.Module) -> None:
         """Read all that is missing."""
         self.read_own(model)
-        self.other.read(model)
+        self.other.read(model, self.head)
 
 
 def stores_of(material: Material, backbone: Backbone, folder: Path) -> Stores:
@@ -153,33 +166,18 @@ def stores_of(material: Material, backbone: Backbone, folder: Path) -> Stores:
         FeatureStore(folder / "own", layers, own, part_prompts=1),
         OtherStore(folder / "other", layers, other),
         own,
+        LanguageHead.of_base(backbone.model, backbone.manifest.base_model),
     )
 
 
-def likelihood(material: Material, backbone: Backbone, folder: Path) -> dict[str, Floats]:
-    """What `fidelity.free_baselines.likelihood_baselines` gives, kept prompt by prompt."""
-    file = folder / "likelihood.jsonl"
-    rows: dict[str, Any] = {}
-    if file.is_file():
-        lines = file.read_text(encoding="utf-8").splitlines()
-        rows = {row["prompt_id"]: row for row in map(json.loads, lines)}
-    missing = [item for item in material.examples if item.prompt_id not in rows]
-    if missing:
-        model = load_language_model(backbone.manifest, "cpu")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("a", encoding="utf-8") as stream:
-            for item in encode_examples(missing, backbone.renderer.encode):
-                sums, means = answer_log_probs(model, [item, item.withheld()], token_budget=TOKEN_BUDGET)
-                row = {"prompt_id": item.prompt_id, "sum": sums.tolist(), "mean": means.tolist()}
-                stream.write(json.dumps(row) + "\n")
-                stream.flush()
-                rows[item.prompt_id] = row
+def likelihood(stores: Stores) -> dict[str, Floats]:
+    """The base model's log-probability of each answer, and what the document adds to it: read with the features."""
+    read = stores.own.log_probs()
     columns: dict[str, Floats] = {}
-    for key in ("mean", "sum"):
-        halves = [np.array(rows[item.prompt_id][key]).reshape(2, -1) for item in material.examples]
-        given = np.concatenate([half[0] for half in halves])
-        columns[f"log-prob., {key}"] = given
-        columns[f"log-prob. gain, {key}"] = given - np.concatenate([half[1] for half in halves])
+    for place, key in enumerate(("mean", "sum")) if read else ():
+        assert read is not None
+        document, withheld = (side[:, place].double().numpy() for side in read)
+        columns |= {f"log-prob., {key}": document, f"log-prob. gain, {key}": document - withheld}
     return columns
 
 

@@ -17,7 +17,7 @@ from judge_pipeline.statistics.table import Floats
 from reward_model.data.batches import EncodedExample
 from reward_model.data.splits import hash_fraction
 from reward_model.modeling.features import Pooling
-from reward_model.modeling.readout import Readout, ReadoutSpec, view_features
+from reward_model.modeling.readout import Readout, ReadoutSpec
 from reward_model.modeling.ridge import choose_penalties, fit_rows
 from reward_model.training.feature_store import FeatureStore
 from reward_model.training.probe import Probe, Training, fit_probe, fold_numbers, fold_rows, withheld_probe
@@ -41,6 +41,12 @@ NARROW: dict[str, Mapping[str, object]] = {
     "view: both": {"view": "both"},
 }
 """Ablations that choose among a part of the probe's candidates."""
+REFITTED: dict[str, Mapping[str, object]] = {
+    "without log-probabilities": {"log_probs": "off"},
+    "outputs not separated": {"strength": 0.0},
+    "outputs as separate as the targets": {"strength": 1.0},
+}
+"""Ablations that fit anew with another setting of the probe."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +54,24 @@ class MemoryStore(FeatureStore):
     """A part of a `FeatureStore`, loaded: `states_L` holds (3, A, 2 H) a layer: document, withheld, another document."""
 
     states_L: Mapping[int, Tensor] = field(default_factory=dict)
+    likely: Tensor | None = None
+    """(3, A, 2), log-probabilities on the same sides."""
+
+    def log_probs(self) -> tuple[Tensor, Tensor] | None:
+        """(document, withheld) (A, 2)."""
+        return None if self.likely is None else (self.likely[0], self.likely[1])
+
+    def of(self, place: int, spec: ReadoutSpec) -> Tensor:
+        """What a readout of this spec takes of one side (A, G)."""
+        states = self.side(place, spec.layer, spec.pooling)
+        return (
+            states
+            if not spec.log_probs or self.likely is None
+            else torch.cat([states, self.likely[place]], 1)
+        )
 
     def side(self, place: int, layer: int, pooling: Pooling) -> Tensor:
-        """One side's features (A, G)."""
+        """One side's states (A, G)."""
         values = self.states_L[layer][place]
         half = values.shape[1] // 2
         part = {"mean": slice(None, half), "last": slice(half, None), "mean+last": slice(None)}
@@ -66,7 +87,9 @@ class MemoryStore(FeatureStore):
         starts = np.cumsum([0, *counts])
         rows = np.concatenate([np.arange(starts[place], starts[place] + counts[place]) for place in places])
         kept = {layer: values[:, torch.from_numpy(rows)] for layer, values in self.states_L.items()}
-        return replace(self, prompts=[self.prompts[place] for place in places], states_L=kept)
+        likely = None if self.likely is None else self.likely[:, torch.from_numpy(rows)]
+        prompts = [self.prompts[place] for place in places]
+        return replace(self, prompts=prompts, states_L=kept, likely=likely)
 
 
 def load_store(stores: Stores, step: int, with_other: bool = True) -> MemoryStore:
@@ -79,9 +102,14 @@ def load_store(stores: Stores, step: int, with_other: bool = True) -> MemoryStor
     if with_other:
         sides.append(stores.other.states()[places])
     values = torch.stack(sides)
-    return MemoryStore(
-        own.folder, kept, own.prompts, states_L={layer: values[:, n] for n, layer in enumerate(kept)}
-    )
+    likely, found = [*(own.log_probs() or ())], None
+    if likely and with_other:
+        behind = stores.other.log_probs()
+        likely = [*likely, behind] if behind is not None else []
+    if likely:
+        found = torch.stack(likely)
+    states = {layer: values[:, n] for n, layer in enumerate(kept)}
+    return MemoryStore(own.folder, kept, own.prompts, states_L=states, likely=found)
 
 
 def quiet(text: str) -> None:
@@ -99,7 +127,7 @@ def learn(
 def control_points(training: Training, probe: Probe, store: MemoryStore) -> dict[str, Tensor]:
     """Points (A, D) of the answers of `store`: the probe, the plain head, and what they make of other documents."""
     readout, spec = probe.readout, probe.readout.spec
-    document, withheld = store.states(spec.layer, spec.pooling)
+    document, withheld = store.of(0, spec), store.of(1, spec)
     final = store.states(store.layers[-1], "last")[0]
     points = {
         PROBE: readout.apply(document, withheld),
@@ -108,7 +136,7 @@ def control_points(training: Training, probe: Probe, store: MemoryStore) -> dict
         CONTROLS["alone"]: withheld_probe(training, spec)(withheld),
     }
     if len(store.states_L[spec.layer]) > 2:
-        points[CONTROLS["other"]] = readout.apply(store.side(2, spec.layer, spec.pooling), withheld)
+        points[CONTROLS["other"]] = readout.apply(store.of(2, spec), withheld)
     return points
 
 
@@ -117,10 +145,11 @@ def narrow_points(training: Training, probe: Probe, store: MemoryStore) -> dict[
     found = {}
     for name, wanted in NARROW.items():
         spec = next(spec for spec, _ in _ranked(probe) if _matches(spec, wanted, store.layers[-1]))
-        features = view_features(spec.view, *training.states(spec, training.labelled))
-        penalties = choose_penalties(training.rows, features).penalties
-        readout = Readout(spec, fit_rows(training.rows, features, penalties))
-        found[name] = readout.apply(*store.states(spec.layer, spec.pooling))
+        features = training.features(spec)
+        emphasis = spec.emphasis(features)
+        penalties = choose_penalties(training.rows, features, emphasis_F=emphasis).penalties
+        readout = Readout(spec, fit_rows(training.rows, features, penalties, emphasis))
+        found[name] = readout.apply(store.of(0, spec), store.of(1, spec))
     return found
 
 
@@ -192,12 +221,16 @@ def run_folds(
         keep(control_points(training, probe, held))
         if ablations:
             keep(narrow_points(training, probe, held))
+            for name, changes in REFITTED.items():
+                other = fit_probe(training, quiet, **changes)  # type: ignore[arg-type]
+                spec = other.readout.spec
+                keep({name: other.readout.apply(held.of(0, spec), held.of(1, spec))})
             for count in sorted({*sizes, len(train) // 2}):
                 if count < len(train):
                     _, small = fit(first_prompts(train, documents, count, seed))
                     spec = small.readout.spec
                     name = HALF if count == len(train) // 2 else f"{count} prompts"
-                    keep({name: small.readout.apply(*held.states(spec.layer, spec.pooling))})
+                    keep({name: small.readout.apply(held.of(0, spec), held.of(1, spec))})
     names = material.dimensions
     points = {
         scorer: {name: values[:, place].numpy() for place, name in enumerate(names)}

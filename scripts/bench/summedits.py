@@ -216,10 +216,7 @@ def main() -> None:
     stores = stores_of(material, backbone, folder)
     stores.read_own(backbone.model)
     columns: dict[str, Sequence[Floats]] = {
-        name: [column]
-        for name, column in (
-            free_baselines(material, folder) | likelihood(material, backbone, folder)
-        ).items()
+        name: [column] for name, column in (free_baselines(material, folder) | likelihood(stores)).items()
     }
     singles = {name: own[0] for name, own in columns.items()}
     columns[STACK] = [

@@ -129,6 +129,44 @@ def test_differences_need_no_intercept_and_teach_the_same_direction():
     assert points.mean().item() == pytest.approx(0.0, abs=1e-6)
 
 
+def test_answers_made_worse_count_in_the_choice_of_features():
+    """Of two features that explain the points alike, the one that tells which answer was made worse has more score."""
+    features, targets = draw(120, 4, outputs=1)
+    answers = make_rows(targets)
+    blind = torch.cat([features, features[:40]])  # what was changed is not seen
+    shift = torch.zeros(40, 4)
+    shift[:, 0] = -2 * torch.sign(fit_rows(answers, features, [0.1]).weight_D_H[0, 0].float())
+    seen = blind.clone()
+    seen[120:] += shift
+    first, second = torch.arange(40), torch.arange(120, 160)
+    values = {
+        "first_R": torch.cat([answers.first_R, first]),
+        "second_R": torch.cat([answers.second_R, second]),
+        "targets_R_D": torch.cat([targets, torch.ones(40, 1).double()]),
+        "weights_R_D": torch.cat([answers.weights_R_D, torch.full((40, 1), 0.01).double()]),
+        "prompt_R": torch.cat([answers.prompt_R, answers.prompt_R[:40]]),
+        "fold_R": torch.cat([answers.fold_R, answers.fold_R[:40]]),
+    }
+    rows = replace(answers, **values)
+    with_it, without = choose_penalties(rows, seen), choose_penalties(rows, blind)
+    assert with_it.ordered == 1.0
+    assert without.ordered == 0.0  # no difference is not the right order
+    assert with_it.score > without.score + 0.9
+    assert choose_penalties(answers, features).ordered is None
+
+
+def test_emphasis_spares_a_feature_from_the_penalty():
+    features, _ = draw(200, 60, outputs=1)
+    targets = features[:, -1:].double()
+    rows = make_rows(targets)
+    heavy = torch.ones(60)
+    heavy[-1] = 8.0
+    plain, spared = (fit_rows(rows, features, [3.0], emphasis) for emphasis in (None, heavy))
+    assert spared.weight_D_H[0, -1] > 2 * plain.weight_D_H[0, -1]
+    explained = [choose_penalties(rows, features, [3.0], emphasis).explained[0] for emphasis in (None, heavy)]
+    assert explained[1] > explained[0] + 0.1
+
+
 @pytest.mark.parametrize(("answers", "width"), [(30, 50), (80, 6)])
 def test_a_probe_standardises_and_learns_each_target_from_its_own_answers(answers, width):
     rng = np.random.default_rng(1)

@@ -91,9 +91,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_evidence_run(tmp_path_factory.mktemp("run"))
 
 
-@pytest.fixture(scope="module")
-def model(run: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(settings(run, tiny_base, tmp_path_factory.mktemp("model") / "out"))
+@pytest.fixture(scope="module", params=["off", "on"], ids=["states", "log-probabilities too"])
+def model(
+    request: pytest.FixtureRequest, run: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A probe whose readout sees hidden states alone, or log-probabilities as well."""
+    out = tmp_path_factory.mktemp("model") / "out"
+    return train(settings(run, tiny_base, out, log_probs=request.param))
 
 
 def explained(model: Path, source: Path, output: Path, **changes) -> list[dict]:
