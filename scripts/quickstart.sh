@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The whole idea once, end to end, on real parts: real documents, a real model that answers, a judge that labels,
-# a reward model trained on the labels, answers scored without the judge, pairs, DPO, and a report to look at.
+# The whole idea once, end to end, on real parts: a reward model learns from a capable judge's labels and is measured on
+# documents it had not read; a real model answers, a judge labels, the reward model scores, pairs, DPO, and a report.
 # Run again, it goes on where it stopped. No model hub is used unless a flag names a hub model.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -14,11 +14,12 @@ usage: scripts/quickstart.sh [options]
   --judge-key-env VAR environment variable with the endpoint's key (default: OPENAI_API_KEY)
   --output DIR        where everything goes (default: runs/quickstart)
   --answers N         answers sampled for each prompt (default: 4)
+  --seed N            of the reward model's folds (default: 0)
   --restart           throw the run in DIR away and begin anew
 TEXT
 }
 
-model=smollm2 judge_model=smollm2 judge_url="" judge_key_env=OPENAI_API_KEY run=runs/quickstart answers=4 restart=""
+model=smollm2 judge_model=smollm2 judge_url="" judge_key_env=OPENAI_API_KEY run=runs/quickstart answers=4 seed=0 restart=""
 while [ $# -gt 0 ]; do
     case "$1" in
     --model) model="$2" && shift 2 ;;
@@ -27,6 +28,7 @@ while [ $# -gt 0 ]; do
     --judge-key-env) judge_key_env="$2" && shift 2 ;;
     --output) run="$2" && shift 2 ;;
     --answers) answers="$2" && shift 2 ;;
+    --seed) seed="$2" && shift 2 ;;
     --restart) restart=yes && shift ;;
     -h | --help) usage && exit 0 ;;
     *) usage >&2 && printf "\nunknown option '%s'\n" "$1" >&2 && exit 2 ;;
@@ -70,29 +72,42 @@ elif [ "$judge_model" = smollm2 ]; then
         --item-chars 160 --max-tokens 640)
 fi
 
-stage prompts "ten questions about the documentation Python carries" \
+# A 135M judge's labels are not worth learning from: beside it, the reward model learns from those of a capable judge
+# that come with this repository. A judge of your own labels the same documents and teaches it itself.
+demo=scripts/demo/judged taught=scripts/demo/judged/labels.jsonl beside=()
+if [ "$judge_model$judge_url" != smollm2 ]; then
+    stage teach "your judge labels the 36 documents that come with labels" \
+        judge-pipeline label "$demo/prompts.jsonl" --output "$run/labels_yours" "${judge[@]}"
+    taught="$run/labels_yours" beside=(--second-labels "$demo/labels.jsonl")
+fi
+stage deal "34 labelled documents to learn from, two to show" \
+    python -m scripts.demo.prompts deal "$taught" "$run/demo"
+stage changed "answers in which a name, a date or a figure is changed" \
+    reward-model augment "$run/demo/learn.jsonl" --output "$run/changed.jsonl" --existing replace \
+    --dimensions faithfulness --answers 3 --no-neutral
+stage train "a reward model learns from a judge's labels" \
+    reward-model train "$run/demo/learn_labels.jsonl" --prompts "$run/demo/learn.jsonl" --augment "$run/changed.jsonl" \
+    --base-model "$model" --output "$run/reward_model" --method probe --folds 5 --augment-weight 0.5 \
+    --token-budget 4096 --allow-constant --seed "$seed"
+stage evaluate "the reward model beside the judge, on documents the fit had not read, and without documents" \
+    reward-model evaluate "$run/reward_model" "$run/demo/learn_labels.jsonl" --prompts "$run/demo/learn.jsonl" \
+    --folds --contrasts "$run/changed.jsonl" "${beside[@]}" --output "$run/fidelity" --likelihood off
+stage explain "two documents that were kept out, sentence by sentence" \
+    reward-model score "$run/reward_model" "$run/demo/shown.jsonl" --output "$run/explained.jsonl" --explain
+stage prompts "six questions about the documentation Python carries" \
     python -m scripts.demo.prompts build "$run/prompts.jsonl"
 stage sample "$answers answers a prompt" \
-    dpo sample "$run/prompts.jsonl" --model "$model" --output "$run/answers.jsonl" --n "$answers" --max-new-tokens 128
-stage split "one half for the judge, one for the reward model" \
-    python -m scripts.demo.prompts split "$run/answers.jsonl" "$run/to_label.jsonl" "$run/to_score.jsonl"
-stage label "the judge labels its half" \
+    dpo sample "$run/prompts.jsonl" --model "$model" --output "$run/answers.jsonl" --n "$answers" --max-new-tokens 96
+stage split "two prompts for the judge" \
+    python -m scripts.demo.prompts split "$run/answers.jsonl" "$run/to_label.jsonl"
+stage label "the judge labels two prompts" \
     judge-pipeline label "$run/to_label.jsonl" --output "$run/labels" "${judge[@]}"
-# A 135M judge's labels are not worth learning from: beside it, the reward model learns from those of a capable judge
-# that come with this repository. A judge of your own teaches it itself.
-taught=("$run/labels")
-[ "$judge_model$judge_url" != smollm2 ] || taught=(scripts/demo/judged/labels.jsonl --prompts scripts/demo/judged/prompts.jsonl)
-stage train "a reward model learns from a judge's labels" \
-    reward-model train "${taught[@]}" --base-model "$model" --output "$run/reward_model" \
-    --method probe --eval-fraction 0.25 --evidence off --token-budget 4096 --allow-constant
-stage evaluate "the reward model beside the judge, on documents it never saw, with and without the document" \
-    reward-model evaluate "$run/reward_model" "${taught[0]}" "${taught[@]:1}" --output "$run/fidelity" --likelihood off
-stage score "the reward model scores the other half, without the judge" \
-    reward-model score "$run/reward_model" "$run/to_score.jsonl" --output "$run/scored.jsonl"
+stage score "the reward model scores the new answers, without the judge" \
+    reward-model score "$run/reward_model" "$run/answers.jsonl" --output "$run/scored.jsonl"
 stage pairs "best against worst" \
-    dpo pairs "$run/scored.jsonl" --output "$run/pairs.jsonl" --min-responses 2 --keep-flagged truncated
+    dpo pairs "$run/scored.jsonl" --output "$run/pairs.jsonl" --min-responses 2 --keep-flagged truncated --existing replace
 stage dpo "a short DPO run" \
-    dpo train "$run/pairs.jsonl" --model "$model" --output "$run/dpo" \
-    --eval-fraction 0 --max-steps 4 --gradient-accumulation-steps 1 --gradient-checkpointing
+    dpo train "$run/pairs.jsonl" --model "$model" --output "$run/dpo" --learning-rate 5e-5 \
+    --eval-fraction 0.34 --max-steps 4 --gradient-accumulation-steps 1 --gradient-checkpointing
 say "[report] one page for the whole run"
 python -m scripts.demo.report "$run"

@@ -3,9 +3,9 @@
 A ridge keeps of every output what is easy to predict, which is much the same for all of them: its outputs move together
 more than the judge's scores do. Of all linear maps that give outputs the correlations of their targets within prompts,
 each output keeping its own spread, the one used here moves them least (optimal transport between Gaussians: Olkin and
-Pukelsheim, "The distance between two random vectors with given dispersion matrices", 1982). It goes the whole way or a
-part of it: the strongest that costs less than `COST` of the correlation between outputs and targets on documents out
-of the fold. A linear map of outputs is a linear map of the readout's weights, so nothing is left to apply later.
+Pukelsheim, "The distance between two random vectors with given dispersion matrices", 1982). It goes only a part of the way where
+that is enough (outputs within half of `TOGETHER` of their targets), and no further than costs `COST` of the correlation
+between outputs and targets on documents out of the fold. A linear map of outputs is a linear map of the readout's weights, so nothing is left to apply later.
 
 Shape suffixes: R answers, D outputs.
 """
@@ -17,13 +17,15 @@ from typing import Literal
 
 import torch
 
+from judge_pipeline.statistics.separation import TOGETHER, mean_correlation
 from reward_model.modeling.ridge import Choice, LinearProbe, Rows, explained_within, fold_predictions
 
 Tensor = torch.Tensor
 Strength = float | Literal["auto"]
-STRENGTHS = (1.0, 0.75, 0.5, 0.25)
-COST = 0.01
-"""Correlation with the targets, mean over outputs, that may be given for separate outputs."""
+STRENGTHS = (0.25, 0.5, 0.75, 1.0)
+COST = 0.04
+"""Correlation with the targets, mean over outputs, that may be given for separate outputs: what the reward, their mean,
+does not notice."""
 FEWEST_ROWS = 40
 """Answers below which correlations are not worth matching."""
 
@@ -94,17 +96,23 @@ def separate(
     )
     if _spread(predicted[known], rows.prompt_R[known]).amin() <= 0:
         return Separation.none(outputs), choice
-    tried = STRENGTHS if strength == "auto" else (strength,)
-    before = _agreement(predicted, rows, known)
-    for one in tried:
+    found, after = Separation.none(outputs), choice
+    worst = _agreement(predicted, rows, known) - COST
+    goal = _together(rows.targets_R_D, rows, known) + TOGETHER / 2
+    if strength == "auto" and _together(predicted, rows, known) <= goal:
+        return found, after
+    for one in STRENGTHS if strength == "auto" else (strength,):
         mapped = predicted.clone()
         for fold in folds:
             held = rows.fold_R == fold
             mapped[held] = _fit(predicted, rows, known & ~held, one)(predicted[held])
-        if strength != "auto" or _agreement(mapped, rows, known) >= before - COST:
-            explained = tuple(explained_within(mapped, rows).tolist())
-            return _fit(predicted, rows, known, one), replace(choice, explained=explained)
-    return Separation.none(outputs), choice
+        if strength == "auto" and _agreement(mapped, rows, known) < worst:
+            break
+        found = _fit(predicted, rows, known, one)
+        after = replace(choice, explained=tuple(explained_within(mapped, rows).tolist()))
+        if _together(mapped, rows, known) <= goal:
+            break
+    return found, after
 
 
 def _fit(predicted_R_D: Tensor, rows: Rows, kept_R: Tensor, strength: float) -> Separation:
@@ -124,6 +132,10 @@ def centred(values_R_D: Tensor, prompt_R: Tensor) -> Tensor:
 
 def _spread(values_R_D: Tensor, prompt_R: Tensor) -> Tensor:
     return centred(values_R_D, prompt_R).square().mean(0)
+
+
+def _together(points_R_D: Tensor, rows: Rows, known_R: Tensor) -> float:
+    return mean_correlation(centred(points_R_D[known_R], rows.prompt_R[known_R]).numpy()) or 0.0
 
 
 def _agreement(points_R_D: Tensor, rows: Rows, known_R: Tensor) -> float:

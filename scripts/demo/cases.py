@@ -1,6 +1,6 @@
-"""The part of a quickstart's report that shows single cases: one prompt, its answers, their statements, and a pair.
+"""The part of a quickstart's report that one can read: a document, its answers, what judge and model say of each.
 
-In: a `Run`. Out: page sections.
+In: a `Run`. Out: a page section. The documents shown were kept out of training.
 """
 
 from __future__ import annotations
@@ -10,62 +10,121 @@ from typing import Any
 
 from markupsafe import Markup
 
-from judge_pipeline.common.html.charts import histogram, table
-from judge_pipeline.common.html.page import Section, Templates, caption, code_block, columns, details, join
-from scripts.demo.run import Run, chosen_prompt, dimension_names
+from judge_pipeline.common.formatting import format_value
+from judge_pipeline.common.html.page import Section, Templates, caption, code_block, details, join
+from judge_pipeline.common.records import Label, Prompt, Response
+from scripts.demo.run import Key, Run
 
-LONG = Markup('<span class="long">{}</span>')
 TEMPLATES = Templates(Path(__file__).parent / "templates")
-
 GLYPHS = {"full": ("●", "supported"), "partial": ("◐", "partly supported"), "none": ("○", "not supported")}
+PASSAGES = 2
+"""Passages shown of a statement's evidence."""
+LOOKED_AT = 160
+"""Characters of the part of the document that a flagged sentence looks at."""
 
 
-def example(run: Run) -> Section:
-    """One prompt with its answers: the labelled one whose answers' rewards differ most."""
-    prompt = chosen_prompt(run)
-    if prompt is None:
-        return Section("One prompt", caption("There are no answers here yet."), "prompt")
-    names = dimension_names(run)
-    rows: list[list[object]] = []
-    for response in prompt.responses:
-        label, scored = run.labels.get((prompt.id, response.id)), run.scored.get((prompt.id, response.id), {})
-        text = LONG.format(response.text)
-        if label is not None:
-            rows.append([text, "judge", *(label.scores.get(name) for name in names), label.reward])
-        if scored or label is None:
-            rows.append([text, "reward model", *(scored.get(name) for name in names), scored.get("reward")])
-    sides = ["left", "left", *["right"] * (len(names) + 1)]
-    grid = table(["answer", "scored by", *names, "reward"], rows, align=sides)
-    size = f"The whole document, {len(prompt.context):,} characters"
-    parts = join(Markup("<h3>{}</h3>").format(prompt.query), details(size, code_block(prompt.context)), grid)
-    return Section("One prompt and its answers", parts, "prompt")
-
-
-def statements(run: Run) -> Section:
-    """The statements of one answer of that prompt, each with its best evidence, out of the document."""
-    prompt = chosen_prompt(run)
-    heading, anchor = "Statements and their evidence", "statements"
-    best: list[dict[str, Any]] = []
-    for response in prompt.responses if prompt else ():
-        label = run.labels.get((prompt.id, response.id)) if prompt else None
-        found = (label.evidence.get("faithfulness") or {}).get("statements") or [] if label else []
-        best = max(best, found, key=len)
-    if prompt is None or not best:
-        return Section(heading, caption("No answer of this prompt has statements with evidence."), anchor)
-    shown = [statement_view(item, prompt.context) for item in best]
-    parts = [TEMPLATES.render("statements.html.j2", statements=shown)]
-    if (run.folder / "labels" / "report.html").is_file():
-        parts.append(Markup('<p><a href="labels/report.html">Every answer with all its evidence</a></p>'))
-    intro = "From one answer of the prompt above: what it states, the judge's verdict, and the passages it was shown."
+def documents(run: Run) -> Section:
+    """The prompts that were kept out of training: best and worst answer open, those between folded."""
+    heading, anchor = "One document, six answers", "documents"
+    if not run.shown:
+        return Section(heading, caption("No answers have been explained here."), anchor)
+    first, *others = run.shown
+    parts = [document(run, first)]
+    parts += [details(f"Another one: {prompt.query}", document(run, prompt)) for prompt in others]
+    intro = (
+        "Neither question, document nor answers were in training. Underlined in an answer: sentences that the model finds "
+        "unsupported; point at a sentence for its support and the part of the document it looks at. The judge's statements "
+        "with their evidence are behind the line below each answer."
+    )
     return Section(heading, join(*parts), anchor, intro)
 
 
+def document(run: Run, prompt: Prompt) -> Markup:
+    """One prompt."""
+
+    def judged(response: Response) -> float:
+        label = run.shown_labels.get((prompt.id, response.id))
+        return label.reward if label is not None and label.reward is not None else -1.0
+
+    order = sorted(prompt.responses, key=judged, reverse=True)
+    size = f"The whole document, {len(prompt.context.split()):,} words"
+    parts = [
+        Markup("<h3>{}</h3>").format(prompt.query),
+        details(size, code_block(prompt.context)),
+    ]
+    ends = {"The judge's best": order[:1], "The judge's worst": order[-1:] if len(order) > 1 else []}
+    parts += [answer(run, prompt, one, title) for title, found in ends.items() for one in found]
+    between = [answer(run, prompt, one, f"Between: number {n}") for n, one in enumerate(order[1:-1], start=2)]
+    if between:
+        parts.append(details(f"The {len(between)} answers between", join(*between)))
+    return join(*parts)
+
+
+def answer(run: Run, prompt: Prompt, response: Response, title: str) -> Markup:
+    """One answer: scores of judge and model, its sentences as the model finds them, the judge's statements."""
+    key: Key = (prompt.id, response.id)
+    label = run.shown_labels.get(key)
+    names = list(label.scores) if label else list(response.scores or {})
+    rows = [("judge", label.scores, label.reward)] if label else []
+    rows += [("reward model", response.scores or {}, response.reward)]
+    found = _statements(label)
+    wrong = sum(item.get("verdict") != "full" for item in found)
+    return TEMPLATES.render(
+        "answer.html.j2",
+        title=title,
+        names=[*names, "reward"],
+        scores=[(who, [*(_points(of.get(name)) for name in names), _points(own)]) for who, of, own in rows],
+        pieces=pieces(prompt, response),
+        summary=f"The judge checked {len(found)} statements; {wrong} were not fully supported",
+        statements=TEMPLATES.render(
+            "statements.html.j2", statements=[statement_view(item, prompt.context) for item in found]
+        )
+        if found
+        else "",
+    )
+
+
+def _points(value: float | None) -> str:
+    return "–" if value is None else format_value(round(value, 1))
+
+
+def _statements(label: Label | None) -> list[dict[str, Any]]:
+    return (label.evidence.get("faithfulness") or {}).get("statements") or [] if label else []
+
+
+def pieces(prompt: Prompt, response: Response) -> list[dict[str, Any]]:
+    """An answer's text cut where its sentences begin and end, with what the model says of each."""
+    notes = (response.model_extra or {}).get("explain") or []
+    found, done = [], 0
+    for note in notes:
+        if note["start"] > done:
+            found.append({"text": response.text[done : note["start"]], "flagged": False, "note": ""})
+        found.append(
+            {
+                "text": response.text[note["start"] : note["end"]],
+                "flagged": note["flagged"],
+                "note": _note(prompt, note),
+            }
+        )
+        done = note["end"]
+    return [*found, {"text": response.text[done:], "flagged": False, "note": ""}]
+
+
+def _note(prompt: Prompt, note: dict[str, Any]) -> str:
+    look = note.get("document")
+    text = f"support {note['support']:.2f}"
+    if look:
+        part = " ".join(prompt.context[look["start"] : look["end"]].split())
+        text += f"; looks at: “{part[:LOOKED_AT]}{'…' if len(part) > LOOKED_AT else ''}”"
+    return text
+
+
 def statement_view(item: dict[str, Any], context: str) -> dict[str, Any]:
-    """A statement for the template, with its two closest passages and a little of what stands around them."""
+    """A statement for the template, with its closest passages and a little of what stands around them."""
     kind = item.get("verdict")
     glyph, verdict = GLYPHS.get(str(kind), ("?", f"no verdict: {item.get('failure') or 'unknown'}"))
     passages = []
-    for span in (item.get("spans") or [])[:2]:
+    for span in (item.get("spans") or [])[:PASSAGES]:
         start, end = span["start"], span["end"]
         before = " ".join(context[max(0, start - 80) : start].split())
         after = " ".join(context[end : end + 80].split())
@@ -74,26 +133,3 @@ def statement_view(item: dict[str, Any], context: str) -> dict[str, Any]:
     shown = {"kind": kind if kind in GLYPHS else "unknown", "glyph": glyph, "verdict": verdict}
     texts = {name: item.get(name, "") for name in ("text", "analysis")}
     return {**shown, **texts, "passages": passages}
-
-
-def pairs(run: Run) -> Section:
-    """The preference pairs: margins, and the one with the widest."""
-    if not run.pairs:
-        return Section("Pairs", caption("No pairs have been made here."), "pairs")
-    rewards = [(row.get("chosen_reward"), row.get("rejected_reward")) for row in run.pairs]
-    margins = [better - worse for better, worse in rewards if better is not None and worse is not None]
-    gaps = [(better or 0) - (worse or 0) for better, worse in rewards]
-    widest = run.pairs[gaps.index(max(gaps))]
-    texts = {side: LONG.format(last_turn(widest.get(side))) for side in ("chosen", "rejected")}
-    rows = [[side, widest.get(f"{side}_reward"), text] for side, text in texts.items()]
-    grid = table(["", "reward", "answer"], rows, sortable=False, align=["left", "right", "left"])
-    plot = histogram({"margin": margins}, 12, "points between chosen and rejected")
-    intro = "The answer with the highest reward against the one with the lowest. Shown: the pair that is furthest apart."
-    return Section("Pairs", columns(plot, grid), "pairs", intro)
-
-
-def last_turn(value: object) -> str:
-    """The text of an answer, plain or as chat messages."""
-    if isinstance(value, list) and value and isinstance(value[-1], dict):
-        return str(value[-1].get("content", ""))
-    return str(value or "")

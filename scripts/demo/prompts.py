@@ -1,8 +1,9 @@
 """Prompts for the quickstart: questions of our own about the reference documentation that Python itself carries.
 
-`build OUT` writes ten prompts over ten documents (2k–4k tokens each, one over 6k; SmolLM2's tokens).
-`split ANSWERS TO_LABEL TO_SCORE` deals the answered prompts in two halves: one for the judge, one for the reward
-model alone. The longest document goes to the reward model, which reads it once for all its answers.
+`build OUT` writes six prompts over six documents (2k–4k of SmolLM2's tokens each).
+`split ANSWERS TO_LABEL` takes out the two that this run's judge labels; the reward model scores all of them.
+`deal LABELS DIR` parts the labelled documents that come with this repository: `learn.jsonl` and `learn_labels.jsonl`
+for training, `shown.jsonl` and `shown_labels.jsonl` for the report, which shows them as the trained model sees them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import yaml
 
 from judge_pipeline.common.errors import UserError
-from judge_pipeline.common.record_files import read_prompts, write_records
+from judge_pipeline.common.record_files import read_labels, read_prompts, write_records
 from judge_pipeline.common.records import Prompt
 
 QUESTIONS: list[dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("questions.yaml").read_bytes())
@@ -24,8 +25,13 @@ BREVITY = "Answer in two or three sentences."
 """A 135M model rambles when it may; short answers keep the run short too."""
 
 
+JUDGED = Path(__file__).with_name("judged") / "prompts.jsonl"
+SHOWN = ("demo-07", "demo-22")
+"""Documents kept out of training, for the report."""
+
+
 def build_prompts() -> list[Prompt]:
-    """The ten prompts. Raises UserError when this Python carries none of a document's topics."""
+    """The prompts. Raises UserError when this Python carries none of a document's topics."""
     prompts = []
     for item in QUESTIONS:
         missing = [topic for topic in item["topics"] if topic not in topics]
@@ -46,22 +52,35 @@ def build(output: Path) -> None:
     print(f"{len(prompts)} prompts over {len(prompts)} documents, {characters:,} characters → {output}")
 
 
-def split(answers: Path, to_label: Path, to_score: Path) -> None:
-    """Deal the answered prompts in two halves: the judge's, and the reward model's."""
+def split(answers: Path, to_label: Path) -> None:
+    """Take out the prompts that the judge labels."""
     judged = {item["document"] for item in QUESTIONS if item["for_judge"]}
-    prompts = list(read_prompts(answers, need_responses=True))
-    write_records(to_label, [prompt for prompt in prompts if prompt.id in judged])
-    write_records(to_score, [prompt for prompt in prompts if prompt.id not in judged])
+    write_records(
+        to_label, [item for item in read_prompts(answers, need_responses=True) if item.id in judged]
+    )
+
+
+def deal(labels: Path, folder: Path) -> None:
+    """Part labelled prompts into those to learn from and those to show."""
+    prompts, rows = list(read_prompts(JUDGED, need_responses=True)), list(read_labels(labels))
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, shown in (("learn", False), ("shown", True)):
+        kept = [row for row in rows if (row.prompt_id in SHOWN) is shown]
+        write_records(folder / f"{name}.jsonl", [item for item in prompts if (item.id in SHOWN) is shown])
+        write_records(folder / f"{name}_labels.jsonl", kept)
+        print(f"{name}: {len({row.prompt_id for row in kept})} documents, {len(kept)} labelled answers")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `build OUT` or `split ANSWERS TO_LABEL TO_SCORE`."""
+    """Run one of the commands above."""
     try:
         match [*argv[:1], *map(Path, argv[1:])]:
             case ["build", Path() as output]:
                 build(output)
-            case ["split", Path() as answers, Path() as to_label, Path() as to_score]:
-                split(answers, to_label, to_score)
+            case ["split", Path() as answers, Path() as to_label]:
+                split(answers, to_label)
+            case ["deal", Path() as labels, Path() as folder]:
+                deal(labels, folder)
             case _:
                 raise UserError(f"not understood: {' '.join(argv)}", str(__doc__).split("\n\n")[1])
     except UserError as error:

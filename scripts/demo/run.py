@@ -15,13 +15,17 @@ from judge_pipeline.common.records import DIMENSIONS, Label, Prompt
 from judge_pipeline.common.run_dir import read_run_yaml
 
 STAGES = {
+    "teach": "your judge labels the documents that come with labels",
+    "deal": "labelled answers to learn from, and two documents to show",
+    "changed": "answers in which a fact is changed",
+    "train": "a reward model learns from a judge's labels",
+    "evaluate": "reward model against that judge, on documents the fit had not read",
+    "explain": "answers over the two documents, sentence by sentence",
     "prompts": "questions about long documents",
     "sample": "answers to each question",
-    "split": "one half for the judge, one for the reward model",
-    "label": "the judge labels its half",
-    "train": "a reward model learns from a judge's labels",
-    "evaluate": "reward model against that judge on documents kept out of training",
-    "score": "the reward model scores the rest, without the judge",
+    "split": "two prompts for the judge",
+    "label": "the judge labels these two",
+    "score": "the reward model scores the new answers, without the judge",
     "pairs": "best answer against worst",
     "dpo": "a short DPO run",
 }
@@ -40,10 +44,20 @@ class Run:
     """The judge's settings."""
     judge_summary: dict[str, Any] = field(default_factory=dict)
     scored: dict[Key, dict[str, float]] = field(default_factory=dict)
-    """The reward model's scores and ``reward`` of answers outside its training."""
+    """The reward model's scores and ``reward`` of the new answers."""
+    folded: dict[Key, dict[str, float]] = field(default_factory=dict)
+    """Its scores of labelled answers by fits that had not read their documents."""
+    shown: list[Prompt] = field(default_factory=list)
+    """Labelled prompts kept out of training, scored and explained."""
+    shown_labels: dict[Key, Label] = field(default_factory=dict)
+    shown_usage: dict[str, Any] = field(default_factory=dict)
+    """What scoring those took."""
+    recorded: bool = False
+    """The labels came with this repository; otherwise a judge of the user's gave them."""
+    model_name: str = "The model"
     score_usage: dict[str, Any] = field(default_factory=dict)
     taught: dict[Key, Label] = field(default_factory=dict)
-    """The labels that the reward model learnt from and is measured on; by default those of this run's judge."""
+    """The labels that the reward model learnt from and is measured on."""
     fidelity: dict[str, Any] = field(default_factory=dict)
     training: list[dict[str, Any]] = field(default_factory=list)
     pairs: list[dict[str, Any]] = field(default_factory=list)
@@ -79,29 +93,41 @@ def load_run(folder: Path) -> Run:
         judge=(settings.get("config") or {}).get("judge") or {},
         judge_summary=read_json(labels / "summary.json"),
         score_usage=read_json(folder / "scored.jsonl.summary.json"),
+        shown_usage=read_json(folder / "explained.jsonl.summary.json"),
         fidelity=read_json(folder / "fidelity" / "fidelity.json"),
         training=rows_of(folder / "reward_model" / "metrics.jsonl"),
         pairs=rows_of(folder / "pairs.jsonl"),
         dpo=rows_of(folder / "dpo" / "metrics.jsonl"),
     )
-    run.taught = taught_by(folder / "reward_model") or run.labels
-    # The evaluation's own scores are of labelled answers over documents that training kept out.
-    for path in (folder / "fidelity" / "scored.jsonl", folder / "scored.jsonl"):
-        for prompt in read_prompts(path) if path.is_file() else ():
-            for response in prompt.responses:
-                scores = {name: value for name, value in (response.scores or {}).items() if value is not None}
-                if response.reward is not None:
-                    scores["reward"] = response.reward
-                if scores:
-                    run.scored[prompt.id, response.id] = scores
+    dealt, shown = folder / "demo", folder / "explained.jsonl"
+    run.taught = _labels_at(dealt / "learn_labels.jsonl")
+    run.shown_labels = _labels_at(dealt / "shown_labels.jsonl")
+    run.shown = [*read_prompts(shown)] if shown.is_file() else []
+    run.recorded = not (folder / "labels_yours").is_dir()
+    run.folded = scores_at(folder / "fidelity" / "scored.jsonl")
+    run.scored = scores_at(folder / "scored.jsonl")
+    model = folder / "reward_model" / "run.yaml"
+    config = (read_run_yaml(model.parent).get("config") or {}) if model.is_file() else {}
+    base = str(config.get("base_model") or "")
+    run.model_name = {"": "The model", "smollm2": "SmolLM2 with 135 million parameters"}.get(base, base)
     return run
 
 
-def taught_by(model: Path) -> dict[Key, Label]:
-    """The labels named by a trained model's run.yaml."""
-    config = (read_run_yaml(model).get("config") or {}) if (model / "run.yaml").is_file() else {}
-    labels = Path(str(config.get("labels") or ""))
-    return labels_by_answer(labels) if config.get("labels") and labels.exists() else {}
+def _labels_at(path: Path) -> dict[Key, Label]:
+    return labels_by_answer(path) if path.is_file() else {}
+
+
+def scores_at(path: Path) -> dict[Key, dict[str, float]]:
+    """Scores and ``reward`` of every answer of a file of scored prompts; empty where there is no file."""
+    found: dict[Key, dict[str, float]] = {}
+    for prompt in read_prompts(path) if path.is_file() else ():
+        for response in prompt.responses:
+            scores = {name: value for name, value in (response.scores or {}).items() if value is not None}
+            if response.reward is not None:
+                scores["reward"] = response.reward
+            if scores:
+                found[prompt.id, response.id] = scores
+    return found
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
@@ -125,16 +151,3 @@ def dimension_names(run: Run) -> list[str]:
     judged = (name for label in run.labels.values() for name in label.scores)
     scored = (name for row in run.scored.values() for name in row if name != "reward")
     return [*dict.fromkeys([*DIMENSIONS, *judged, *scored])]
-
-
-def chosen_prompt(run: Run) -> Prompt | None:
-    """The prompt to show: labelled before only scored, then the widest range of rewards."""
-
-    def worth(prompt: Prompt) -> tuple[int, float]:
-        keys = [(prompt.id, response.id) for response in prompt.responses]
-        judged = [label.reward for key in keys if (label := run.labels.get(key)) and label.reward is not None]
-        scored = [run.scored[key]["reward"] for key in keys if "reward" in run.scored.get(key, {})]
-        values = judged or scored
-        return len(judged), max(values) - min(values) if values else 0.0
-
-    return max((prompt for prompt in run.prompts if prompt.responses), key=worth, default=None)

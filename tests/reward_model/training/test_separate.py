@@ -71,19 +71,24 @@ def test_strength_goes_a_part_of_the_way(one_easy_direction):
     assert unchanged == choose_penalties(rows, features)
 
 
-def test_auto_stops_where_the_order_suffers(one_easy_direction):
-    """Where all that can be predicted is shared, separate outputs would be noise, and the order says so."""
-    features = one_easy_direction[0]
+def test_auto_goes_as_far_as_the_targets_and_no_further_than_the_order_allows(one_easy_direction):
+    features, rows = one_easy_direction
+    separation, _, before, after = outputs(features, rows, "auto")
+    targets = correlation(rows.targets_R_D, rows)
+    assert 0 < separation.strength <= 1
+    assert correlation(after, rows) < correlation(before, rows) - 0.05
+
     generator = torch.Generator().manual_seed(1)
     noise = torch.randn(len(features), 3, generator=generator).double()
-    only_shared = rows_with(5 + features[:, :1].double() + 2 * noise)
-    own = rows_with(5 + 0.5 * features[:, :1].double() + features[:, 1:4].double() + 2 * noise)
-    some, _ = separate(own, features, choose_penalties(own, features))
-    none, _ = separate(only_shared, features, choose_penalties(only_shared, features))
-    whole, _ = separate(only_shared, features, choose_penalties(only_shared, features), 1.0)
-    assert whole.strength == 1.0
-    assert none.strength < whole.strength
-    assert some.strength > 0
+    apart = rows_with(5 + features[:, 1:4].double() + 0.5 * noise)  # outputs are as separate as their targets
+    assert separate(apart, features, choose_penalties(apart, features))[0].strength == 0
+
+    # All that can be predicted is shared: separate outputs would be noise, and the order says so.
+    only_shared = rows_with(5 + 0.7 * features[:, :1].double() + 2 * noise)
+    strength = separate(only_shared, features, choose_penalties(only_shared, features))[0].strength
+    whole = separate(only_shared, features, choose_penalties(only_shared, features), 1.0)[0].strength
+    assert strength < whole == 1.0
+    assert targets < correlation(before, rows)
 
 
 def test_what_outputs_explain_is_measured_after_the_map(one_easy_direction):
