@@ -103,7 +103,7 @@ def test_training_stops_early_with_the_best_checkpoint_whenever_it_was_interrupt
         "learning_rate": 1e-2,
         "loss": "regression",
     }
-    changes |= contrary_labels | {"keep_checkpoints": True}
+    changes |= contrary_labels | {"keep_checkpoints": True, "best_metric": "loss", "head_init": "mean"}
     whole = train(settings(run, tiny_base, tmp_path / "whole", **changes))
     losses = held_out_losses(whole)
     *_, best, _, last = losses  # two evaluations without a better one end the run
