@@ -20,6 +20,7 @@ from judge_pipeline.common.progress import Progress
 from reward_model.data.batches import token_batches
 from reward_model.modeling.language_head import LogProbReader
 from reward_model.shared_prefix.chunked import answer_passes
+from reward_model.shared_prefix.cpu_linear import onednn_linears
 from reward_model.shared_prefix.interface import forward_alone, shared_forward, unwrap
 from reward_model.shared_prefix.layout import EncodedPrompt, Span, join_ids
 
@@ -98,7 +99,7 @@ def read_features(
     """
     reader = LayerReader(model, layers, POOLINGS[pooling])
     features: dict[int, Tensor] = {}
-    with reader.attached():
+    with reader.attached(), onednn_linears(model):
         for group in token_batches(prompts, token_budget):
             names = iter([(index, place) for index in group for place in range(len(prompts[index].answers))])
             pieces = []

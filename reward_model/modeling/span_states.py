@@ -21,6 +21,7 @@ from judge_pipeline.common.progress import Progress
 from reward_model.data.batches import token_batches
 from reward_model.modeling.features import LayerReader, decoder_layers, mean_token, passes
 from reward_model.modeling.language_head import LogProbReader
+from reward_model.shared_prefix.cpu_linear import onednn_linears
 from reward_model.shared_prefix.interface import listen_to_attention
 from reward_model.shared_prefix.layout import EncodedPrompt, Span
 from reward_model.shared_prefix.plan import AttentionPlan
@@ -77,7 +78,7 @@ def read_spans(
     """
     reader = LayerReader(model, layers, mean_token)
     found: list[list[Tensor]] = [[] for _ in prompts]
-    with reader.attached(), ExitStack() as stack:
+    with reader.attached(), onednn_linears(model), ExitStack() as stack:
         listener = _Listener(watch, len(prompts)) if watch else None
         if listener:
             stack.enter_context(listener.attached(model))

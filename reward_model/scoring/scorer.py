@@ -30,6 +30,7 @@ from reward_model.modeling.readout import Readout
 from reward_model.options import TOKEN_BUDGET, ReadoutChoice, SharedPrefix
 from reward_model.scoring.stacked import StackedPrompt
 from reward_model.shared_prefix.chunked import chunked_hidden
+from reward_model.shared_prefix.cpu_linear import onednn_linears
 from reward_model.shared_prefix.exactness import prepare_shared_prefix
 from reward_model.shared_prefix.interface import hidden_one_by_one, shared_forward, unwrap
 from reward_model.shared_prefix.layout import EncodedPrompt, PromptShape, Span, join_ids
@@ -173,8 +174,9 @@ class RewardModel:
             UserError: a prompt is longer than the window; checked for all prompts before the first is scored.
         """
         self.check_lengths(prompts)
-        for prompt, points in zip(prompts, self._read(prompts, token_budget), strict=True):
-            yield self.stacked(prompt, points)
+        with onednn_linears(self.model):
+            for prompt, points in zip(prompts, self._read(prompts, token_budget), strict=True):
+                yield self.stacked(prompt, points)
 
     def stacked(self, prompt: EncodedPrompt, points_N_D: np.ndarray) -> np.ndarray:
         """The model's own points of a prompt with what the baselines add, where there is a stack."""
