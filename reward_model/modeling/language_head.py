@@ -3,7 +3,7 @@
 A changed name or figure hardly moves the mean of an answer's hidden states, but the model that reads the document is
 surprised by it. In: final hidden states of a pass and the answers' tokens. Out: mean and sum of the log-probabilities
 of each answer's tokens but the first, which the prefix predicts. Nothing more is read for it; only answer positions go
-through the head, in tiles (`shared_prefix.logps`).
+through the head, in tiles.
 
 Shape suffixes: V vocabulary, H hidden size, T tokens of a pass, N answers of a pass, C tokens that predict.
 """
@@ -23,9 +23,10 @@ from transformers.utils import cached_file
 
 from judge_pipeline.common.bundled_models import resolve_model
 from judge_pipeline.common.errors import UserError
+from reward_model.shared_prefix.cpu_linear import linear
 from reward_model.shared_prefix.interface import unwrap
 from reward_model.shared_prefix.layout import EncodedPrompt, Ids, Span
-from reward_model.shared_prefix.logps import HeadShape, token_stats
+from reward_model.shared_prefix.logps import TILE_ELEMENTS, HeadShape
 
 Tensor = torch.Tensor
 FILE = "language_head.safetensors"
@@ -133,9 +134,22 @@ class LanguageHead:
         if not len(targets_C):
             return torch.zeros(len(answers), LOG_PROBS)
         hidden_C_H = hidden_T_H[places_C].to(self.weight_V_H.dtype)
-        stats = token_stats(hidden_C_H, self.weight_V_H, self.bias_V, targets_C, self.shape)
-        parts = stats.log_probs.float().cpu().split(lengths)
+        tile = max(1, TILE_ELEMENTS // self.weight_V_H.shape[0])
+        pieces = [
+            self._tile(hidden, targets)
+            for hidden, targets in zip(hidden_C_H.split(tile), targets_C.split(tile), strict=True)
+        ]
+        parts = torch.cat(pieces).cpu().split(lengths)
         return torch.stack([torch.stack([part.sum() / max(1, len(part)), part.sum()]) for part in parts])
+
+    def _tile(self, hidden_C_H: Tensor, targets_C: Tensor) -> Tensor:
+        """Log-probabilities (C,) fp32, and none of what training wants beside them (`shared_prefix.logps`)."""
+        logits = linear(hidden_C_H, self.weight_V_H, self.bias_V).float()
+        if self.shape.scale != 1.0:
+            logits *= self.shape.scale
+        if self.shape.softcap is not None:
+            logits = self.shape.softcap * torch.tanh(logits / self.shape.softcap)
+        return logits.gather(1, targets_C[:, None])[:, 0] - logits.logsumexp(1)
 
 
 def _tied(model: nn.Module) -> bool:

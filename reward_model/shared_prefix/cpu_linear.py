@@ -44,9 +44,15 @@ def _can(module: nn.Module) -> bool:
 
 
 def _linear(self: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
-    if torch.is_grad_enabled() or inputs.dtype != torch.float32 or not inputs.numel():
-        return nn.functional.linear(inputs, self.weight, self.bias)
+    return linear(inputs, self.weight, self.bias)
+
+
+def linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """What ``torch.nn.functional.linear`` gives, by oneDNN where that is of use; see above."""
+    plain = torch.is_grad_enabled() or weight.device.type != "cpu" or not inputs.numel() or not available()
+    if plain or {inputs.dtype, weight.dtype} != {torch.float32}:
+        return nn.functional.linear(inputs, weight, bias)
     found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-        inputs.contiguous(), self.weight, self.bias, "none", [], ""
+        inputs.contiguous(), weight, bias, "none", [], ""
     )
     return found

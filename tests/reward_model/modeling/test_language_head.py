@@ -210,3 +210,20 @@ def test_answers_made_worse_are_told_by_them(base, tmp_path):
     unread = replace(store, folder=tmp_path / "bare")
     unread.read(model, 2000)
     assert not fit_probe(replace(training, store=unread), silent, log_probs="on").readout.spec.log_probs
+
+
+def test_scaled_and_capped_logits_are_the_models(base):
+    """Gemma caps its logits, Cohere and Granite scale them."""
+    from dataclasses import replace
+
+    from reward_model.shared_prefix.logps import HeadShape, token_stats
+
+    backbone = load_backbone_for_rm(str(base), dtype=torch.float32)
+    plain = LanguageHead.of_base(backbone.model, str(base))
+    head = replace(plain, shape=HeadShape(scale=3.0, softcap=5.0))
+    hidden = torch.randn(9, backbone.model.config.hidden_size)
+    answer = np.array([5, 6, 7, 8, 9])
+    with torch.no_grad():
+        stats = token_stats(hidden[2:6], head.weight_V_H, None, torch.tensor([6, 7, 8, 9]), head.shape)
+    expected = torch.stack([stats.log_probs.mean(), stats.log_probs.sum()])
+    torch.testing.assert_close(head.log_probs(hidden, [(2, 7)], [answer])[0], expected, atol=1e-4, rtol=1e-4)
