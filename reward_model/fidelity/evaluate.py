@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 from judge_pipeline.common.errors import UserError
 from judge_pipeline.common.record_files import write_records, write_text
 from judge_pipeline.common.run_dir import prepare_run
-from judge_pipeline.statistics.baselines import all_baselines, minilm_embed
+from judge_pipeline.statistics.baselines import Embed, all_baselines, minilm_embed
 from judge_pipeline.statistics.bootstrap import DocumentBootstrap
 from judge_pipeline.statistics.compare import Comparison
 from judge_pipeline.statistics.table import REWARD, AnswerTable, Floats
@@ -104,12 +104,27 @@ def _folded(folder: Path, reference: Reference) -> Scored:
     )
 
 
+def remembered(embed: Embed) -> Embed:
+    """An `Embed` that embeds each text once."""
+    known: dict[str, Floats] = {}
+
+    def run(texts: Sequence[str]) -> Floats:
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        if new:
+            known.update(zip(new, embed(new), strict=True))
+        return np.stack([known[text] for text in texts])
+
+    return run
+
+
 class Baselines:
     """Computes the free baselines of any table of answers."""
 
     def __init__(self, config: EvaluateConfig, notes: list[str]) -> None:
         self._config = config
         self._embed = None if config.embedding_model == "none" else minilm_embed(config.embedding_model)
+        if self._embed is not None and config.contrasts:  # the same documents again, and most of the answers
+            self._embed = remembered(self._embed)
         self._manifest = None
         if config.likelihood != "off" and (config.model / MANIFEST).is_file():
             manifest = read_manifest(config.model)

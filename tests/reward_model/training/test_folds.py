@@ -228,3 +228,18 @@ def test_settings_that_make_no_sense_are_refused(changes, word):
     values = {"labels": "l", "base_model": "b", "output": "o", "method": "probe"}
     with pytest.raises(ValidationError, match=word):
         TrainConfig(**(values | changes))
+
+
+def test_a_text_is_embedded_once():
+    from reward_model.fidelity.evaluate import remembered
+
+    asked = []
+
+    def embed(texts):
+        asked.extend(texts)
+        return np.array([[float(len(text)), 1.0] for text in texts])
+
+    memory = remembered(embed)
+    for texts in (["a", "bb", "a"], ["bb", "ccc"]):
+        np.testing.assert_array_equal(memory(texts), [[len(text), 1.0] for text in texts])
+    assert asked == ["a", "bb", "ccc"]
