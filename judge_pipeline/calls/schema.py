@@ -74,22 +74,30 @@ def format_of(db: sqlite3.Connection) -> int:
 
 def prepare_tables(db: sqlite3.Connection) -> None:
     """Bring a file's tables to today's form; whole or not at all."""
+    if format_of(db) == SCHEMA_VERSION and not _missing_columns(db):
+        return
+    db.execute("BEGIN IMMEDIATE")  # all is asked again inside: another process may have been first
+    if format_of(db) == 1:
+        _add_columns(db)
+        _from_format_1(db)
     if format_of(db) < SCHEMA_VERSION:
-        db.execute("BEGIN IMMEDIATE")
-        if format_of(db) == 1:  # asked again: another process may have been first
-            _add_columns(db)
-            _from_format_1(db)
         for statement in TABLES.split(";"):
             db.execute(statement)
         db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        db.execute("COMMIT")
     _add_columns(db)
+    db.execute("COMMIT")
+
+
+def _missing_columns(db: sqlite3.Connection) -> list[tuple[str, str, str]]:
+    there = {
+        table: {row[1] for row in db.execute(f"PRAGMA table_info({table})")} for table, *_ in ADDED_COLUMNS
+    }
+    return [one for one in ADDED_COLUMNS if one[1] not in there[one[0]]]
 
 
 def _add_columns(db: sqlite3.Connection) -> None:
-    for table, name, kind in ADDED_COLUMNS:
-        if name not in {row[1] for row in db.execute(f"PRAGMA table_info({table})")}:
-            db.execute(f"ALTER TABLE {table} ADD COLUMN {name} {kind}")
+    for table, name, kind in _missing_columns(db):
+        db.execute(f"ALTER TABLE {table} ADD COLUMN {name} {kind}")
 
 
 def _from_format_1(db: sqlite3.Connection) -> None:
