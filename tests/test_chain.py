@@ -109,7 +109,8 @@ def test_every_answer_is_labelled_or_says_why(run: Path) -> None:
         missing = {name for name in DIMENSIONS if row["scores"].get(name) is None}
         assert missing == {failure["dimension"] for failure in row["failures"]}
         assert all(0 <= score <= 10 for score in row["scores"].values() if score is not None)
-        complete += not missing
+        # An answer that states no facts has no faithfulness, by rule: that is a label, not a failure.
+        complete += all(failure["reason"] == "no_statements" for failure in row["failures"])
     assert complete >= 0.9 * len(labels)
 
 
