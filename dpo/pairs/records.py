@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from judge_pipeline.common.record_files import read_records
-from judge_pipeline.common.records import FieldError
+from judge_pipeline.common.records import ChatTurn, FieldError
 
 UNSUPPORTED = {
     "images": "pictures are not trained on",
@@ -29,21 +29,10 @@ UNSUPPORTED = {
 SIDES = ("chosen", "rejected")
 
 
-class Turn(BaseModel):
-    """One chat message; what a template reads besides (`tool_calls`, `name`, `reasoning_content`, …) is kept."""
+class Turn(ChatTurn):
+    """One turn of a preference, whose text may come in parts."""
 
-    model_config = ConfigDict(extra="allow")
-
-    role: str
     content: str | list[dict[str, Any]] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, value: Any) -> Any:
-        """Parquet and Arrow give every turn the fields that any turn has; templates ask whether they are there."""
-        if not isinstance(value, dict):
-            return value
-        return {key: item for key, item in value.items() if item is not None or key == "content"}
 
     @field_validator("content")
     @classmethod

@@ -110,21 +110,26 @@ class Preference(BaseModel):
     loser: Reference
 
 
-class Message(BaseModel):
-    """A turn of a conversation; what chat templates read besides (`tool_calls`, `name`, …) is kept."""
+class ChatTurn(BaseModel):
+    """What every turn has; what chat templates read besides (`tool_calls`, `name`, `reasoning_content`, …) is kept."""
 
     model_config = ConfigDict(extra="allow")
 
     role: str
-    content: Annotated[str, AfterValidator(_whole_characters)] | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _without_nulls(cls, value: Any) -> Any:
-        """Parquet gives every turn the fields that any turn has; templates ask whether they are there."""
+        """Parquet and Arrow give every turn the fields that any turn has; templates ask whether they are there."""
         if not isinstance(value, dict):
             return value
         return {key: item for key, item in value.items() if item is not None or key == "content"}
+
+
+class Message(ChatTurn):
+    """A turn of a conversation."""
+
+    content: Annotated[str, AfterValidator(_whole_characters)] | None = None
 
     def as_text(self, hidden: str) -> str:
         """`User: …`, without the text `hidden`."""

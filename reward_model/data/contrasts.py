@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from judge_pipeline.common.errors import DataError, UserError
 from judge_pipeline.common.record_files import read_prompts
 from judge_pipeline.common.records import FieldError, Prompt, Response
-from reward_model.data.examples import Contrast, Example, Floats
+from reward_model.data.examples import Contrast, Example, Floats, unlabelled_example
 from reward_model.data.splits import text_key
 
 Side = tuple[str, str]
@@ -249,27 +249,16 @@ def _joined(prompt: Prompt, labelled: Example | None, dimensions: int, path: Pat
             )
         if item.id not in known and item.text.strip():
             new.append(item)
-    nothing = np.full((len(new), dimensions), np.nan, np.float32)
-    changed = (prompt.model_extra or {}).get("augmented") is not None
+    added = unlabelled_example(prompt, new, dimensions)
     if labelled is None:
-        ids, texts = tuple(item.id for item in new), tuple(item.text for item in new)
-        return Example(
-            prompt.id,
-            prompt.document_id,
-            prompt.context,
-            prompt.question,
-            ids,
-            texts,
-            nothing,
-            np.ones_like(nothing),
-            changed_document=changed,
-        )
+        changed = (prompt.model_extra or {}).get("augmented") is not None
+        return replace(added, changed_document=changed)
     return replace(
         labelled,
-        response_ids=(*labelled.response_ids, *(item.id for item in new)),
-        responses=(*labelled.responses, *(item.text for item in new)),
-        targets_N_D=np.concatenate([labelled.targets_N_D, nothing]),
-        confidence_N_D=np.concatenate([labelled.confidence_N_D, np.ones_like(nothing)]),
+        response_ids=(*labelled.response_ids, *added.response_ids),
+        responses=(*labelled.responses, *added.responses),
+        targets_N_D=np.concatenate([labelled.targets_N_D, added.targets_N_D]),
+        confidence_N_D=np.concatenate([labelled.confidence_N_D, added.confidence_N_D]),
     )
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from judge_pipeline.common.errors import DataError, UserError
 from judge_pipeline.common.record_files import read_labels, read_prompts, read_rows
-from judge_pipeline.common.records import DIMENSIONS, Label, Prompt, Scores
+from judge_pipeline.common.records import DIMENSIONS, Label, Prompt, Response, Scores
 from judge_pipeline.common.run_dir import read_run_yaml
 from reward_model.options import Targets
 
@@ -62,6 +62,14 @@ class Example:
     """What is known of answers that were changed on purpose; each stands with the example of its worse answer."""
     changed_document: bool = False
     """Whether the text is another than that of `document_id`, which it belongs to all the same."""
+
+
+def unlabelled_example(prompt: Prompt, answers: Sequence[Response], dimensions: int) -> Example:
+    """Some of a prompt's answers, about which nothing is known."""
+    nothing = np.full((len(answers), dimensions), np.nan, np.float32)
+    ids, texts = tuple(item.id for item in answers), tuple(item.text for item in answers)
+    about = (prompt.id, prompt.document_id, prompt.context, prompt.question)
+    return Example(*about, ids, texts, nothing, np.ones_like(nothing))
 
 
 @dataclass(frozen=True)

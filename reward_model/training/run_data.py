@@ -18,7 +18,14 @@ from judge_pipeline.common.weighting import full_weights
 from reward_model.data.batches import EncodedExample, encode_examples, fit_window
 from reward_model.data.contrasts import Augmented, add_contrasts
 from reward_model.data.evidence import AnswerEvidence, Key, load_evidence
-from reward_model.data.examples import Example, check_learnable, holds_labels, load_examples, usable
+from reward_model.data.examples import (
+    Example,
+    check_learnable,
+    holds_labels,
+    load_examples,
+    unlabelled_example,
+    usable,
+)
 from reward_model.data.splits import document_groups, refuse_leak, split_by_document
 from reward_model.modeling.model import Backbone
 from reward_model.options import LossName
@@ -91,21 +98,8 @@ def read_unlabelled(
     items = []
     for prompt in read_prompts(path, need_responses=True):
         there = [item for item in prompt.responses if item.text.strip()]
-        nothing = np.full((len(there), dimensions), np.nan, np.float32)
-        ids, texts = tuple(item.id for item in there), tuple(item.text for item in there)
         if there:
-            items.append(
-                Example(
-                    prompt.id,
-                    prompt.document_id,
-                    prompt.context,
-                    prompt.question,
-                    ids,
-                    texts,
-                    nothing,
-                    nothing,
-                )
-            )
+            items.append(unlabelled_example(prompt, there, dimensions))
     groups = document_groups([*held_out, *items])
     known = {item.prompt_id for item in (*train, *held_out)}
     kept_out = set(groups[: len(held_out)])

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 from dpo_helpers import pair_rows, write_jsonl
 
-ROOT = Path(__file__).parents[3]
+from tests.torchrun import two_processes
+
 OPENS = """
 import sys, time
 from pathlib import Path
@@ -42,19 +40,5 @@ def test_two_processes_agree_that_a_finished_run_is_replaced(tmp_path: Path):
     (output / SUMMARY).write_text("{}")
     script = tmp_path / "opens.py"
     script.write_text(OPENS)
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--rdzv-backend",
-        "c10d",
-    ]
-    done = subprocess.run(
-        [*launcher, "--rdzv-endpoint", "localhost:0", str(script), str(pairs)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = two_processes(script, pairs, timeout=120)
     assert done.stdout.split("\n")[:2] == ["anew False"] * 2

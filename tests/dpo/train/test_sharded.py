@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+from tests.torchrun import two_processes
+
 SHARDED = """
 import sys
 import torch
@@ -62,10 +60,4 @@ dist.destroy_process_group()
 def test_shared_prompts_under_fsdp2(tiny_model: Path, tmp_path: Path, how: str):
     script = tmp_path / "sharded.py"
     script.write_text(SHARDED)
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d",
-         "--rdzv-endpoint", "localhost:0", str(script), str(tiny_model), how],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    two_processes(script, tiny_model, how)

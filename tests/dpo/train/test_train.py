@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from trl import DPOConfig, DPOTrainer
 
 from dpo.chat import template_id
 from dpo.cli import main
+from tests.torchrun import two_processes
 
 
 @pytest.fixture
@@ -347,12 +347,7 @@ def test_two_processes_train_to_the_weights_of_one(tmp_path: Path, tiny_model: P
     argv = ["train", str(pairs), "--model", str(tiny_model), "--output", str(tmp_path / "two"), *FAST, *flags]
     script = tmp_path / "run.py"
     script.write_text("import sys\nfrom dpo.cli import main\nsys.exit(main(sys.argv[1:]))\n")
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), *argv],
-        capture_output=True, text=True, timeout=240,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    two_processes(script, *argv)
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     start = make_model().state_dict()
     for name, value in one.items():

@@ -20,12 +20,6 @@ from judge_pipeline.documents.indexed import DocumentIndexer
 
 
 @pytest.fixture
-def server():
-    with JudgeServer() as running:
-        yield running
-
-
-@pytest.fixture
 def prompts(tmp_path):
     path = tmp_path / "prompts.jsonl"
     write_prompts(path, prompts=3, answers=2)

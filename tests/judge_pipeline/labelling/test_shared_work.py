@@ -17,12 +17,6 @@ PARTS = 3
 
 
 @pytest.fixture
-def server():
-    with JudgeServer() as running:
-        yield running
-
-
-@pytest.fixture
 def prompts(tmp_path):
     """Two questions on each of four documents."""
     path = tmp_path / "prompts.jsonl"

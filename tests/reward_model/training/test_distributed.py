@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -22,6 +19,7 @@ from reward_model.training.callbacks import read_metrics
 from reward_model.training.sharding import optimiser_is_ours, weights_are_sharded
 from reward_model.training.train import train
 from reward_model.training.train_config import TrainConfig
+from tests.torchrun import two_processes
 
 ROOT = Path(__file__).parents[3]
 
@@ -63,19 +61,7 @@ def test_two_processes_equal_one(label_run, tiny_base, tmp_path, per_step):
         for word in ("--" + name.replace("_", "-"), *(value if isinstance(value, list) else [str(value)]))
     ]
     two = tmp_path / "two"
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
-            *("--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"),
-            *("--module", "reward_model.cli", "train", str(run), "--output", str(two), *flags),
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = two_processes("--module", "reward_model.cli", "train", run, "--output", two, *flags)
     assert done.stderr.count("saved ") == 1  # one process speaks
     first, second = (load_reward_model(path).model.state_dict() for path in (one, two))
     for name, value in first.items():
@@ -127,17 +113,7 @@ def test_a_shared_prefix_under_fsdp2(tiny_base, tmp_path):
     """Forward, backward and recomputation with weights sharded over two processes, as FSDP2 does on GPUs."""
     script = tmp_path / "sharded.py"
     script.write_text(SHARDED)
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
-            *("--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", str(script), str(tiny_base)),
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    two_processes(script, tiny_base)
 
 
 def launched(name: str) -> tuple[Namespace, dict[str, str]]:

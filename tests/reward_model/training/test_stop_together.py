@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[3]
+from tests.torchrun import two_processes
+
 STOPS = """
 import signal
 from accelerate import PartialState
@@ -32,16 +30,4 @@ PartialState().destroy_process_group()
 def test_a_signal_that_reaches_one_process_stops_all(tmp_path: Path):
     script = tmp_path / "stops.py"
     script.write_text(STOPS)
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--rdzv-backend",
-        "c10d",
-    ]
-    launcher += ["--rdzv-endpoint", "localhost:0", str(script)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(launcher, env=env, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    two_processes(script)
