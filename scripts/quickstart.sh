@@ -68,7 +68,7 @@ if [ -n "$judge_url" ]; then
     judge+=(--judge.base-url "$judge_url" --judge.api-key-env "$judge_key_env")
 elif [ "$judge_model" = smollm2 ]; then
     # A 135M judge on two cores: no examples (it would copy them), short analyses and few statements.
-    judge+=(--statements-per-call 6 --few-shot 0 --analysis-chars 160 --max-statements 6 --max-key-points 3
+    judge+=(--statements-per-call 6 --few-shot 0 --analysis-chars 160 --max-statements 4 --max-key-points 3
         --item-chars 160 --max-tokens 640)
 fi
 
@@ -82,7 +82,7 @@ if [ "$judge_model$judge_url" != smollm2 ]; then
 fi
 stage deal "34 labelled documents to learn from, two to show" \
     python -m scripts.demo.prompts deal "$taught" "$run/demo"
-stage changed "answers in which a name, a date or a figure is changed" \
+stage changed "answers in which a name, a date or a figure is changed, or a sentence denied" \
     reward-model augment "$run/demo/learn.jsonl" --output "$run/changed.jsonl" --existing replace \
     --dimensions faithfulness --answers 3 --no-neutral
 stage train "a reward model learns from a judge's labels" \
@@ -108,6 +108,6 @@ stage pairs "best against worst" \
     dpo pairs "$run/scored.jsonl" --output "$run/pairs.jsonl" --min-responses 2 --keep-flagged truncated --existing replace
 stage dpo "a short DPO run" \
     dpo train "$run/pairs.jsonl" --model "$model" --output "$run/dpo" --learning-rate 5e-5 \
-    --eval-fraction 0.34 --max-steps 4 --gradient-accumulation-steps 1 --gradient-checkpointing
+    --eval-fraction 0.34 --max-steps 3 --gradient-accumulation-steps 1 --gradient-checkpointing
 say "[report] one page for the whole run"
 python -m scripts.demo.report "$run"

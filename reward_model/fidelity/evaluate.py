@@ -210,9 +210,10 @@ def run(config: EvaluateConfig) -> int:
     """Evaluate and write the files."""
     reference = read_reference(config.labels, config.prompts)
     changed = read_changed(config.contrasts) if config.contrasts else None
-    for one in (reference, changed[0]) if changed else (reference,):
-        if not config.folds:
-            drop_training_documents(one, config.model, config.labels, config.documents)
+    if not config.folds:
+        drop_training_documents(reference, config.model, config.labels, config.documents)
+        if changed and config.contrasts:
+            drop_training_documents(changed[0], config.model, config.contrasts, config.documents)
     files = (*reference.files, *(changed[0].files if changed else ()))
     prepare_run(config.output, config, "reward-model evaluate", config.existing, files)
     scored = _score(config, reference)

@@ -145,7 +145,8 @@ def document_words(run: Run) -> list[Markup]:
         own, blind, gain = pairs_of(result, MODEL), pairs_of(result, WITHHELD), ahead_of_withheld(result)
         shown = gain["low"] is not None and gain["low"] > 0
         what = (
-            "A name, a date or a figure was changed in an answer: only the document shows that it is wrong now. "
+            "In an answer a name, a date or a figure was changed, or a sentence denied: the document shows that it is wrong "
+            "now. "
             f"The model puts the changed answer below the original in {percent(own, True)} of {result['pairs']} pairs, and a "
             f"model fitted without documents in {percent(blind)}."
         )
@@ -161,6 +162,18 @@ def document_words(run: Run) -> list[Markup]:
             prose(
                 f"For {' and '.join(same)} of the judged answers themselves the document adds nothing that shows here: the "
                 "six kinds of invented answers are told apart by how they are written. Answers of your own models may not be."
+            )
+        )
+    worse = [
+        item["target"]
+        for item in run.fidelity.get("results", [])
+        if (high := ahead_of_withheld(item)["high"]) is not None and high < 0
+    ]
+    if worse:
+        parts.append(
+            prose(
+                f"On {' and '.join(worse)} the model that was fitted without documents is even ahead: what it takes to tell a "
+                "changed fact costs something where style tells enough."
             )
         )
     return parts

@@ -205,7 +205,15 @@ def test_a_model_that_knows_no_document_is_not_praised(finished, capsys):
         if row["name"] == "document withheld":
             row["ahead"]["pairs"] = {"value": 0.02, "low": -0.05, "high": 0.09}
     (finished / "fidelity" / "fidelity.json").write_text(json.dumps(found))
+    reward = next(result for result in found["results"] if result["target"] == "reward")
+    next(row for row in reward["rows"] if row["name"] == "document withheld")["ahead"]["pairs"] = {
+        "value": -0.05,
+        "low": -0.09,
+        "high": -0.01,
+    }
+    (finished / "fidelity" / "fidelity.json").write_text(json.dumps(found))
     page, _ = write(finished, capsys)
+    assert "On reward the model that was fitted without documents is even ahead" in page
     assert "So it is not shown that the model reads what the document says." in page
     assert "So the model reads what" not in page
 

@@ -200,6 +200,24 @@ def test_a_model_reads_answers_made_worse_itself_when_their_documents_are_new(tr
     assert {"reward model", "document withheld", "another document", "bigram support"} <= names
 
 
+def test_answers_made_worse_over_documents_it_was_trained_on_are_not_measured(trained, tmp_path, capsys):
+    rows = [json.loads(line) for line in (trained / "prompts.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["document_id"], row["context"] = "new " + row["document_id"], "New. " + row["context"]
+    write_records(tmp_path / "prompts.jsonl", rows)
+    command = [
+        "evaluate",
+        trained / "model",
+        trained / "labels.jsonl",
+        "--prompts",
+        tmp_path / "prompts.jsonl",
+    ]
+    command += ["--contrasts", trained / "changed.jsonl", "--output", tmp_path / "o", "--likelihood", "off"]
+    command += ["--embedding-model", "none", "--no-card"]
+    assert main([str(part) for part in command]) == 2
+    assert f"trained on every document of {trained / 'changed.jsonl'}" in capsys.readouterr().err
+
+
 def test_pairs_are_between_the_answers_of_the_file(trained):
     _, pairs = read_pairs(trained / "changed.jsonl")
     assert {pair.worse[1] for pair in pairs} == {"worse"}

@@ -164,6 +164,17 @@ def test_a_model_of_the_answers_alone_is_told_so(label_run, tiny_base, tmp_path,
         assert f"{name} is not shown to rest on the document" in said
 
 
+def test_how_far_outputs_are_separated_can_be_asked_for(label_run, tiny_base, tmp_path, capsys):
+    run = label_run(count=20, answers=4)
+    found = {}
+    for strength in (0.0, 1.0, "auto"):
+        config = settings(run, tiny_base, tmp_path / f"s{strength}", separate=strength, log_probs="off")
+        found[strength] = json.loads((train(config) / REPORT).read_text())["separated"]
+        assert ("outputs separated at strength" in capsys.readouterr().err) is (found[strength] > 0)
+    # These labels are one number in four places: there is nothing that auto would bring apart.
+    assert found == {0.0: 0.0, 1.0: 1.0, "auto": 0.0}
+
+
 def test_a_view_can_be_asked_for(label_run, tiny_base, tmp_path):
     run = label_run(count=16)
     out = train(settings(run, tiny_base, tmp_path / "out", view="difference", eval_fraction=0))
